@@ -1,0 +1,57 @@
+package api
+
+// TaskState is a task's state or desired state. States only grow; numbers leave gaps of 64 so that states can be inserted.
+type TaskState uint32
+
+// The task states, in order.
+const (
+	TaskNew       TaskState = 0
+	TaskPending   TaskState = 64
+	TaskAssigned  TaskState = 192
+	TaskAccepted  TaskState = 256
+	TaskPreparing TaskState = 320
+	TaskReady     TaskState = 384
+	TaskStarting  TaskState = 448
+	TaskRunning   TaskState = 512
+	TaskComplete  TaskState = 576
+	TaskShutdown  TaskState = 640
+	TaskFailed    TaskState = 704
+	TaskRejected  TaskState = 768
+	TaskRemove    TaskState = 800
+	TaskOrphaned  TaskState = 832
+)
+
+var taskStateNames = map[TaskState]string{
+	TaskNew: "new", TaskPending: "pending", TaskAssigned: "assigned", TaskAccepted: "accepted", TaskPreparing: "preparing",
+	TaskReady: "ready", TaskStarting: "starting", TaskRunning: "running", TaskComplete: "complete", TaskShutdown: "shutdown",
+	TaskFailed: "failed", TaskRejected: "rejected", TaskRemove: "remove", TaskOrphaned: "orphaned",
+}
+
+// String is the name the Docker API uses for the state.
+func (s TaskState) String() string {
+	if n, ok := taskStateNames[s]; ok {
+		return n
+	}
+	return "unknown"
+}
+
+// Terminal reports whether nothing runs any more in this observed state.
+func (s TaskState) Terminal() bool { return s > TaskRunning }
+
+// Formats and levels of the log (DECISIONS 8).
+const (
+	// FormatV1 is the layout of Entry and of snapshot chunks.
+	FormatV1 = 1
+	// FeatureLevel is the highest level this binary writes and reads.
+	FeatureLevel = 1
+)
+
+// MeshTable is the name of the table that carries nodes and published ports; other tables are named by network id.
+const MeshTable = "mesh"
+
+// Bounds that both ends of a connection check.
+const (
+	MaxSpecBytes     = 1 << 20 // of one object's spec JSON
+	MaxMessageBytes  = 4 << 20 // of one gRPC message
+	MaxStatusReports = 1000    // of one StatusBatch
+)
