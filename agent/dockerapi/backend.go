@@ -86,6 +86,9 @@ type AttachOptions struct {
 	Logs                  bool // replay what was written so far
 	Stream                bool
 	DetachKeys            string
+	// Attached, when set, is to be called once the streams are joined to the container: only then is the client told to go on, so that
+	// what a container says right after its start is not lost. A backend that returns without it needs not call it.
+	Attached func()
 }
 
 // Streams of a hijacked connection. Stdin's end of file is passed on to the process.
