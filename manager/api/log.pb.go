@@ -1804,6 +1804,8 @@ type TaskRecord struct {
 	Attachments   []*Attachment          `protobuf:"bytes,14,rep,name=attachments,proto3" json:"attachments,omitempty"`
 	Gateway4      string                 `protobuf:"bytes,15,opt,name=gateway4,proto3" json:"gateway4,omitempty"`
 	Gateway6      string                 `protobuf:"bytes,16,opt,name=gateway6,proto3" json:"gateway6,omitempty"`
+	HostPorts     []*PortConfig          `protobuf:"bytes,17,rep,name=host_ports,json=hostPorts,proto3" json:"host_ports,omitempty"` // held on its node until it ends
+	Started       int64                  `protobuf:"varint,18,opt,name=started,proto3" json:"started,omitempty"`                     // entry time of the first RUNNING report, 0 before
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1948,6 +1950,20 @@ func (x *TaskRecord) GetGateway6() string {
 		return x.Gateway6
 	}
 	return ""
+}
+
+func (x *TaskRecord) GetHostPorts() []*PortConfig {
+	if x != nil {
+		return x.HostPorts
+	}
+	return nil
+}
+
+func (x *TaskRecord) GetStarted() int64 {
+	if x != nil {
+		return x.Started
+	}
+	return 0
 }
 
 // Attachment is one task's endpoint on one network.
@@ -2647,7 +2663,7 @@ const file_log_proto_rawDesc = "" +
 	"\adesired\x18\x02 \x01(\rR\adesired\"'\n" +
 	"\n" +
 	"TaskDelete\x12\x19\n" +
-	"\btask_ids\x18\x01 \x03(\tR\ataskIds\"\xe9\x03\n" +
+	"\btask_ids\x18\x01 \x03(\tR\ataskIds\"\xbc\x04\n" +
 	"\n" +
 	"TaskRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
@@ -2670,7 +2686,10 @@ const file_log_proto_rawDesc = "" +
 	"\x06status\x18\r \x01(\v2\x18.skein.api.v1.TaskReportR\x06status\x12:\n" +
 	"\vattachments\x18\x0e \x03(\v2\x18.skein.api.v1.AttachmentR\vattachments\x12\x1a\n" +
 	"\bgateway4\x18\x0f \x01(\tR\bgateway4\x12\x1a\n" +
-	"\bgateway6\x18\x10 \x01(\tR\bgateway6\"q\n" +
+	"\bgateway6\x18\x10 \x01(\tR\bgateway6\x127\n" +
+	"\n" +
+	"host_ports\x18\x11 \x03(\v2\x18.skein.api.v1.PortConfigR\thostPorts\x12\x18\n" +
+	"\astarted\x18\x12 \x01(\x03R\astarted\"q\n" +
 	"\n" +
 	"Attachment\x12\x1d\n" +
 	"\n" +
@@ -2778,19 +2797,20 @@ var file_log_proto_depIdxs = []int32{
 	11, // 26: skein.api.v1.TaskReport.ports:type_name -> skein.api.v1.PortConfig
 	16, // 27: skein.api.v1.TaskRecord.status:type_name -> skein.api.v1.TaskReport
 	20, // 28: skein.api.v1.TaskRecord.attachments:type_name -> skein.api.v1.Attachment
-	22, // 29: skein.api.v1.SnapshotChunk.header:type_name -> skein.api.v1.SnapshotHeader
-	5,  // 30: skein.api.v1.SnapshotChunk.cluster:type_name -> skein.api.v1.ClusterRecord
-	6,  // 31: skein.api.v1.SnapshotChunk.node:type_name -> skein.api.v1.NodeRecord
-	8,  // 32: skein.api.v1.SnapshotChunk.service:type_name -> skein.api.v1.ServiceRecord
-	13, // 33: skein.api.v1.SnapshotChunk.network:type_name -> skein.api.v1.NetworkRecord
-	19, // 34: skein.api.v1.SnapshotChunk.task:type_name -> skein.api.v1.TaskRecord
-	23, // 35: skein.api.v1.SnapshotChunk.quarantine:type_name -> skein.api.v1.Quarantine
-	24, // 36: skein.api.v1.SnapshotChunk.end:type_name -> skein.api.v1.SnapshotEnd
-	37, // [37:37] is the sub-list for method output_type
-	37, // [37:37] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	11, // 29: skein.api.v1.TaskRecord.host_ports:type_name -> skein.api.v1.PortConfig
+	22, // 30: skein.api.v1.SnapshotChunk.header:type_name -> skein.api.v1.SnapshotHeader
+	5,  // 31: skein.api.v1.SnapshotChunk.cluster:type_name -> skein.api.v1.ClusterRecord
+	6,  // 32: skein.api.v1.SnapshotChunk.node:type_name -> skein.api.v1.NodeRecord
+	8,  // 33: skein.api.v1.SnapshotChunk.service:type_name -> skein.api.v1.ServiceRecord
+	13, // 34: skein.api.v1.SnapshotChunk.network:type_name -> skein.api.v1.NetworkRecord
+	19, // 35: skein.api.v1.SnapshotChunk.task:type_name -> skein.api.v1.TaskRecord
+	23, // 36: skein.api.v1.SnapshotChunk.quarantine:type_name -> skein.api.v1.Quarantine
+	24, // 37: skein.api.v1.SnapshotChunk.end:type_name -> skein.api.v1.SnapshotEnd
+	38, // [38:38] is the sub-list for method output_type
+	38, // [38:38] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_log_proto_init() }

@@ -39,12 +39,17 @@ type Task struct {
 	Created    int64 // unix nanos
 	Updated    int64
 	StartAfter int64
+	Started    int64 // entry time of the first RUNNING report, 0 before
 	// Status is nil until an agent or the scheduler said something.
 	Status *api.TaskReport
 	// Attachments and gateways are allocated with the placement.
 	Attachments        []*api.Attachment
 	Gateway4, Gateway6 netip.Addr
+	// HostPorts are the host-mode ports it holds on its node.
+	HostPorts []*api.PortConfig
 }
 
 // Live reports whether the task holds its node's resources and addresses: placed and not ended.
-func (t *Task) Live() bool { return t.NodeID != "" && !t.State.Terminal() }
+func (t *Task) Live() bool {
+	return t.NodeID != "" && t.State >= api.TaskAssigned && !t.State.Terminal()
+}

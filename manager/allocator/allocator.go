@@ -1,0 +1,174 @@
+// Package allocator hands out what must be unique in the cluster: VNIs, subnets, virtual addresses, task addresses, node indexes and
+// published ports.
+//
+// It runs inside the store's Apply and therefore is deterministic: no clock but the entry's, no randomness, no map order, no I/O. The
+// lowest free value wins; a released address rests (quarantine) before it is handed out again. All of it can be rebuilt from the
+// records and the quarantine of a snapshot; what a value is held by is a record's field, never state of its own. Every change goes
+// through the caller's Journal, so that a refused transaction leaves nothing behind. Not safe for concurrent use: the store's lock
+// guards it. Used by manager/store only.
+package allocator
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"skein/manager/api"
+)
+
+// Bounds and defaults. They are part of the log's meaning: changing one changes what old entries do, so it needs a feature level.
+const (
+	AddressRest = 60 * time.Second // a released address or subnet rests this long, by entry time
+	IndexRest   = 24 * time.Hour   // a removed node's index
+
+	MaxNodeIndex = 4094
+	nodeBits     = 22 // a node's block of the mesh pool
+
+	firstVNI = 4097
+	maxVNI   = 1<<24 - 1
+
+	dynamicFirst = 30000
+	dynamicLast  = 32767
+
+	// DefaultOverlayPool and the next are used when the cluster record names no pool.
+	DefaultOverlayPool = "10.0.0.0/9"
+	DefaultMeshPool    = "10.192.0.0/10"
+	DefaultOverlayBits = 20
+)
+
+// State is everything that is handed out now.
+type State struct {
+	j       *Journal
+	overlay netip.Prefix
+	mesh    netip.Prefix
+	ula     netip.Prefix // invalid: no IPv6
+	bits    int
+
+	pools    map[string]*pool // by network id, or "mesh:" + node id
+	networks map[string]network
+	vnis     map[uint32]string
+	nextVNI  uint32
+	indexes  map[uint32]string // node id by index
+
+	names    map[string]string // service names, for errors
+	ingress  map[Port]string   // service id
+	hostWish map[Port]map[string]bool
+	hostUsed map[nodePort]string // task id
+
+	rest     queue // addresses and subnets, AddressRest
+	restIdx  queue // node indexes, IndexRest
+	restNets map[netip.Prefix]int
+}
+
+// network is what must not overlap another network.
+type network struct {
+	name   string
+	v4, v6 netip.Prefix
+}
+
+// New returns a state in which nothing is handed out. Every later change adds its undo to j.
+func New(j *Journal) *State {
+	return &State{
+		j:        j,
+		overlay:  netip.MustParsePrefix(DefaultOverlayPool),
+		mesh:     netip.MustParsePrefix(DefaultMeshPool),
+		bits:     DefaultOverlayBits,
+		pools:    map[string]*pool{},
+		networks: map[string]network{},
+		vnis:     map[uint32]string{},
+		nextVNI:  firstVNI,
+		indexes:  map[uint32]string{},
+		names:    map[string]string{},
+		ingress:  map[Port]string{},
+		hostWish: map[Port]map[string]bool{},
+		hostUsed: map[nodePort]string{},
+		rest:     queue{rest: AddressRest},
+		restIdx:  queue{rest: IndexRest},
+		restNets: map[netip.Prefix]int{},
+	}
+}
+
+// SetPools checks the cluster's pools, fills in the defaults of c and uses them from now on. Pools in use cannot change.
+func (s *State) SetPools(c *api.ClusterRecord) error {
+	if c.OverlayPool == "" {
+		c.OverlayPool = DefaultOverlayPool
+	}
+	if c.MeshPool == "" {
+		c.MeshPool = DefaultMeshPool
+	}
+	if c.OverlayBits == 0 {
+		c.OverlayBits = DefaultOverlayBits
+	}
+	overlay, err := parsePool("overlay", c.OverlayPool)
+	if err != nil {
+		return err
+	}
+	mesh, err := parsePool("mesh", c.MeshPool)
+	if err != nil {
+		return err
+	}
+	var ula netip.Prefix
+	if c.UlaPrefix != "" {
+		if ula, err = netip.ParsePrefix(c.UlaPrefix); err != nil || !ula.Addr().Is6() || ula.Bits() != 48 || ula != ula.Masked() {
+			return invalid("set the cluster's pools: IPv6 prefix %q is not a /48 such as fd12:3456:789a::/48", c.UlaPrefix)
+		}
+	}
+	bits := int(c.OverlayBits)
+	switch {
+	case overlay.Overlaps(mesh):
+		return invalid("set the cluster's pools: overlay pool %s and mesh pool %s overlap: choose separate ranges", overlay, mesh)
+	case bits < overlay.Bits() || bits > 29:
+		return invalid("set the cluster's pools: subnet size /%d does not fit overlay pool %s: choose %d..29", bits, overlay, overlay.Bits())
+	case mesh.Bits() > nodeBits-1:
+		return invalid("set the cluster's pools: mesh pool %s is too small: each node needs a /%d of it, so give it a /%d or larger",
+			mesh, nodeBits, nodeBits-1)
+	case mesh != s.mesh && len(s.indexes) > 0:
+		return precondition("set the cluster's pools: mesh pool %s is in use by %d nodes and cannot become %s", s.mesh, len(s.indexes), mesh)
+	case ula != s.ula && (len(s.indexes) > 0 || len(s.networks) > 0):
+		return precondition("set the cluster's pools: IPv6 prefix %q is in use by networks or nodes and cannot become %q", s.ula, c.UlaPrefix)
+	}
+	old := *s
+	s.j.Add(func() { s.overlay, s.mesh, s.ula, s.bits = old.overlay, old.mesh, old.ula, old.bits })
+	s.overlay, s.mesh, s.ula, s.bits = overlay, mesh, ula, bits
+	return nil
+}
+
+func parsePool(what, text string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(text)
+	if err != nil || !p.Addr().Is4() || p != p.Masked() || p.Bits() < 8 {
+		return netip.Prefix{}, invalid("set the cluster's pools: %s pool %q is not an IPv4 range such as %s", what, text, DefaultOverlayPool)
+	}
+	return p, nil
+}
+
+// NextVNI is stored in a snapshot's header.
+func (s *State) NextVNI() uint32 { return s.nextVNI }
+
+// SetNextVNI restores it; 0 leaves the first.
+func (s *State) SetNextVNI(v uint32) {
+	if v >= firstVNI && v <= maxVNI {
+		s.nextVNI = v
+	}
+}
+
+func invalid(format string, args ...any) error {
+	return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf(format, args...))
+}
+
+func precondition(format string, args ...any) error {
+	return errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf(format, args...))
+}
+
+func conflict(format string, args ...any) error {
+	return errdefs.ErrConflict.WithMessage(fmt.Sprintf(format, args...))
+}
+
+func exhausted(format string, args ...any) error {
+	return errdefs.ErrResourceExhausted.WithMessage(fmt.Sprintf(format, args...))
+}
+
+func dataLoss(format string, args ...any) error {
+	return errdefs.ErrDataLoss.WithMessage(fmt.Sprintf(format, args...))
+}

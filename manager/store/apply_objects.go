@@ -1,0 +1,279 @@
+package store
+
+import (
+	"bytes"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+
+	"skein/manager/allocator"
+	"skein/manager/api"
+)
+
+func (s *state) setCluster(c *Cluster) {
+	old := s.cluster
+	s.j.Add(func() { s.cluster = old })
+	s.cluster = c
+	s.dirty = append(s.dirty, Key{Kind: KindCluster, ID: c.Id})
+}
+
+func (s *state) putCluster(c *api.ClusterRecord) error {
+	if err := checkID("cluster", c.Id); err != nil {
+		return err
+	}
+	if err := checkSize("cluster", c.Id, c.SpecJson); err != nil {
+		return err
+	}
+	if s.cluster != nil && s.cluster.Id != c.Id {
+		return api.Errorf(errPrecondition, "cluster %s exists already and cannot become cluster %s", s.cluster.Id, c.Id)
+	}
+	if c.FeatureLevel == 0 {
+		c.FeatureLevel = max(1, s.cluster.GetFeatureLevel())
+	}
+	if c.FeatureLevel > api.FeatureLevel || c.FeatureLevel < s.cluster.GetFeatureLevel() {
+		return api.Errorf(errInvalid, "cluster %s: feature level %d is not in %d..%d", c.Id, c.FeatureLevel, s.cluster.GetFeatureLevel(), api.FeatureLevel)
+	}
+	if err := s.alloc.SetPools(c); err != nil {
+		return err
+	}
+	c.Meta = nextMeta(s.cluster.GetMeta(), s.version, s.time)
+	s.setCluster(c)
+	return nil
+}
+
+func (s *state) storeNode(n *Node) {
+	s.nodes.put(n.Id, n)
+	s.dirty = append(s.dirty, Key{Kind: KindNode, ID: n.Id, NodeID: n.Id})
+}
+
+func (s *state) putNode(n *api.NodeRecord) error {
+	if err := checkID("node", n.Id); err != nil {
+		return err
+	}
+	if err := checkSize("node", n.Id, n.DescriptionJson); err != nil {
+		return err
+	}
+	old := s.nodes.get(n.Id)
+	if old == nil {
+		if err := s.alloc.AddNode(n); err != nil {
+			return err
+		}
+	} else {
+		n.Index = old.Index
+		if n.Status == nil {
+			n.Status = old.Status
+		}
+	}
+	if n.Status != nil {
+		n.Status = proto.Clone(n.Status).(*api.NodeStatus)
+		n.Status.NodeId = n.Id
+	}
+	n.Meta = nextMeta(old.GetMeta(), s.version, s.time)
+	s.storeNode(n)
+	return nil
+}
+
+func (s *state) setNodeStatus(st *api.NodeStatus) error {
+	old := s.nodes.get(st.NodeId)
+	if old == nil {
+		return api.Errorf(errNotFound, "node %s not found", st.NodeId)
+	}
+	if proto.Equal(old.Status, st) {
+		return nil
+	}
+	n := proto.Clone(old).(*api.NodeRecord)
+	n.Status, n.Meta = st, nextMeta(old.Meta, s.version, s.time)
+	s.storeNode(n)
+	return nil
+}
+
+// deleteNode removes a node; what still ran there is orphaned and frees what it held.
+func (s *state) deleteNode(id string) error {
+	n := s.nodes.get(id)
+	if n == nil {
+		return api.Errorf(errNotFound, "node %s not found", id)
+	}
+	for _, t := range s.tasksOfNode(id) {
+		if t.State < api.TaskOrphaned {
+			s.orphan(t, "node "+either(n.Hostname, id)+" was removed from the cluster")
+		}
+	}
+	s.alloc.RemoveNode(n, s.time)
+	s.nodes.del(id)
+	s.dirty = append(s.dirty, Key{Kind: KindNode, ID: id, NodeID: id})
+	return nil
+}
+
+// applyService creates or updates a service: revisions, addresses and ports are made here.
+func (s *state) applyService(rec *api.ServiceRecord) error {
+	if err := checkID("service", rec.Id); err != nil {
+		return err
+	}
+	if err := checkSize("service", rec.Id, rec.SpecJson); err != nil {
+		return err
+	}
+	spec, err := decodeSpec(rec.SpecJson)
+	if err != nil {
+		return api.Errorf(errInvalid, "service %s: spec is not valid JSON of a service spec: %v", rec.Id, err)
+	}
+	old := s.services.get(rec.Id)
+	rec.Name = either(spec.Name, rec.Name)
+	switch holder, taken := s.serviceNames[rec.Name]; {
+	case rec.Name == "":
+		return api.Errorf(errInvalid, "service %s: name must be provided", rec.Id)
+	case old != nil && old.Name != rec.Name:
+		return api.Errorf(errInvalid, "service %s: renaming services is not supported: create service %s and remove this one", old.Name, rec.Name)
+	case taken && holder != rec.Id:
+		return api.Errorf(errExists, "name conflicts with an existing object: service %s already exists", rec.Name)
+	}
+	for _, id := range networkTargets(spec) {
+		if s.networks.get(id) == nil {
+			return api.Errorf(errNotFound, "service %s: network %s not found", rec.Name, id)
+		}
+	}
+	s.revise(rec, old)
+	vips, ports := old.held()
+	if rec.Vips, rec.Ports, err = s.alloc.SetService(serviceRequest(rec, spec), vips, ports, s.time); err != nil {
+		return err
+	}
+	v, err := newService(rec, old)
+	if err != nil {
+		return err
+	}
+	s.putService(v)
+	return nil
+}
+
+func (v *Service) held() ([]*api.VIP, []*api.PortConfig) {
+	if v == nil {
+		return nil, nil
+	}
+	return v.Vips, v.Ports
+}
+
+// revise sets the record's revision fields: a changed or forced spec becomes a new revision, and rollback returns to the one before.
+func (s *state) revise(rec *api.ServiceRecord, old *Service) {
+	rec.Meta = nextMeta(nil, s.version, s.time)
+	rec.Revision, rec.Previous, rec.PreviousSpecJson = 1, 0, nil
+	rec.Revisions = nil
+	if rec.UpdateStatus != nil {
+		rec.UpdateStatus.ServiceId = rec.Id
+	}
+	fresh := &api.Revision{Number: 1, SpecJson: rec.SpecJson, Created: s.time}
+	if old == nil {
+		rec.Revisions = []*api.Revision{fresh}
+		return
+	}
+	rec.Meta = nextMeta(old.Meta, s.version, s.time)
+	rec.Revision, rec.Previous, rec.PreviousSpecJson = old.Revision, old.ServiceRecord.Previous, old.PreviousSpecJson
+	changed := !bytes.Equal(rec.SpecJson, old.SpecJson) || rec.ForceUpdate != old.ForceUpdate
+	if changed {
+		rec.Revision, rec.Previous, rec.PreviousSpecJson = old.Revision+1, old.Revision, old.SpecJson
+		fresh.Number = rec.Revision
+	}
+	for _, r := range old.Revisions {
+		if r.Number == rec.Revision || r.Number == rec.Previous || s.revisions[revKey{rec.Id, r.Number}] > 0 {
+			rec.Revisions = append(rec.Revisions, r)
+		}
+	}
+	if changed {
+		rec.Revisions = append(rec.Revisions, fresh)
+	}
+}
+
+// deleteService removes a service. Its tasks are asked to go; those that never reached a node go at once.
+func (s *state) deleteService(id string) error {
+	v := s.services.get(id)
+	if v == nil {
+		return api.Errorf(errNotFound, "service %s not found", id)
+	}
+	s.removeService(v)
+	s.alloc.RemoveService(id, v.Vips, v.Ports, s.time)
+	for _, t := range s.tasksOfService(id) {
+		if t.State < api.TaskAssigned {
+			s.removeTask(t)
+		} else if t.Desired < api.TaskRemove {
+			c := s.touch(t)
+			c.Desired = api.TaskRemove
+			s.putTask(c)
+		}
+	}
+	return nil
+}
+
+func (s *state) setUpdateStatus(st *api.UpdateStatus) error {
+	old := s.services.get(st.ServiceId)
+	if old == nil {
+		return api.Errorf(errNotFound, "service %s not found", st.ServiceId)
+	}
+	if proto.Equal(old.UpdateStatus, st) {
+		return nil
+	}
+	v := old.withRevisions(func(uint64) bool { return true })
+	v.UpdateStatus, v.Meta = st, nextMeta(old.Meta, s.version, s.time)
+	s.putService(v)
+	return nil
+}
+
+func (s *state) putNetwork(n *api.NetworkRecord) error {
+	if err := checkID("network", n.Id); err != nil {
+		return err
+	}
+	if err := checkSize("network", n.Id, n.SpecJson); err != nil {
+		return err
+	}
+	old := s.networks.get(n.Id)
+	if old != nil {
+		if old.Name != n.Name || n.Driver != old.Driver || n.Internal != old.Internal {
+			return api.Errorf(errPrecondition, "network %s: name, driver and internal cannot change: remove it and create it anew", old.Name)
+		}
+		n.Vni, n.Subnet4, n.Subnet6 = old.Vni, old.Subnet4, old.Subnet6
+	} else {
+		if err := s.addNetwork(n); err != nil {
+			return err
+		}
+	}
+	n.Meta = nextMeta(old.GetMeta(), s.version, s.time)
+	s.networks.put(n.Id, n)
+	s.dirty = append(s.dirty, Key{Kind: KindNetwork, ID: n.Id})
+	return nil
+}
+
+func (s *state) addNetwork(n *api.NetworkRecord) error {
+	if n.Driver == "" {
+		n.Driver = "overlay"
+	}
+	switch _, taken := s.networkNames[n.Name]; {
+	case n.Name == "":
+		return api.Errorf(errInvalid, "network %s: name must be provided", n.Id)
+	case taken:
+		return api.Errorf(errExists, "network with name %s already exists", n.Name)
+	case n.Driver != "overlay":
+		return api.Errorf(errInvalid, "network %s: driver %q is not a driver for cluster networks: use overlay", n.Name, n.Driver)
+	case nodeNetwork(n.Name):
+		return api.Errorf(errInvalid, "network %s: the name is that of a network every node has: choose another", n.Name)
+	}
+	allocator.Set(s.j, s.networkNames, n.Name, n.Id)
+	return s.alloc.AddNetwork(n)
+}
+
+// deleteNetwork removes a network no service refers to and no task that is wanted hangs on.
+func (s *state) deleteNetwork(id string) error {
+	n := s.networks.get(id)
+	if n == nil {
+		return api.Errorf(errNotFound, "network %s not found", id)
+	}
+	if users := s.servicesUsing(id); len(users) > 0 {
+		return api.Errorf(errPrecondition, "network %s is in use by service %s: remove the service or detach it first", n.Name, s.services.get(users[0]).Name)
+	}
+	for _, t := range s.tasks.all() {
+		if t.Live() && t.Desired <= api.TaskRunning && slices.ContainsFunc(t.Attachments, func(a *api.Attachment) bool { return a.NetworkId == id }) {
+			return api.Errorf(errPrecondition, "network %s is in use by task %s: wait until the service's update is done", n.Name, t.ID)
+		}
+	}
+	allocator.Unset(s.j, s.networkNames, n.Name)
+	s.alloc.RemoveNetwork(n, s.time)
+	s.networks.del(id)
+	s.dirty = append(s.dirty, Key{Kind: KindNetwork, ID: id})
+	return nil
+}

@@ -1,0 +1,89 @@
+package store
+
+import (
+	"context"
+	"sync"
+
+	"github.com/containerd/errdefs"
+
+	"skein/manager/api"
+)
+
+// Store is the cluster's state on this manager. Its methods may be called from any goroutine.
+type Store struct {
+	mu    sync.RWMutex // held for View callbacks and Apply, never while an entry commits
+	state *state
+
+	proposerMu sync.RWMutex
+	proposer   Proposer
+
+	watchMu  sync.Mutex
+	watchers map[*Watcher]struct{}
+}
+
+// New returns an empty store. The proposer may be nil and set later: until then writes are unavailable.
+func New(p Proposer) *Store {
+	return &Store{state: newState(), proposer: p, watchers: map[*Watcher]struct{}{}}
+}
+
+// SetProposer sets what replicates writes from now on; nil makes writes unavailable.
+func (s *Store) SetProposer(p Proposer) {
+	s.proposerMu.Lock()
+	defer s.proposerMu.Unlock()
+	s.proposer = p
+}
+
+// Version is the Raft index of the newest entry applied.
+func (s *Store) Version() uint64 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.state.version
+}
+
+// View calls f with a consistent view. Keep it short: entries wait for it.
+func (s *Store) View(f func(ReadTx)) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	f(view{s.state})
+}
+
+// Update runs f on a view, proposes the changes it added as one transaction and returns when they are applied here. It is not repeated
+// on a conflict: a stale Expect comes back as an error. Nothing added means nothing done.
+func (s *Store) Update(ctx context.Context, f func(WriteTx) error) (uint64, error) {
+	changes, version, err := s.collect(f)
+	if err != nil || len(changes) == 0 {
+		return version, err
+	}
+	version, results, err := s.Batch(ctx, []*api.Txn{{Changes: changes}})
+	if err != nil {
+		return version, err
+	}
+	return version, results[0]
+}
+
+func (s *Store) collect(f func(WriteTx) error) ([]*api.Change, uint64, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	w := &writeTx{view: view{s.state}}
+	err := f(w)
+	return w.changes, s.state.version, err
+}
+
+// Batch proposes small transactions, each atomic alone, and returns the result of each. A *PartialError says that a transaction was
+// applied but for some items.
+func (s *Store) Batch(ctx context.Context, txns []*api.Txn) (uint64, []error, error) {
+	if len(txns) == 0 {
+		return s.Version(), nil, nil
+	}
+	s.proposerMu.RLock()
+	p := s.proposer
+	s.proposerMu.RUnlock()
+	if p == nil {
+		return 0, nil, api.Errorf(errdefs.ErrUnavailable, "this manager takes no writes: it is not part of a cluster, or is starting")
+	}
+	version, results, err := p.Propose(ctx, txns)
+	if err == nil && len(results) != len(txns) {
+		err = api.Errorf(errdefs.ErrInternal, "proposer returned %d results for %d transactions", len(results), len(txns))
+	}
+	return version, results, err
+}

@@ -1,0 +1,148 @@
+package store
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+
+	"skein/manager/api"
+)
+
+// view is a ReadTx, valid while the store's read lock is held.
+type view struct{ s *state }
+
+func (v view) Version() uint64                                  { return v.s.version }
+func (v view) Cluster() *Cluster                                { return v.s.cluster }
+func (v view) Node(id string) *Node                             { return v.s.nodes.get(id) }
+func (v view) Nodes() []*Node                                   { return v.s.nodes.all() }
+func (v view) Service(id string) *Service                       { return v.s.services.get(id) }
+func (v view) ServiceByName(name string) *Service               { return v.s.services.get(v.s.serviceNames[name]) }
+func (v view) Services() []*Service                             { return v.s.services.all() }
+func (v view) Network(id string) *Network                       { return v.s.networks.get(id) }
+func (v view) NetworkByName(name string) *Network               { return v.s.networks.get(v.s.networkNames[name]) }
+func (v view) Networks() []*Network                             { return v.s.networks.all() }
+func (v view) Task(id string) *Task                             { return v.s.tasks.get(id) }
+func (v view) Tasks() []*Task                                   { return v.s.tasks.all() }
+func (v view) TasksByService(id string) []*Task                 { return v.s.tasksOfService(id) }
+func (v view) TasksByNode(id string) []*Task                    { return v.s.tasksOfNode(id) }
+func (v view) TasksBySlot(a string, b uint64, c string) []*Task { return v.s.tasksOfSlot(a, b, c) }
+
+func (v view) ServicesUsing(networkID string) []*Service {
+	var out []*Service
+	for _, id := range v.s.servicesUsing(networkID) {
+		out = append(out, v.s.services.get(id))
+	}
+	return out
+}
+
+// FindNode takes an id, a name or hostname, or the beginning of an id.
+func (v view) FindNode(ref string) (*Node, error) {
+	if n := v.Node(ref); n != nil {
+		return n, nil
+	}
+	var named []*Node
+	for _, n := range v.Nodes() {
+		if ref != "" && (n.Hostname == ref || n.Name == ref) {
+			named = append(named, n)
+		}
+	}
+	if len(named) > 0 {
+		return one("node", ref, named)
+	}
+	return one("node", ref, withPrefix(v.s.nodes, ref))
+}
+
+// FindService takes an id, a name, or the beginning of an id.
+func (v view) FindService(ref string) (*Service, error) {
+	if s := v.Service(ref); s != nil {
+		return s, nil
+	}
+	if s := v.ServiceByName(ref); s != nil {
+		return s, nil
+	}
+	return one("service", ref, withPrefix(v.s.services, ref))
+}
+
+// FindNetwork takes an id, a name, or the beginning of an id.
+func (v view) FindNetwork(ref string) (*Network, error) {
+	if n := v.Network(ref); n != nil {
+		return n, nil
+	}
+	if n := v.NetworkByName(ref); n != nil {
+		return n, nil
+	}
+	return one("network", ref, withPrefix(v.s.networks, ref))
+}
+
+// FindTask takes an id, a name (web.1 for the newest of the slot, web.1.ID, or web.NODE), or the beginning of an id.
+func (v view) FindTask(ref string) (*Task, error) {
+	if t := v.Task(ref); t != nil {
+		return t, nil
+	}
+	if t := v.taskByName(ref); t != nil {
+		return t, nil
+	}
+	return one("task", ref, withPrefix(v.s.tasks, ref))
+}
+
+func (v view) taskByName(ref string) *Task {
+	for i := len(ref) - 1; i > 0; i-- { // service names may hold dots
+		if ref[i] != '.' {
+			continue
+		}
+		svc := v.ServiceByName(ref[:i])
+		if svc == nil {
+			continue
+		}
+		slotText, id, full := strings.Cut(ref[i+1:], ".")
+		slot, err := strconv.ParseUint(slotText, 10, 64)
+		node := ""
+		if err != nil || slot == 0 {
+			slot, node = 0, slotText
+		}
+		ts := v.TasksBySlot(svc.Id, slot, node)
+		if full {
+			ts = slices.DeleteFunc(ts, func(t *Task) bool { return t.ID != id })
+		}
+		if len(ts) > 0 {
+			return ts[len(ts)-1]
+		}
+	}
+	return nil
+}
+
+// withPrefix finds at most a few objects whose id begins with the prefix.
+func withPrefix[V any](t table[string, V], prefix string) []V {
+	const enough = 100
+	var out []V
+	if prefix == "" {
+		return nil
+	}
+	t.from(prefix, func(k string, v V) bool {
+		if !strings.HasPrefix(k, prefix) || len(out) == enough {
+			return false
+		}
+		out = append(out, v)
+		return true
+	})
+	return out
+}
+
+func one[V any](kind, ref string, found []V) (V, error) {
+	var none V
+	switch len(found) {
+	case 0:
+		return none, api.Errorf(errNotFound, "%s %s not found", kind, ref)
+	case 1:
+		return found[0], nil
+	}
+	return none, api.Errorf(errInvalid, "%s %s is ambiguous (%d matches found)", kind, ref, len(found))
+}
+
+// writeTx collects changes.
+type writeTx struct {
+	view
+	changes []*api.Change
+}
+
+func (w *writeTx) Add(c *api.Change) { w.changes = append(w.changes, c) }
