@@ -240,7 +240,7 @@ func recordOf(t *Task) *api.TaskRecord {
 	return &api.TaskRecord{
 		Id: t.ID, ServiceId: t.ServiceID, Slot: t.Slot, Generation: t.Generation, Revision: t.Revision, NodeId: t.NodeID,
 		State: uint32(t.State), Desired: uint32(t.Desired), Version: t.Version, Created: t.Created, Updated: t.Updated,
-		StartAfter: t.StartAfter, Status: t.Status, Attachments: t.Attachments, HostPorts: t.HostPorts,
+		StartAfter: t.StartAfter, Started: t.Started, Status: t.Status, Attachments: t.Attachments, HostPorts: t.HostPorts,
 		Gateway4: addrText(t.Gateway4), Gateway6: addrText(t.Gateway6),
 	}
 }
@@ -249,7 +249,7 @@ func taskOf(r *api.TaskRecord) (*Task, error) {
 	t := &Task{
 		ID: r.Id, ServiceID: r.ServiceId, Slot: r.Slot, Generation: r.Generation, Revision: r.Revision, NodeID: r.NodeId,
 		State: api.TaskState(r.State), Desired: api.TaskState(r.Desired), Version: r.Version, Created: r.Created, Updated: r.Updated,
-		StartAfter: r.StartAfter, Status: r.Status, Attachments: r.Attachments, HostPorts: r.HostPorts,
+		StartAfter: r.StartAfter, Started: r.Started, Status: r.Status, Attachments: r.Attachments, HostPorts: r.HostPorts,
 	}
 	var err error
 	if t.Gateway4, err = parseAddr(r.Gateway4); err == nil {
