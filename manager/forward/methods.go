@@ -64,3 +64,9 @@ func methods() map[string]method {
 		api.Control_NetStatus_FullMethodName:     read[api.NetStatusReply](),
 	}
 }
+
+// Forwards reports whether a method is answered by the leader only.
+func Forwards(fullMethod string) bool {
+	_, ok := methods()[fullMethod]
+	return ok
+}
