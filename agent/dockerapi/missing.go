@@ -1,0 +1,68 @@
+package dockerapi
+
+import (
+	"net/http"
+
+	"github.com/moby/moby/api/types/volume"
+)
+
+// unbuilt refuses by name.
+func unbuilt(what string) handler {
+	return func(http.ResponseWriter, *http.Request) error { return notBuilt("%s is not built yet in Skein", what) }
+}
+
+// unsupported refuses for good.
+func unsupported(what string) handler {
+	return func(http.ResponseWriter, *http.Request) error { return notBuilt("%s are not supported by Skein", what) }
+}
+
+// missingRoutes are docker's operations that Skein knows of and cannot do: lists are empty, the rest is refused by name.
+func missingRoutes(h *handlers) []route {
+	list := func(v any) handler {
+		return func(w http.ResponseWriter, _ *http.Request) error { return writeJSON(w, http.StatusOK, v) }
+	}
+	routes := []route{
+		{"GET /volumes", list(volume.ListResponse{Volumes: []volume.Volume{}, Warnings: []string{}})},
+		{"GET /plugins", list([]string{})},
+		{"GET /secrets", h.onManager(list([]string{}))},
+		{"GET /configs", h.onManager(list([]string{}))},
+		{"/plugins/{rest...}", unsupported("engine plugins")},
+		{"/containers/{id}/checkpoints", unsupported("checkpoints")},
+		{"/containers/{id}/checkpoints/{rest...}", unsupported("checkpoints")},
+		{"GET /containers/{id}/attach/ws", unsupported("attaches over WebSocket")},
+	}
+	for pattern, what := range map[string]string{
+		"/volumes/{rest...}":           "the volumes part of the API",
+		"/secrets/{rest...}":           "storing secrets",
+		"/configs/{rest...}":           "storing configs",
+		"POST /auth":                   "logging in through the daemon",
+		"GET /system/df":               "disk usage",
+		"POST /build":                  "building an image",
+		"POST /build/{verb}":           "the build cache",
+		"POST /session":                "a BuildKit session",
+		"POST /grpc":                   "a BuildKit connection",
+		"POST /commit":                 "committing a container",
+		"GET /images/search":           "searching a registry",
+		"POST /networks/prune":         "pruning networks",
+		"GET /containers/{id}/stats":   "container statistics",
+		"GET /containers/{id}/changes": "the list of a container's changed files",
+		"GET /containers/{id}/export":  "exporting a container",
+		"/containers/{id}/archive":     "copying files from and to a container",
+		"POST /containers/{id}/update": "updating a container's limits",
+		"GET /swarm/unlockkey":         "autolock of managers, and with it an unlock key,",
+		"POST /swarm/unlock":           "autolock of managers, and with it unlocking,",
+	} {
+		routes = append(routes, route{pattern, unbuilt(what)})
+	}
+	return routes
+}
+
+// onManager answers only on a manager; elsewhere with docker's text.
+func (h *handlers) onManager(next handler) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		if _, err := h.control(r.Context()); err != nil {
+			return err
+		}
+		return next(w, r)
+	}
+}

@@ -1,0 +1,282 @@
+package dockerapi
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/network"
+
+	"skein/manager/api"
+)
+
+// scopeSwarm and the others are docker's words for how far a network reaches.
+const (
+	scopeSwarm    = "swarm"
+	driverOverlay = "overlay"
+)
+
+var networkFilters = []string{"dangling", "driver", "id", "label", "name", "scope", "type"}
+
+func (h *handlers) networkRoutes() []route {
+	return []route{
+		{"GET /networks", h.networkList},
+		{"POST /networks/create", h.networkCreate},
+		{"GET /networks/{id}", h.networkInspect},
+		{"DELETE /networks/{id}", h.networkRemove},
+		{"POST /networks/{id}/connect", h.networkConnect},
+		{"POST /networks/{id}/disconnect", h.networkDisconnect},
+	}
+}
+
+// networks returns the cluster's networks, on a manager, and this node's. An overlay network that the node knows too is listed once.
+func (h *handlers) networks(ctx context.Context) ([]network.Inspect, error) {
+	all, err := h.Networks.NetworkList(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !h.Swarm.SwarmInfo(ctx).ControlAvailable {
+		return all, nil
+	}
+	ctl, err := h.control(ctx)
+	if err != nil {
+		return nil, err
+	}
+	objs, err := ctl.ListNetworks(ctx, &api.ListRequest{})
+	if err != nil {
+		return nil, err
+	}
+	at := make(map[string]int, len(all))
+	for i, n := range all {
+		at[n.ID] = i
+	}
+	for _, raw := range objs.GetJson() {
+		var n network.Inspect
+		if err := json.Unmarshal(raw, &n); err != nil {
+			return nil, err
+		}
+		if i, ok := at[n.ID]; ok {
+			if len(n.Containers) == 0 {
+				n.Containers = all[i].Containers // only the node knows these
+			}
+			all[i] = n
+			continue
+		}
+		all = append(all, n)
+	}
+	return all, nil
+}
+
+func (h *handlers) networkList(w http.ResponseWriter, r *http.Request) error {
+	f, err := filtersQuery(r.URL.Query(), networkFilters...)
+	if err != nil {
+		return err
+	}
+	all, err := h.networks(r.Context())
+	if err != nil {
+		return err
+	}
+	keep, err := networkMatcher(f)
+	if err != nil {
+		return err
+	}
+	list := make([]network.Summary, 0, len(all))
+	for _, n := range all {
+		if keep(n) {
+			list = append(list, network.Summary{Network: n.Network})
+		}
+	}
+	return writeJSON(w, http.StatusOK, list)
+}
+
+// networkMatcher compiles filters. Values of one key are alternatives, labels must all match.
+func networkMatcher(f Filters) (func(network.Inspect) bool, error) {
+	for _, v := range f["type"] {
+		if v != "custom" && v != "builtin" {
+			return nil, invalid("invalid filter 'type=%s'", v)
+		}
+	}
+	for _, v := range f["dangling"] {
+		if v != "true" && v != "false" && v != "1" && v != "0" {
+			return nil, invalid("invalid filter 'dangling=%s'", v)
+		}
+	}
+	oneOf := func(key string, match func(want string) bool) bool {
+		return len(f[key]) == 0 || slices.ContainsFunc(f[key], match)
+	}
+	return func(n network.Inspect) bool {
+		return oneOf("driver", func(v string) bool { return n.Driver == v }) &&
+			oneOf("scope", func(v string) bool { return n.Scope == v }) &&
+			oneOf("name", func(v string) bool { return strings.Contains(n.Name, v) }) &&
+			oneOf("id", func(v string) bool { return strings.HasPrefix(n.ID, v) }) &&
+			oneOf("type", func(v string) bool { return (v == "builtin") == builtin(n.Name) }) &&
+			oneOf("dangling", func(v string) bool {
+				unused := len(n.Containers) == 0 && len(n.Services) == 0 && !builtin(n.Name)
+				return unused == (v == "true" || v == "1")
+			}) && labelsMatch(f["label"], n.Labels)
+	}, nil
+}
+
+func builtin(name string) bool {
+	return name == network.NetworkBridge || name == network.NetworkHost || name == network.NetworkNone
+}
+
+func labelsMatch(want []string, have map[string]string) bool {
+	for _, l := range want {
+		k, v, exact := strings.Cut(l, "=")
+		got, ok := have[k]
+		if !ok || exact && got != v {
+			return false
+		}
+	}
+	return true
+}
+
+// findNetwork resolves a name, id or unique id prefix; an exact id wins over a name, a name over a prefix.
+func (h *handlers) findNetwork(ctx context.Context, ref, scope string) (network.Inspect, error) {
+	all, err := h.networks(ctx)
+	if err != nil {
+		return network.Inspect{}, err
+	}
+	matches := []func(n network.Inspect) bool{
+		func(n network.Inspect) bool { return n.ID == ref },
+		func(n network.Inspect) bool { return n.Name == ref },
+		func(n network.Inspect) bool { return strings.HasPrefix(n.ID, ref) },
+	}
+	for i, match := range matches {
+		var found []network.Inspect
+		for _, n := range all {
+			if match(n) && (scope == "" || n.Scope == scope) {
+				found = append(found, n)
+			}
+		}
+		switch {
+		case len(found) == 1:
+			return found[0], nil
+		case len(found) > 1 && i == 1:
+			return network.Inspect{}, invalid("network %s is ambiguous (%d matches found based on name)", ref, len(found))
+		case len(found) > 1:
+			return network.Inspect{}, invalid("network %s is ambiguous (%d matches found based on ID prefix)", ref, len(found))
+		}
+	}
+	return network.Inspect{}, notFound("network %s not found", ref)
+}
+
+func (h *handlers) networkInspect(w http.ResponseWriter, r *http.Request) error {
+	ref, err := pathRef(r, "id")
+	if err != nil {
+		return err
+	}
+	n, err := h.findNetwork(r.Context(), ref, r.URL.Query().Get("scope"))
+	if err != nil {
+		return err
+	}
+	if n.Containers == nil {
+		n.Containers = map[string]network.EndpointResource{}
+	}
+	return writeJSON(w, http.StatusOK, n)
+}
+
+func (h *handlers) networkCreate(w http.ResponseWriter, r *http.Request) error {
+	raw, err := readBody(w, r)
+	if err != nil {
+		return err
+	}
+	var req network.CreateRequest
+	if err := decodeJSON(raw, &req); err != nil {
+		return err
+	}
+	if strings.TrimSpace(req.Name) == "" {
+		return invalid("network name is empty")
+	}
+	if req.ConfigOnly || req.ConfigFrom != nil && req.ConfigFrom.Network != "" {
+		return notBuilt("config-only networks are not built yet")
+	}
+	if req.Driver != driverOverlay && req.Scope != scopeSwarm {
+		resp, err := h.Networks.NetworkCreate(r.Context(), req)
+		if err != nil {
+			return err
+		}
+		return writeJSON(w, http.StatusCreated, resp)
+	}
+	ctl, err := h.control(r.Context())
+	if err != nil {
+		return err
+	}
+	created, err := ctl.CreateNetwork(r.Context(), &api.CreateRequest{SpecJson: raw})
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusCreated, network.CreateResponse{ID: created.GetId(), Warning: strings.Join(created.GetWarnings(), "\n")})
+}
+
+func (h *handlers) networkRemove(w http.ResponseWriter, r *http.Request) error {
+	ref, err := pathRef(r, "id")
+	if err != nil {
+		return err
+	}
+	n, err := h.findNetwork(r.Context(), ref, "")
+	if err != nil {
+		return err
+	}
+	if n.Scope != scopeSwarm {
+		err = h.Networks.NetworkRemove(r.Context(), ref) // its texts name what the user named
+	} else if ctl, cerr := h.control(r.Context()); cerr != nil {
+		err = cerr
+	} else {
+		_, err = ctl.RemoveNetwork(r.Context(), &api.RemoveRequest{Ref: n.ID})
+	}
+	if err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// notSwarm refuses what can be done to the node's own networks only.
+func (h *handlers) notSwarm(ctx context.Context, ref string) error {
+	n, err := h.findNetwork(ctx, ref, "")
+	if errdefs.IsNotFound(err) {
+		return nil // the node has its own text for an unknown network
+	}
+	if err != nil {
+		return err
+	}
+	if n.Scope == scopeSwarm {
+		return notBuilt("attaching a container to the swarm network %s by hand is not built yet: create a service on it", n.Name)
+	}
+	return nil
+}
+
+func (h *handlers) networkConnect(w http.ResponseWriter, r *http.Request) error {
+	ref, err := pathRef(r, "id")
+	if err != nil {
+		return err
+	}
+	var req network.ConnectRequest
+	if err := readJSON(w, r, &req); err != nil {
+		return err
+	}
+	if err := h.notSwarm(r.Context(), ref); err != nil {
+		return err
+	}
+	return h.Networks.NetworkConnect(r.Context(), ref, req)
+}
+
+func (h *handlers) networkDisconnect(w http.ResponseWriter, r *http.Request) error {
+	ref, err := pathRef(r, "id")
+	if err != nil {
+		return err
+	}
+	var req network.DisconnectRequest
+	if err := readJSON(w, r, &req); err != nil {
+		return err
+	}
+	if err := h.notSwarm(r.Context(), ref); err != nil {
+		return err
+	}
+	return h.Networks.NetworkDisconnect(r.Context(), ref, req)
+}

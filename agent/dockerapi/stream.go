@@ -1,0 +1,248 @@
+package dockerapi
+
+import (
+	"bufio"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+
+	"github.com/moby/moby/api/pkg/stdcopy"
+	"github.com/moby/moby/api/types"
+	"github.com/moby/moby/api/types/jsonstream"
+)
+
+func writeJSON(w http.ResponseWriter, code int, v any) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	return encodeJSON(w, v)
+}
+
+func encodeJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+// writeRawList answers with a JSON array of objects that are JSON already.
+func writeRawList(w http.ResponseWriter, objects [][]byte) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusOK)
+	bw := bufio.NewWriterSize(w, 32<<10)
+	bw.WriteByte('[')
+	for i, o := range objects {
+		if i > 0 {
+			bw.WriteByte(',')
+		}
+		bw.Write(o)
+	}
+	bw.WriteString("]\n")
+	return bw.Flush() // bufio keeps the first error
+}
+
+func writeRaw(w http.ResponseWriter, object []byte) error {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusOK)
+	_, err := w.Write(object)
+	return err
+}
+
+// streamType is the content type of container output.
+func streamType(r *http.Request, tty bool) string {
+	if tty || apiMinor(r) < 42 {
+		return types.MediaTypeRawStream
+	}
+	return types.MediaTypeMultiplexedStream
+}
+
+// frameWriter writes docker's multiplexed frames; writers of one connection share mu.
+type frameWriter struct {
+	mu  *sync.Mutex
+	w   io.Writer
+	typ stdcopy.StdType
+}
+
+// maxFrame bounds one frame's payload, so that neither side has to hold much.
+const maxFrame = 1 << 20
+
+func (f frameWriter) Write(p []byte) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	done := 0
+	for done < len(p) {
+		n := min(len(p)-done, maxFrame)
+		head := [8]byte{byte(f.typ)}
+		binary.BigEndian.PutUint32(head[4:], uint32(n))
+		bufs := net.Buffers{head[:], p[done : done+n]}
+		if _, err := bufs.WriteTo(f.w); err != nil {
+			return done, err
+		}
+		done += n
+	}
+	return done, nil
+}
+
+// hijacked is a connection taken over from HTTP.
+type hijacked struct {
+	conn net.Conn
+	in   io.Reader // what the server had read ahead, then the connection
+}
+
+// hijack takes the connection over and tells the client to go on.
+func hijack(w http.ResponseWriter, r *http.Request, contentType string) (*hijacked, error) {
+	conn, buf, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return nil, err
+	}
+	if rw, ok := w.(*response); ok {
+		rw.began = true
+	}
+	head := "HTTP/1.1 200 OK\r\nContent-Type: " + contentType + "\r\n\r\n"
+	if r.Header.Get("Upgrade") != "" {
+		head = "HTTP/1.1 101 UPGRADED\r\nContent-Type: " + contentType + "\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
+	}
+	if _, err := io.WriteString(conn, head); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return &hijacked{conn: conn, in: buf.Reader}, nil
+}
+
+// close ends the output first, so that what was written arrives, then all.
+func (c *hijacked) close() {
+	if cw, ok := c.conn.(interface{ CloseWrite() error }); ok {
+		_ = cw.CloseWrite()
+	}
+	_ = c.conn.Close()
+}
+
+// streams are the writers and the reader for a backend.
+func streams(in io.Reader, out io.Writer, tty, stdin, stdout, stderr bool) Streams {
+	var s Streams
+	var outW, errW io.Writer = out, out
+	if !tty {
+		mu := new(sync.Mutex)
+		outW, errW = frameWriter{mu, out, stdcopy.Stdout}, frameWriter{mu, out, stdcopy.Stderr}
+	}
+	if stdin {
+		s.Stdin = in
+	}
+	if stdout {
+		s.Stdout = outW
+	}
+	if stderr {
+		s.Stderr = errW
+	}
+	return s
+}
+
+// progress writes JSON messages one by one, each flushed. The answer begins with the first, so that an error before it has its own status.
+type progress struct {
+	mu    sync.Mutex
+	w     http.ResponseWriter
+	began bool
+	err   error
+}
+
+func (p *progress) emit(m jsonstream.Message) { p.write(m) }
+
+func (p *progress) write(v any) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.err != nil {
+		return
+	}
+	if !p.began {
+		p.began = true
+		p.w.Header().Set("Content-Type", "application/json")
+		p.w.WriteHeader(http.StatusOK)
+	}
+	b, err := json.Marshal(v)
+	if err == nil {
+		_, err = p.w.Write(append(b, '\r', '\n'))
+	}
+	if err == nil {
+		err = http.NewResponseController(p.w).Flush()
+	}
+	p.err = err
+}
+
+// finish ends the stream: an error after the first message is a message itself, in docker's old and new form.
+func (p *progress) finish(err error) error {
+	p.mu.Lock()
+	begun := p.began
+	p.mu.Unlock()
+	if err == nil {
+		if !begun {
+			p.w.Header().Set("Content-Type", "application/json")
+			p.w.WriteHeader(http.StatusOK)
+		}
+		return nil
+	}
+	if !begun {
+		return err
+	}
+	_, text := statusOf(err)
+	p.write(struct {
+		Detail *jsonstream.Error `json:"errorDetail"`
+		Error  string            `json:"error"`
+	}{&jsonstream.Error{Message: text}, text})
+	return nil
+}
+
+// flusher writes to a client and flushes soon after, without a flush per line where lines come fast. close waits for its goroutine.
+type flusher struct {
+	mu    sync.Mutex
+	w     *bufio.Writer
+	rc    *http.ResponseController
+	dirty chan struct{}
+	done  chan struct{}
+	err   error
+}
+
+func newFlusher(w http.ResponseWriter) *flusher {
+	f := &flusher{w: bufio.NewWriterSize(w, 32<<10), rc: http.NewResponseController(w), dirty: make(chan struct{}, 1), done: make(chan struct{})}
+	go f.run()
+	return f
+}
+
+func (f *flusher) run() {
+	defer close(f.done)
+	for range f.dirty {
+		f.mu.Lock()
+		f.flush()
+		f.mu.Unlock()
+	}
+}
+
+func (f *flusher) flush() {
+	if f.err == nil {
+		f.err = errors.Join(f.w.Flush(), f.rc.Flush())
+	}
+}
+
+func (f *flusher) Write(p []byte) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err != nil {
+		return 0, f.err
+	}
+	n, err := f.w.Write(p)
+	select {
+	case f.dirty <- struct{}{}:
+	default:
+	}
+	return n, err
+}
+
+// close flushes the rest; no Write may follow.
+func (f *flusher) close() {
+	close(f.dirty)
+	<-f.done
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.flush()
+}
