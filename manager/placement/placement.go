@@ -1,0 +1,353 @@
+// Package placement is the controller that gives pending tasks their nodes.
+//
+// It mirrors nodes and what tasks hold there in a scheduler, corrected by dirty keys, so that a change costs what changed. Pending tasks of
+// one revision are one group; decisions go to the log as placements of several tasks, of which each may be refused alone. A task
+// without a suitable node is told why, when the reason changes. It writes nothing but placements and reasons.
+package placement
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"skein/manager/api"
+	"skein/manager/loop"
+	"skein/manager/store"
+	"skein/scheduler"
+)
+
+const (
+	// maxItems bounds the tasks of one transaction.
+	maxItems = 500
+	// explainEvery bounds how often a task's reason is written again while it keeps changing.
+	explainEvery = 5 * time.Second
+	// failureWindow is how long a failure of a service's task makes its node less wanted for the service.
+	failureWindow = 5 * time.Minute
+	// maxFailures bounds the failures remembered per service and node.
+	maxFailures = 16
+)
+
+// Placement is the controller's value for one leadership term.
+type Placement struct {
+	sched    *scheduler.Scheduler
+	held     map[string]scheduler.Holding   // by task
+	pending  map[string]map[string]struct{} // service → tasks
+	decided  []string                       // by the last Step; whether they were placed is seen in the next
+	reqs     map[revision]*requirements
+	failures map[string]map[string][]int64 // service → node → times
+
+	changed bool // something that may help a pending task
+}
+
+type revision struct {
+	service string
+	number  uint64
+}
+
+type requirements struct {
+	*scheduler.Requirements
+	err error
+}
+
+// New returns a controller that knows nothing yet.
+func New() *Placement { return &Placement{} }
+
+// Name implements loop.Controller.
+func (p *Placement) Name() string { return "placement" }
+
+// Kinds implements loop.Controller.
+func (p *Placement) Kinds() []store.Kind {
+	return []store.Kind{store.KindNode, store.KindService, store.KindTask}
+}
+
+// Step implements loop.Controller.
+func (p *Placement) Step(view store.ReadTx, dirty loop.Keys, now time.Time) (loop.Changes, time.Time) {
+	if dirty.All {
+		p.reset(view)
+	} else {
+		p.update(view, dirty.Keys)
+	}
+	if len(p.pending) == 0 || !p.changed {
+		// Reasons that had to wait are written with the next change that matters.
+		return nil, time.Time{}
+	}
+	p.changed = false
+	return p.schedule(view, now)
+}
+
+func (p *Placement) reset(view store.ReadTx) {
+	*p = Placement{
+		sched: scheduler.New(), held: map[string]scheduler.Holding{}, pending: map[string]map[string]struct{}{},
+		reqs: map[revision]*requirements{}, failures: map[string]map[string][]int64{}, changed: true,
+	}
+	for _, n := range view.Nodes() {
+		p.sched.SetNode(NodeOf(n))
+	}
+	for _, t := range view.Tasks() {
+		p.sync(view, t.ID, t)
+		if failed(t) {
+			p.failed(t)
+		}
+	}
+}
+
+func (p *Placement) update(view store.ReadTx, keys []store.Key) {
+	var gone []string
+	for _, k := range keys {
+		if k.Kind != store.KindNode {
+			continue
+		}
+		p.changed = true
+		if n := view.Node(k.ID); n != nil {
+			p.sched.SetNode(NodeOf(n))
+		} else {
+			gone = append(gone, k.ID)
+		}
+	}
+	for _, k := range keys {
+		switch k.Kind {
+		case store.KindService:
+			p.changed = true
+			p.forget(view, k.ID)
+		case store.KindTask:
+			p.sync(view, k.ID, view.Task(k.ID))
+		}
+	}
+	for _, id := range p.decided {
+		p.sync(view, id, view.Task(id))
+	}
+	p.decided = nil
+	for _, id := range gone {
+		p.sched.RemoveNode(id)
+	}
+}
+
+// forget drops what is cached of revisions that are gone.
+func (p *Placement) forget(view store.ReadTx, id string) {
+	svc := view.Service(id)
+	for r := range p.reqs {
+		if r.service == id && (svc == nil || svc.Revs[r.number] == nil) {
+			delete(p.reqs, r)
+		}
+	}
+	if svc == nil {
+		delete(p.failures, id)
+		p.sched.RemoveService(id)
+	}
+}
+
+// sync makes the mirror agree with one task.
+func (p *Placement) sync(view store.ReadTx, id string, t *store.Task) {
+	old, had := p.held[id]
+	var now scheduler.Holding
+	live := t != nil && t.Live()
+	if live {
+		now = scheduler.Holding{Service: t.ServiceID, Node: t.NodeID, Meant: t.Desired <= api.TaskRunning, Req: old.Req}
+		if now.Req == nil {
+			now.Req = p.requirements(view, t).Requirements
+		}
+	}
+	if now != old {
+		if had {
+			p.sched.Release(old)
+			delete(p.held, id)
+			p.changed = true
+			if t != nil && failed(t) {
+				p.failed(t)
+			}
+		}
+		if live {
+			p.sched.Hold(now)
+			p.held[id] = now
+		}
+	}
+	p.setPending(old.Service, id, t)
+}
+
+func (p *Placement) setPending(service, id string, t *store.Task) {
+	if t != nil && t.State < api.TaskAssigned && t.Desired <= api.TaskRunning {
+		tasks := p.pending[t.ServiceID]
+		if tasks == nil {
+			tasks = map[string]struct{}{}
+			p.pending[t.ServiceID] = tasks
+		}
+		if _, known := tasks[id]; !known {
+			tasks[id] = struct{}{}
+			p.changed = true
+		}
+		return
+	}
+	if t != nil {
+		service = t.ServiceID
+	}
+	if tasks := p.pending[service]; tasks != nil {
+		delete(tasks, id)
+		if len(tasks) == 0 {
+			delete(p.pending, service)
+		}
+	}
+}
+
+// requirements are cached per revision. A revision that is gone (its service was deleted) asks for nothing that could be known.
+func (p *Placement) requirements(view store.ReadTx, t *store.Task) *requirements {
+	key := revision{t.ServiceID, t.Revision}
+	if r := p.reqs[key]; r != nil {
+		return r
+	}
+	r := &requirements{Requirements: &scheduler.Requirements{}}
+	svc := view.Service(t.ServiceID)
+	if svc == nil || svc.Revs[t.Revision] == nil {
+		return r
+	}
+	if req, err := RequirementsOf(svc.Revs[t.Revision]); err != nil {
+		r.err = err
+	} else {
+		r.Requirements = req
+	}
+	p.reqs[key] = r
+	return r
+}
+
+func failed(t *store.Task) bool {
+	return t.NodeID != "" && (t.State == api.TaskFailed || t.State == api.TaskRejected)
+}
+
+func (p *Placement) failed(t *store.Task) {
+	nodes := p.failures[t.ServiceID]
+	if nodes == nil {
+		nodes = map[string][]int64{}
+		p.failures[t.ServiceID] = nodes
+	}
+	times := append(nodes[t.NodeID], t.Updated)
+	nodes[t.NodeID] = times[max(0, len(times)-maxFailures):]
+}
+
+// group is the pending tasks of one revision, or one task that belongs to a node.
+type group struct {
+	scheduler.Group
+	tasks []*store.Task
+	err   error
+}
+
+func (p *Placement) schedule(view store.ReadTx, now time.Time) (loop.Changes, time.Time) {
+	groups := p.groups(view)
+	asked := make([]scheduler.Group, len(groups))
+	for i, g := range groups {
+		asked[i] = g.Group
+		if g.err != nil {
+			asked[i].Count = 0
+		}
+		p.rankFailures(g.Service, now)
+	}
+	w := writer{now: now}
+	for i, d := range p.sched.Schedule(asked) {
+		g := groups[i]
+		if g.err != nil {
+			d.Reason = "no suitable node (" + g.err.Error() + ")"
+		}
+		for k, t := range g.tasks {
+			if k < len(d.Nodes) {
+				p.held[t.ID] = scheduler.Holding{Service: t.ServiceID, Node: d.Nodes[k], Req: g.Req, Meant: true}
+				p.decided = append(p.decided, t.ID)
+				w.add(t, d.Nodes[k], "")
+			} else {
+				w.refuse(t, d.Reason)
+			}
+		}
+	}
+	w.flush()
+	p.changed = !w.wake.IsZero() // reasons held back for now
+	return w.changes, w.wake
+}
+
+func (p *Placement) rankFailures(service string, now time.Time) {
+	for node, times := range p.failures[service] {
+		times = slices.DeleteFunc(times, func(at int64) bool { return now.UnixNano()-at > int64(failureWindow) })
+		p.sched.SetFailures(service, node, len(times))
+		if p.failures[service][node] = times; len(times) == 0 {
+			delete(p.failures[service], node)
+		}
+	}
+}
+
+// groups are in the order of their oldest task, so that nothing waits for ever behind what comes new.
+func (p *Placement) groups(view store.ReadTx) []*group {
+	type key struct {
+		revision
+		node string
+	}
+	byKey := map[key]*group{}
+	var out []*group
+	for _, ids := range p.pending {
+		for id := range ids {
+			t := view.Task(id)
+			if t == nil || t.State >= api.TaskAssigned || t.Desired > api.TaskRunning {
+				continue // its key is on the way
+			}
+			k := key{revision{t.ServiceID, t.Revision}, t.NodeID}
+			g := byKey[k]
+			if g == nil {
+				r := p.requirements(view, t)
+				g = &group{err: r.err, Group: scheduler.Group{Service: t.ServiceID, Node: t.NodeID, Req: r.Requirements}}
+				byKey[k] = g
+				out = append(out, g)
+			}
+			g.tasks = append(g.tasks, t)
+			g.Count++
+		}
+	}
+	for _, g := range out {
+		slices.SortFunc(g.tasks, func(a, b *store.Task) int {
+			return cmp.Or(cmp.Compare(a.Slot, b.Slot), cmp.Compare(a.Generation, b.Generation))
+		})
+	}
+	slices.SortFunc(out, func(a, b *group) int {
+		x, y := a.tasks[0], b.tasks[0]
+		return cmp.Or(cmp.Compare(x.Created, y.Created), cmp.Compare(x.ServiceID, y.ServiceID), cmp.Compare(x.Revision, y.Revision), cmp.Compare(x.NodeID, y.NodeID))
+	})
+	return out
+}
+
+// writer gathers placements into bounded transactions.
+type writer struct {
+	now     time.Time
+	changes loop.Changes
+	txn     *api.TaskPlacement
+	service string
+	wake    time.Time
+}
+
+func (w *writer) add(t *store.Task, node, reason string) {
+	if w.txn != nil && (len(w.txn.TaskIds) >= maxItems || w.service != t.ServiceID) {
+		w.flush()
+	}
+	if w.txn == nil {
+		w.txn, w.service = &api.TaskPlacement{}, t.ServiceID
+	}
+	w.txn.TaskIds = append(w.txn.TaskIds, t.ID)
+	w.txn.NodeIds = append(w.txn.NodeIds, node)
+	w.txn.Refused = append(w.txn.Refused, reason)
+}
+
+// refuse tells a task why it waits, unless it knows, or was told something else a moment ago.
+func (w *writer) refuse(t *store.Task, reason string) {
+	if t.Status.GetErr() == reason {
+		return
+	}
+	if at := time.Unix(0, t.Updated).Add(explainEvery); t.Status != nil && w.now.Before(at) {
+		if w.wake.IsZero() || at.Before(w.wake) {
+			w.wake = at
+		}
+		return
+	}
+	w.add(t, "", reason)
+}
+
+func (w *writer) flush() {
+	if w.txn == nil {
+		return
+	}
+	txn := &api.Txn{Changes: []*api.Change{{Kind: &api.Change_PlaceTasks{PlaceTasks: w.txn}}}}
+	w.changes = append(w.changes, loop.Change{Txn: txn, Key: store.Key{Kind: store.KindService, ID: w.service}})
+	w.txn = nil
+}
