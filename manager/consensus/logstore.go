@@ -1,0 +1,158 @@
+package consensus
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	"go.etcd.io/bbolt"
+	bbolterrors "go.etcd.io/bbolt/errors"
+)
+
+// logStore is raft's log and vote store on one file. What it adds to the library's: every entry is sealed with a checksum, and a write
+// that failed, or an entry that does not read back, ends the process: raft itself would only log it and go on.
+type logStore struct {
+	*raftboltdb.BoltStore
+	path     string
+	progress *progress
+	reserve  *reserve
+	die      func(code int, err error)
+	fault    func() error // tests: the next write's error
+}
+
+func openLogStore(path string, p *progress, r *reserve, die func(int, error)) (_ *logStore, err error) {
+	defer func() { // the library panics on pages it cannot make sense of
+		if e := recover(); e != nil {
+			err = fmt.Errorf("open raft log %s: the file is damaged (%v): remove this manager's raft directory and let it join again", path, e)
+		}
+	}()
+	b, err := raftboltdb.New(raftboltdb.Options{
+		Path:                    path,
+		MsgpackUseNewTimeFormat: true,
+		BoltOptions:             &bbolt.Options{Timeout: 2 * time.Second, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType},
+	})
+	switch {
+	case errors.Is(err, bbolterrors.ErrTimeout):
+		return nil, fmt.Errorf("open raft log %s: another process uses it: stop that daemon first", path)
+	case err != nil:
+		return nil, fmt.Errorf("open raft log %s: %w", path, err)
+	}
+	return &logStore{BoltStore: b, path: path, progress: p, reserve: r, die: die}, nil
+}
+
+// StoreLog implements raft.LogStore.
+func (s *logStore) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{l}) }
+
+// StoreLogs implements raft.LogStore. It returns when the entries are on the disk.
+func (s *logStore) StoreLogs(logs []*raft.Log) error {
+	sealed := make([]*raft.Log, len(logs))
+	for i, l := range logs {
+		c := *l
+		c.Data = seal(l)
+		sealed[i] = &c
+	}
+	if err := s.written("append to", func() error { return s.BoltStore.StoreLogs(sealed) }); err != nil {
+		return err
+	}
+	for _, l := range logs {
+		if l.Type == raft.LogCommand {
+			s.progress.appended(l.Index)
+		}
+	}
+	return nil
+}
+
+// GetLog implements raft.LogStore.
+func (s *logStore) GetLog(index uint64, l *raft.Log) error {
+	if err := s.BoltStore.GetLog(index, l); err != nil {
+		if !errors.Is(err, raft.ErrLogNotFound) {
+			s.die(ExitStorage, fmt.Errorf("read raft log %s: entry %d: %w", s.path, index, err))
+		}
+		return err
+	}
+	if err := unseal(index, l); err != nil {
+		err = fmt.Errorf("read raft log %s: entry %d: %w: remove this manager's raft directory and let it join again", s.path, index, err)
+		s.die(ExitStorage, err)
+		return err
+	}
+	return nil
+}
+
+// DeleteRange implements raft.LogStore.
+func (s *logStore) DeleteRange(lo, hi uint64) error {
+	err := s.written("truncate", func() error { return s.BoltStore.DeleteRange(lo, hi) })
+	if err == nil {
+		s.progress.truncated(lo, hi)
+	}
+	return err
+}
+
+// Set implements raft.StableStore.
+func (s *logStore) Set(k, v []byte) error {
+	return s.written("write vote to", func() error { return s.BoltStore.Set(k, v) })
+}
+
+// SetUint64 implements raft.StableStore.
+func (s *logStore) SetUint64(k []byte, v uint64) error {
+	return s.written("write vote to", func() error { return s.BoltStore.SetUint64(k, v) })
+}
+
+// written runs a write. A full disk is given the reserve once and else is an error raft retries: nothing was written. Any other failure
+// leaves open what the disk holds (a failed fsync may have dropped pages), so the process ends.
+func (s *logStore) written(doing string, write func() error) error {
+	err := s.faulty(write)
+	if errors.Is(err, syscall.ENOSPC) && s.reserve.release() {
+		err = s.faulty(write)
+	}
+	if err == nil || errors.Is(err, syscall.ENOSPC) || errors.Is(err, bbolterrors.ErrDatabaseNotOpen) {
+		return err
+	}
+	err = fmt.Errorf("%s raft log %s: %w", doing, s.path, err)
+	s.die(ExitStorage, err)
+	return err
+}
+
+func (s *logStore) faulty(write func() error) error {
+	if s.fault != nil {
+		if err := s.fault(); err != nil {
+			return err
+		}
+	}
+	return write()
+}
+
+// Layouts of an entry's data in the file. 1: CRC-32C of index, term, type and data, then the data. Others (encryption) will follow.
+const sealCRC = 1
+
+func seal(l *raft.Log) []byte {
+	out := make([]byte, 0, 5+len(l.Data))
+	out = append(out, sealCRC)
+	out = binary.BigEndian.AppendUint32(out, checksum(l, l.Data))
+	return append(out, l.Data...)
+}
+
+func unseal(index uint64, l *raft.Log) error {
+	if len(l.Data) < 5 || l.Data[0] != sealCRC {
+		return errors.New("its layout is unknown: it is damaged, or was written by a newer version of skein")
+	}
+	sum, data := binary.BigEndian.Uint32(l.Data[1:]), l.Data[5:]
+	if l.Index != index || checksum(l, data) != sum {
+		return errors.New("its checksum does not match: the file is damaged")
+	}
+	l.Data = data
+	return nil
+}
+
+func checksum(l *raft.Log, data []byte) uint32 {
+	var head [17]byte
+	binary.BigEndian.PutUint64(head[:], l.Index)
+	binary.BigEndian.PutUint64(head[8:], l.Term)
+	head[16] = byte(l.Type)
+	table := crc32.MakeTable(crc32.Castagnoli)
+	return crc32.Update(crc32.Update(0, table, head[:]), table, data)
+}
