@@ -16,6 +16,11 @@ func unsupported(what string) handler {
 	return func(http.ResponseWriter, *http.Request) error { return notBuilt("%s are not supported by Skein", what) }
 }
 
+// missing answers for an object of a kind of which there is none.
+func missing(text string) handler {
+	return func(_ http.ResponseWriter, r *http.Request) error { return notFound(text, r.PathValue("id")) }
+}
+
 // missingRoutes are docker's operations that Skein knows of and cannot do: lists are empty, the rest is refused by name.
 func missingRoutes(h *handlers) []route {
 	list := func(v any) handler {
@@ -26,6 +31,11 @@ func missingRoutes(h *handlers) []route {
 		{"GET /plugins", list([]string{})},
 		{"GET /secrets", h.onManager(list([]string{}))},
 		{"GET /configs", h.onManager(list([]string{}))},
+		// docker inspect asks for every kind of object until it finds one of the name.
+		{"GET /volumes/{id}", missing("get %s: no such volume")},
+		{"GET /plugins/{id}/json", missing("plugin \"%s\" not found")},
+		{"GET /secrets/{id}", h.onManager(missing("secret %s not found"))},
+		{"GET /configs/{id}", h.onManager(missing("config %s not found"))},
 		{"/plugins/{rest...}", unsupported("engine plugins")},
 		{"/containers/{id}/checkpoints", unsupported("checkpoints")},
 		{"/containers/{id}/checkpoints/{rest...}", unsupported("checkpoints")},

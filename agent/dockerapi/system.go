@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"net/http"
 	"strings"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/moby/moby/api/types"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/swarm"
+	"github.com/moby/moby/api/types/system"
 
 	"skein/manager/api"
 )
@@ -61,12 +63,23 @@ func (h *handlers) version(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	v.APIVersion, v.MinAPIVersion = MaxAPIVersion, MinAPIVersion
-	for i := range v.Components {
-		if d := v.Components[i].Details; d["ApiVersion"] != "" {
-			d["ApiVersion"], d["MinAPIVersion"] = MaxAPIVersion, MinAPIVersion
+	for i, c := range v.Components {
+		if c.Name == "Engine" {
+			v.Components[i].Details = engineDetails(v, c.Details)
 		}
 	}
 	return writeJSON(w, http.StatusOK, v)
+}
+
+// engineDetails completes what clients print of the engine; what the backend said stands, except for the API's versions.
+func engineDetails(v system.VersionResponse, said map[string]string) map[string]string {
+	d := map[string]string{
+		"Os": v.Os, "Arch": v.Arch, "GitCommit": v.GitCommit, "GoVersion": v.GoVersion, "KernelVersion": v.KernelVersion, "BuildTime": v.BuildTime,
+		"Experimental": "false",
+	}
+	maps.Copy(d, said)
+	d["ApiVersion"], d["MinAPIVersion"] = MaxAPIVersion, MinAPIVersion
+	return d
 }
 
 func (h *handlers) info(w http.ResponseWriter, r *http.Request) error {

@@ -197,7 +197,7 @@ func (n *Node) ContainerInspect(_ context.Context, ref string, _ bool) (containe
 	defer n.mu.Unlock()
 	return container.InspectResponse{
 		ID: c.ID, Name: "/" + c.Name, State: &container.State{Running: c.Running, Status: "running"},
-		Config: &container.Config{Tty: c.TTY, Image: "busybox"}, HostConfig: &container.HostConfig{},
+		Config: &container.Config{Tty: c.TTY, OpenStdin: true, Image: "busybox"}, HostConfig: &container.HostConfig{},
 	}, nil
 }
 
@@ -248,7 +248,7 @@ func (n *Node) ContainerWait(_ context.Context, ref string, _ container.WaitCond
 	return c.Exit, nil
 }
 
-// ContainerAttach echoes the input until its end, then says "bye" on the error stream.
+// ContainerAttach echoes the input until its end, then says "bye" on the error stream and ends the container.
 func (n *Node) ContainerAttach(_ context.Context, ref string, o dockerapi.AttachOptions, s dockerapi.Streams) error {
 	if _, err := n.find(ref); err != nil {
 		return err
@@ -260,10 +260,11 @@ func (n *Node) ContainerAttach(_ context.Context, ref string, o dockerapi.Attach
 		}
 	}
 	if s.Stderr != nil {
-		_, err := io.WriteString(s.Stderr, "bye\n")
-		return err
+		if _, err := io.WriteString(s.Stderr, "bye\n"); err != nil {
+			return err
+		}
 	}
-	return nil
+	return n.ContainerStop(context.Background(), ref, dockerapi.StopOptions{})
 }
 
 // ContainerResize does nothing to a container that exists.
