@@ -1,0 +1,343 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/api/types/network"
+
+	"skein/runtime/image"
+)
+
+var validName = regexp.MustCompile(`^/?[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
+
+// ContainerCreate makes a container from a local image; it starts nothing.
+func (e *Engine) ContainerCreate(ctx context.Context, name string, req container.CreateRequest, platform string) (container.CreateResponse, error) {
+	if req.Config == nil {
+		return container.CreateResponse{}, invalid("config cannot be empty in order to create a container")
+	}
+	if platform != "" && platform != "linux/"+runtime.GOARCH {
+		return container.CreateResponse{}, invalid("platform %s cannot run on this linux/%s node", platform, runtime.GOARCH)
+	}
+	img, err := e.cfg.Images.Get(ctx, req.Config.Image)
+	if err != nil {
+		if cerrdefs.IsNotFound(err) {
+			return container.CreateResponse{}, notFound("No such image: %s", req.Config.Image)
+		}
+		return container.CreateResponse{}, err
+	}
+	c, warnings, err := e.create(name, req, img, "")
+	if err != nil {
+		return container.CreateResponse{}, err
+	}
+	return container.CreateResponse{ID: c.rec.ID, Warnings: warnings}, nil
+}
+
+// create validates, merges the image's configuration, and writes the record. task is the cluster task's id, if any.
+func (e *Engine) create(name string, req container.CreateRequest, img image.Image, task string) (*entry, []string, error) {
+	if req.HostConfig == nil {
+		req.HostConfig = &container.HostConfig{}
+	}
+	id := newContainerID()
+	if name == "" {
+		name = e.freeName()
+	}
+	if !validName.MatchString(name) {
+		return nil, nil, invalid("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
+	}
+	cfg, err := mergeImage(*req.Config, img)
+	if err != nil {
+		return nil, nil, err
+	}
+	hc := *req.HostConfig
+	warnings, err := e.checkHostConfig(&hc)
+	if err != nil {
+		return nil, nil, err
+	}
+	if cfg.Hostname == "" {
+		cfg.Hostname = id[:12]
+	}
+	rec := record{
+		ID: id, Name: strings.TrimPrefix(name, "/"), Created: time.Now().UTC(), Image: img.ID.String(), Config: cfg, HostConfig: &hc, Task: task,
+		State: state{Status: container.StateCreated, Clean: true},
+	}
+	if rec.Networks, err = e.endpointSettings(&hc, req.NetworkingConfig, task != ""); err != nil {
+		return nil, nil, err
+	}
+	c := &entry{rec: rec, changed: make(chan struct{})}
+	if err := e.register(c); err != nil {
+		return nil, nil, err
+	}
+	if err := os.MkdirAll(e.containerDir(id), 0o700); err == nil {
+		err = e.update(c, func(*record) {})
+	}
+	if err != nil {
+		e.unregister(c)
+		_ = os.RemoveAll(e.containerDir(id))
+		return nil, nil, fmt.Errorf("create container %s: %w", rec.Name, err)
+	}
+	e.emit(rec, events.ActionCreate, nil)
+	return c, warnings, nil
+}
+
+// mergeImage fills what the user left out from the image's configuration, as docker does.
+func mergeImage(cfg container.Config, img image.Image) (*container.Config, error) {
+	ic := img.Config.Config
+	if cfg.User == "" {
+		cfg.User = ic.User
+	}
+	if len(cfg.Entrypoint) == 0 && len(cfg.Cmd) == 0 {
+		cfg.Cmd = ic.Cmd
+	}
+	if cfg.Entrypoint == nil {
+		cfg.Entrypoint = ic.Entrypoint
+	} else if len(cfg.Entrypoint) == 1 && cfg.Entrypoint[0] == "" {
+		cfg.Entrypoint = nil
+	}
+	if len(cfg.Entrypoint)+len(cfg.Cmd) == 0 {
+		return nil, invalid("no command specified: image %s has neither CMD nor ENTRYPOINT: name a command", cfg.Image)
+	}
+	if cfg.WorkingDir == "" {
+		cfg.WorkingDir = ic.WorkingDir
+	}
+	if cfg.WorkingDir != "" && !path.IsAbs(cfg.WorkingDir) {
+		return nil, invalid("the working directory '%s' is invalid, it needs to be an absolute path", cfg.WorkingDir)
+	}
+	cfg.Env = mergeEnv(ic.Env, cfg.Env)
+	if cfg.StopSignal == "" {
+		cfg.StopSignal = ic.StopSignal
+	}
+	labels := maps.Clone(ic.Labels)
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	maps.Copy(labels, cfg.Labels)
+	cfg.Labels = labels
+	for p := range ic.ExposedPorts {
+		port, err := network.ParsePort(p)
+		if err != nil {
+			return nil, invalid("image %s exposes the invalid port %q: %v", cfg.Image, p, err)
+		}
+		if cfg.ExposedPorts == nil {
+			cfg.ExposedPorts = network.PortSet{}
+		}
+		cfg.ExposedPorts[port] = struct{}{}
+	}
+	if _, err := parseSignal(cfg.StopSignal); err != nil {
+		return nil, err
+	}
+	return &cfg, nil
+}
+
+// mergeEnv appends b's variables to a's, the later replacing the earlier; a bare name removes it.
+func mergeEnv(a, b []string) []string {
+	out := slices.Clone(a)
+	for _, kv := range b {
+		k, _, hasValue := strings.Cut(kv, "=")
+		i := slices.IndexFunc(out, func(o string) bool { return strings.HasPrefix(o, k+"=") || o == k })
+		switch {
+		case !hasValue && i >= 0:
+			out = slices.Delete(out, i, i+1)
+		case !hasValue:
+		case i >= 0:
+			out[i] = kv
+		default:
+			out = append(out, kv)
+		}
+	}
+	return out
+}
+
+// checkHostConfig refuses by name what this engine cannot do, so that no wish is dropped in silence.
+func (e *Engine) checkHostConfig(hc *container.HostConfig) (warnings []string, err error) {
+	refuse := func(set bool, what string) {
+		if set && err == nil {
+			err = notBuilt("%s is not supported by this version of skein", what)
+		}
+	}
+	refuse(hc.Init != nil && *hc.Init, "--init")
+	refuse(len(hc.VolumesFrom) > 0, "--volumes-from")
+	refuse(len(hc.Links) > 0, "--link (put both containers on a user-defined network instead)")
+	refuse(hc.UsernsMode != "", "--userns")
+	refuse(len(hc.StorageOpt) > 0, "--storage-opt")
+	refuse(len(hc.DeviceRequests) > 0, "--gpus")
+	refuse(len(hc.Devices) > 0, "--device")
+	refuse(len(hc.DeviceCgroupRules) > 0, "--device-cgroup-rule")
+	refuse(hc.CgroupParent != "", "--cgroup-parent")
+	refuse(hc.CgroupnsMode == "host", "--cgroupns=host")
+	refuse(hc.IpcMode != "" && hc.IpcMode != "private" && hc.IpcMode != "shareable", "--ipc="+string(hc.IpcMode))
+	refuse(hc.PidMode != "", "--pid="+string(hc.PidMode))
+	refuse(hc.UTSMode != "", "--uts="+string(hc.UTSMode))
+	refuse(hc.Privileged, "--privileged")
+	refuse(hc.VolumeDriver != "", "--volume-driver")
+	refuse(hc.BlkioWeight != 0 || len(hc.BlkioWeightDevice)+len(hc.BlkioDeviceReadBps)+len(hc.BlkioDeviceWriteBps)+len(hc.BlkioDeviceReadIOps)+len(hc.BlkioDeviceWriteIOps) > 0, "block I/O limits")
+	refuse(hc.CPURealtimePeriod != 0 || hc.CPURealtimeRuntime != 0, "real-time CPU limits")
+	refuse(hc.Runtime != "" && hc.Runtime != "skein", "runtime "+strconv.Quote(hc.Runtime))
+	refuse(hc.LogConfig.Type != "" && hc.LogConfig.Type != "json-file", "log driver "+strconv.Quote(hc.LogConfig.Type))
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range hc.SecurityOpt {
+		switch strings.Replace(o, ":", "=", 1) {
+		case "no-new-privileges", "no-new-privileges=true", "no-new-privileges=false", "seccomp=unconfined", "apparmor=unconfined", "label=disable":
+		default:
+			return nil, notBuilt("security option %q is not supported by this version of skein", o)
+		}
+	}
+	if err := container.ValidateRestartPolicy(hc.RestartPolicy); err != nil {
+		return nil, invalid("%v", err)
+	}
+	if hc.AutoRemove && !hc.RestartPolicy.IsNone() {
+		return nil, conflict("conflicting options: cannot specify both --restart and --rm")
+	}
+	if err := checkResources(&hc.Resources); err != nil {
+		return nil, err
+	}
+	if hc.LogConfig.Type == "" {
+		hc.LogConfig.Type = "json-file"
+	}
+	if _, _, err := logLimits(hc.LogConfig); err != nil {
+		return nil, err
+	}
+	for _, b := range hc.Binds {
+		if _, err := parseBind(b); err != nil {
+			return nil, err
+		}
+	}
+	for _, m := range hc.Mounts {
+		if err := checkMount(m); err != nil {
+			return nil, err
+		}
+	}
+	return warnings, nil
+}
+
+func checkResources(r *container.Resources) error {
+	switch {
+	case r.Memory != 0 && r.Memory < 6<<20:
+		return invalid("Minimum memory limit allowed is 6MB")
+	case r.MemorySwap > 0 && r.Memory == 0:
+		return invalid("You should always set the Memory limit when using Memoryswap limit, see usage")
+	case r.MemorySwap > 0 && r.MemorySwap < r.Memory:
+		return invalid("Minimum memoryswap limit should be larger than memory limit, see usage")
+	case r.NanoCPUs < 0 || r.NanoCPUs > int64(runtime.NumCPU())*1e9:
+		return invalid("range of CPUs is from 0.01 to %d.00, as there are only %d CPUs available", runtime.NumCPU(), runtime.NumCPU())
+	case r.NanoCPUs > 0 && (r.CPUPeriod > 0 || r.CPUQuota > 0):
+		return invalid("Conflicting options: Nano CPUs and CPU Period or Quota cannot both be set")
+	case r.CPUPeriod != 0 && (r.CPUPeriod < 1000 || r.CPUPeriod > 1000000):
+		return invalid("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)")
+	case r.CPUQuota > 0 && r.CPUQuota < 1000:
+		return invalid("CPU cfs quota can not be less than 1ms (i.e. 1000)")
+	}
+	return nil
+}
+
+func checkMount(m mount.Mount) error {
+	switch m.Type {
+	case mount.TypeBind:
+		if !path.IsAbs(m.Source) {
+			return invalid("invalid mount config for type \"bind\": invalid mount path: '%s' mount path must be absolute", m.Source)
+		}
+	case mount.TypeTmpfs:
+		if m.Source != "" {
+			return invalid("invalid mount config for type \"tmpfs\": field Source must not be specified")
+		}
+	default:
+		return notBuilt("mounts of type %q are not supported by this version of skein: use bind or tmpfs", m.Type)
+	}
+	if !path.IsAbs(m.Target) || path.Clean(m.Target) == "/" {
+		return invalid("invalid mount config for type %q: invalid mount path: '%s' mount path must be absolute and not /", m.Type, m.Target)
+	}
+	return nil
+}
+
+// parseBind reads SRC:DST[:OPTIONS].
+func parseBind(s string) (mount.Mount, error) {
+	parts := strings.Split(s, ":")
+	if len(parts) < 2 || len(parts) > 3 {
+		return mount.Mount{}, invalid("invalid volume specification: '%s'", s)
+	}
+	if !path.IsAbs(parts[0]) {
+		return mount.Mount{}, notBuilt("volume %q: named volumes are not supported by this version of skein: use an absolute path", parts[0])
+	}
+	m := mount.Mount{Type: mount.TypeBind, Source: parts[0], Target: parts[1], BindOptions: &mount.BindOptions{CreateMountpoint: true}}
+	if len(parts) == 3 {
+		for _, o := range strings.Split(parts[2], ",") {
+			switch o {
+			case "ro":
+				m.ReadOnly = true
+			case "rw", "z", "Z", "nocopy":
+			case "private", "rprivate", "shared", "rshared", "slave", "rslave":
+				m.BindOptions.Propagation = mount.Propagation(o)
+			default:
+				return mount.Mount{}, invalid("invalid mode: %s", parts[2])
+			}
+		}
+	}
+	return m, checkMount(m)
+}
+
+func logLimits(lc container.LogConfig) (maxSize int64, maxFiles int, err error) {
+	maxFiles = 1
+	for k, v := range lc.Config {
+		switch k {
+		case "max-size":
+			if maxSize, err = parseSize(v); err != nil || maxSize <= 0 {
+				return 0, 0, invalid("invalid log option max-size=%q: want a positive size such as 10m", v)
+			}
+		case "max-file":
+			if maxFiles, err = strconv.Atoi(v); err != nil || maxFiles < 1 || maxFiles > 1000 {
+				return 0, 0, invalid("invalid log option max-file=%q: want 1 to 1000", v)
+			}
+		default:
+			return 0, 0, invalid("unknown log opt '%s' for json-file log driver", k)
+		}
+	}
+	return maxSize, maxFiles, nil
+}
+
+var adjectives = []string{"brisk", "calm", "dawn", "eager", "fleet", "grey", "high", "keen", "light", "north", "quiet", "swift", "tidal", "vivid", "wild", "young"}
+var birds = []string{"avocet", "brent", "curlew", "dunlin", "eider", "gadwall", "heron", "knot", "lapwing", "merlin", "plover", "ruff", "skua", "teal", "whimbrel", "wigeon"}
+
+// freeName invents a name that no container has.
+func (e *Engine) freeName() string {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	for {
+		n := adjectives[rand.IntN(len(adjectives))] + "_" + birds[rand.IntN(len(birds))]
+		if _, taken := e.names[n]; taken {
+			n = fmt.Sprintf("%s%d", n, rand.IntN(10000))
+		}
+		if _, taken := e.names[n]; !taken {
+			return n
+		}
+	}
+}
+
+// emit publishes a container event with docker's attributes.
+func (e *Engine) emit(r record, action events.Action, extra map[string]string) {
+	attrs := maps.Clone(r.Config.Labels)
+	if attrs == nil {
+		attrs = map[string]string{}
+	}
+	attrs["image"], attrs["name"] = r.Config.Image, r.Name
+	maps.Copy(attrs, extra)
+	e.events.publish(events.Message{Type: events.ContainerEventType, Action: action, Actor: events.Actor{ID: r.ID, Attributes: attrs}})
+}
+
+var errGone = errors.New("container was removed")

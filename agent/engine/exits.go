@@ -1,0 +1,182 @@
+package engine
+
+import (
+	"context"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+
+	"skein/runtime"
+)
+
+// handleExit takes one record of the supervisor's journal. It is called in order by Run.
+func (e *Engine) handleExit(ev runtime.Event) {
+	if ev.ExecID != "" {
+		e.execs.ended(ev.ContainerID, ev.ExecID, ev.Exit)
+	} else if c := e.byID(ev.ContainerID); c != nil {
+		e.ended(c, ev.Exit)
+	}
+	e.lastEvent = ev.Seq
+	// Losing this write is harmless: records older than a container's run are ignored when they are replayed.
+	if err := writeFile(filepath.Join(e.cfg.StateDir, "last-event"), []byte(strconv.FormatUint(ev.Seq, 10))); err != nil {
+		e.log.Warn("remember the journal position", "err", err)
+	}
+}
+
+func (e *Engine) byID(id string) *entry {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	return e.containers[id]
+}
+
+// ended records the end of the current run and follows it up: clean-up, removal, restart.
+func (e *Engine) ended(c *entry, exit runtime.Exit) {
+	r := c.snapshot()
+	if !r.State.active() || exit.At.Before(r.State.StartedAt.Add(-time.Second)) {
+		return // replayed, or of an earlier run
+	}
+	e.markEnded(c, exit)
+	e.work.Go(func() error {
+		e.followUp(c)
+		return nil
+	})
+}
+
+// markEnded writes the end into the record and tells everybody who waits.
+func (e *Engine) markEnded(c *entry, exit runtime.Exit) {
+	c.mu.Lock()
+	c.exits++
+	c.mu.Unlock()
+	e.stopHealth(c)
+	code, text := exit.Code, exit.Err
+	if code == runtime.UnknownExit {
+		code, text = 255, "exit code unknown: nobody saw the process end"
+	}
+	at := exit.At.UTC()
+	if at.IsZero() {
+		at = time.Now().UTC()
+	}
+	if err := e.update(c, func(r *record) {
+		r.State.Status, r.State.Pid, r.State.ExitCode = container.StateExited, 0, code
+		r.State.OOMKilled, r.State.Error, r.State.FinishedAt = exit.OOMKilled, text, at
+	}); err != nil {
+		e.log.Error("record the end of a container", "container", c.snapshot().Name, "err", err)
+	}
+	r := c.snapshot()
+	if exit.OOMKilled {
+		e.emit(r, events.ActionOOM, nil)
+	}
+	e.emit(r, events.ActionDie, map[string]string{"exitCode": strconv.Itoa(code)})
+}
+
+// followUp cleans up after a run and applies --rm and the restart policy.
+func (e *Engine) followUp(c *entry) {
+	ctx := e.background
+	c.op.Lock()
+	defer c.op.Unlock()
+	r, _, removed, _ := c.watch()
+	if removed || r.State.active() {
+		return
+	}
+	if err := e.clean(context.WithoutCancel(ctx), c); err != nil {
+		e.log.Error("clean up after a container", "container", r.Name, "err", err)
+	}
+	if r.HostConfig.AutoRemove {
+		if err := e.remove(context.WithoutCancel(ctx), c, false); err != nil {
+			e.log.Error("remove an ended container", "container", r.Name, "err", err)
+		}
+		return
+	}
+	if e.wantsRestart(r) {
+		e.scheduleRestart(ctx, c, r)
+	}
+}
+
+func (e *Engine) wantsRestart(r record) bool {
+	if r.State.StoppedByUser || r.Task != "" {
+		return false
+	}
+	p := r.HostConfig.RestartPolicy
+	switch {
+	case p.IsAlways(), p.IsUnlessStopped():
+		return true
+	case p.IsOnFailure():
+		return r.State.ExitCode != 0 && (p.MaximumRetryCount == 0 || r.State.RestartCount < p.MaximumRetryCount)
+	}
+	return false
+}
+
+// scheduleRestart starts the container again after a delay that doubles with each short run.
+func (e *Engine) scheduleRestart(ctx context.Context, c *entry, r record) {
+	if r.State.FinishedAt.Sub(r.State.StartedAt) >= restartReset {
+		r.State.RestartCount = 0
+	}
+	delay := restartDelayFirst << min(r.State.RestartCount, 10)
+	delay = min(delay, restartDelayMax)
+	count := r.State.RestartCount + 1
+	if err := e.update(c, func(r *record) { r.State.Status, r.State.RestartCount = container.StateRestarting, count }); err != nil {
+		e.log.Error("record a restart", "container", r.Name, "err", err)
+		return
+	}
+	e.work.Go(func() error {
+		t := time.NewTimer(delay)
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return nil
+		}
+		c.op.Lock()
+		defer c.op.Unlock()
+		if now, _, removed, _ := c.watch(); removed || now.State.Status != container.StateRestarting {
+			return nil // stopped or removed meanwhile
+		}
+		if err := e.start(ctx, c); err != nil && ctx.Err() == nil {
+			e.log.Warn("restart a container", "container", r.Name, "err", err)
+			if now := c.snapshot(); e.wantsRestart(now) {
+				e.scheduleRestart(ctx, c, now)
+			}
+		}
+		return nil
+	})
+}
+
+// ContainerWait yields once when the condition holds. The wait is registered when it returns.
+func (e *Engine) ContainerWait(ctx context.Context, ref string, condition container.WaitCondition) (<-chan container.WaitResponse, error) {
+	c, err := e.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	_, exitsBefore, _, _ := c.watch()
+	out := make(chan container.WaitResponse, 1)
+	go func() { // ends with ctx or the condition
+		for {
+			r, exits, removed, changed := c.watch()
+			done := removed
+			switch condition {
+			case container.WaitConditionNextExit:
+				done = done || exits > exitsBefore
+			case container.WaitConditionRemoved:
+			default:
+				done = done || !r.State.active() && r.State.Status != container.StateRestarting
+			}
+			if done {
+				resp := container.WaitResponse{StatusCode: int64(r.State.ExitCode)}
+				if r.State.Error != "" {
+					resp.Error = &container.WaitExitError{Message: r.State.Error}
+				}
+				out <- resp
+				return
+			}
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return out, nil
+}

@@ -1,0 +1,153 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
+
+	"skein/runtime"
+)
+
+// reconcile compares the records with processes, sandboxes and snapshots, mends records, and removes what has none. Running
+// containers are adopted as they are.
+func (e *Engine) reconcile(ctx context.Context) error {
+	if err := e.cfg.Network.SetBridges(ctx, e.nets.bridges()); err != nil {
+		return fmt.Errorf("bridges: %w", err)
+	}
+	states, err := e.cfg.Supervisor.List(ctx)
+	if err != nil {
+		return err
+	}
+	alive := map[string]runtime.State{}
+	for _, s := range states {
+		alive[s.ID] = s
+		if e.byID(s.ID) == nil {
+			e.removeOrphan(ctx, s)
+		}
+	}
+	for _, c := range e.all() {
+		e.adopt(ctx, c, alive)
+	}
+	return e.removeLeftovers(ctx)
+}
+
+// adopt makes one record agree with the supervisor's word.
+func (e *Engine) adopt(ctx context.Context, c *entry, alive map[string]runtime.State) {
+	r := c.snapshot()
+	for _, b := range r.Sandbox.Bridges {
+		if l, err := e.nets.find(b.BridgeID); err == nil && !r.State.Clean {
+			_, _ = e.nets.take(l, r.ID, b.Addr4.Addr())
+		}
+	}
+	st, known := alive[r.ID]
+	running := known && (st.Status == runtime.Running || st.Status == runtime.Paused)
+	switch {
+	case running:
+		e.adoptRunning(ctx, c, r, st)
+	case r.State.active() && known && st.Status == runtime.Stopped:
+		e.markEnded(c, st.Exit)
+	case r.State.active():
+		e.markEnded(c, runtime.Exit{Code: runtime.UnknownExit})
+	case known && st.Status == runtime.Created: // crashed between create and start
+		if err := e.update(c, func(r *record) { r.State.Clean = false }); err != nil {
+			e.log.Error("adopt container", "container", r.Name, "err", err)
+		}
+	}
+}
+
+func (e *Engine) adoptRunning(ctx context.Context, c *entry, r record, st runtime.State) {
+	if r.HostConfig.NetworkMode != "host" && r.Sandbox.ID != "" {
+		if _, err := e.cfg.Network.AddSandbox(ctx, r.Sandbox); err != nil {
+			e.log.Error("mend the network of a running container", "container", r.Name, "err", err)
+		}
+	}
+	err := e.update(c, func(r *record) {
+		r.State.Pid, r.State.Clean = st.Pid, false
+		if !r.State.active() {
+			r.State.StartedAt, r.State.FinishedAt, r.State.ExitCode = st.StartedAt, st.FinishedAt, 0
+		}
+		r.State.Status = container.StateRunning
+		if st.Status == runtime.Paused {
+			r.State.Status = container.StatePaused
+		}
+	})
+	if err != nil {
+		e.log.Error("adopt container", "container", r.Name, "err", err)
+	}
+	e.startHealth(c)
+}
+
+func (e *Engine) removeOrphan(ctx context.Context, s runtime.State) {
+	e.log.Warn("removing a container without a record", "id", s.ID, "status", s.Status)
+	if s.Status == runtime.Running || s.Status == runtime.Paused {
+		if err := e.cfg.Supervisor.Signal(ctx, s.ID, 9); err != nil && !cerrdefs.IsNotFound(err) && !cerrdefs.IsFailedPrecondition(err) {
+			e.log.Error("kill orphan", "id", s.ID, "err", err)
+		}
+		e.work.Go(func() error { // its end comes with the journal; nobody else knows it
+			ch, err := e.cfg.Supervisor.Events(e.background, e.lastEvent)
+			if err != nil {
+				return nil
+			}
+			for ev := range ch {
+				if ev.ContainerID == s.ID && ev.ExecID == "" {
+					break
+				}
+			}
+			if err := e.cfg.Supervisor.Delete(context.WithoutCancel(ctx), s.ID); err != nil && !cerrdefs.IsNotFound(err) {
+				e.log.Error("delete orphan", "id", s.ID, "err", err)
+			}
+			return nil
+		})
+		return
+	}
+	if err := e.cfg.Supervisor.Delete(ctx, s.ID); err != nil && !cerrdefs.IsNotFound(err) {
+		e.log.Error("delete orphan", "id", s.ID, "err", err)
+	}
+}
+
+// removeLeftovers deletes sandboxes and snapshots without a record.
+func (e *Engine) removeLeftovers(ctx context.Context) error {
+	boxes, err := e.cfg.Network.Sandboxes()
+	if err != nil {
+		return err
+	}
+	for _, id := range boxes {
+		if e.byID(id) == nil {
+			if err := e.cfg.Network.RemoveSandbox(ctx, id); err != nil {
+				e.log.Error("remove orphan sandbox", "id", id, "err", err)
+			}
+		}
+	}
+	keys, err := e.cfg.Images.Snapshots(ctx)
+	if err != nil {
+		return err
+	}
+	for _, key := range keys {
+		if e.byID(key) == nil {
+			if err := e.cfg.Images.RemoveSnapshot(ctx, key); err != nil {
+				e.log.Error("remove orphan root filesystem", "id", key, "err", err)
+			}
+		}
+	}
+	return nil
+}
+
+// resume follows up what the last daemon could not: ended containers are cleaned, removed, restarted.
+func (e *Engine) resume() {
+	for _, c := range e.all() {
+		r := c.snapshot()
+		if r.State.active() {
+			continue
+		}
+		restart := r.State.Status == container.StateRestarting || r.HostConfig.RestartPolicy.IsAlways() && !r.State.StartedAt.IsZero()
+		if r.State.Clean && !restart && !(r.HostConfig.AutoRemove && !r.State.StartedAt.IsZero()) {
+			continue
+		}
+		e.work.Go(func() error {
+			e.followUp(c)
+			return nil
+		})
+	}
+}

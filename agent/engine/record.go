@@ -1,0 +1,181 @@
+package engine
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
+
+	"skein/overlay"
+)
+
+// record is what rests on disk of a container, one file each.
+type record struct {
+	ID         string
+	Name       string
+	Created    time.Time
+	Image      string // image id
+	Config     *container.Config
+	HostConfig *container.HostConfig
+	Networks   map[string]*network.EndpointSettings
+	Sandbox    overlay.Sandbox
+	Task       string `json:",omitempty"` // cluster task this container carries out
+	State      state
+}
+
+// state is the changing part of a record.
+type state struct {
+	Status        container.ContainerState
+	Pid           int
+	ExitCode      int
+	OOMKilled     bool
+	Error         string
+	StartedAt     time.Time
+	FinishedAt    time.Time
+	RestartCount  int
+	StoppedByUser bool // no restart policy applies
+	Clean         bool // runtime state and sandbox of the last run are removed
+}
+
+func (s state) active() bool {
+	return s.Status == container.StateRunning || s.Status == container.StatePaused
+}
+
+// entry is a container in memory.
+type entry struct {
+	op sync.Mutex // serialises start, stop, remove
+
+	mu        sync.Mutex // guards the rest; never held across I/O other than the record's file
+	rec       record
+	changed   chan struct{} // closed and replaced at each change of state
+	exits     int           // ends seen since the daemon started
+	removed   bool
+	attachers []*attacher // clients that wait for the next start
+	health    *health     // probes of the current run, nil without
+}
+
+// snapshot returns a copy of the record; maps and pointers in it are not changed after creation except through update.
+func (c *entry) snapshot() record {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.rec
+}
+
+// watch returns the record and a channel that is closed at its next change.
+func (c *entry) watch() (r record, exits int, removed bool, changed <-chan struct{}) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.rec, c.exits, c.removed, c.changed
+}
+
+// update changes the record, writes it, and wakes who watches.
+func (e *Engine) update(c *entry, f func(*record)) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.removed {
+		return nil
+	}
+	f(&c.rec)
+	err := writeJSON(filepath.Join(e.containerDir(c.rec.ID), "container.json"), c.rec)
+	close(c.changed)
+	c.changed = make(chan struct{})
+	if err != nil {
+		return fmt.Errorf("write the record of container %s: %w", c.rec.Name, err)
+	}
+	return nil
+}
+
+func (e *Engine) loadContainers() error {
+	dirs, err := os.ReadDir(filepath.Join(e.cfg.StateDir, "containers"))
+	if err != nil {
+		return fmt.Errorf("read container records: %w", err)
+	}
+	for _, d := range dirs {
+		path := filepath.Join(e.containerDir(d.Name()), "container.json")
+		b, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) { // crashed while creating or after removing
+			if err := os.RemoveAll(e.containerDir(d.Name())); err != nil {
+				return fmt.Errorf("remove the rest of container %s: %w", d.Name(), err)
+			}
+			continue
+		}
+		var r record
+		if err == nil {
+			err = json.Unmarshal(b, &r)
+		}
+		if err != nil {
+			return fmt.Errorf("container record %s: %w: move the directory away to start without this container", path, err)
+		}
+		c := &entry{rec: r, changed: make(chan struct{})}
+		e.containers[r.ID] = c
+		e.names[r.Name] = r.ID
+	}
+	if b, err := os.ReadFile(filepath.Join(e.cfg.StateDir, "last-event")); err == nil {
+		e.lastEvent, _ = strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
+	}
+	return nil
+}
+
+// writeJSON replaces path atomically and durably.
+func writeJSON(path string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return writeFile(path, b)
+}
+
+func writeFile(path string, b []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		_ = os.Remove(f.Name())
+	}
+	return err
+}
+
+func newContainerID() string {
+	var b [32]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		panic(err) // getrandom(2) does not fail
+	}
+	return hex.EncodeToString(b[:])
+}
+
+func loadID(path string) (string, error) {
+	b, err := os.ReadFile(path)
+	if err == nil {
+		return strings.TrimSpace(string(b)), nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("engine id: %w", err)
+	}
+	id := newContainerID()[:32]
+	if err := writeFile(path, []byte(id+"\n")); err != nil {
+		return "", fmt.Errorf("engine id: %w", err)
+	}
+	return id, nil
+}

@@ -1,0 +1,356 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
+
+	"skein/overlay"
+)
+
+const (
+	firstDynamicPort = 32768
+	lastDynamicPort  = 60999
+)
+
+// endpointSettings checks the wished networks when a container is created. Tasks bring theirs with the assignment.
+func (e *Engine) endpointSettings(hc *container.HostConfig, nc *network.NetworkingConfig, task bool) (map[string]*network.EndpointSettings, error) {
+	if task {
+		return map[string]*network.EndpointSettings{}, nil
+	}
+	mode := string(hc.NetworkMode)
+	if mode == "" || mode == "default" {
+		mode = defaultBridge
+		hc.NetworkMode = container.NetworkMode(mode)
+	}
+	if target, ok := strings.CutPrefix(mode, "container:"); ok {
+		if _, err := e.find(target); err != nil {
+			return nil, err
+		}
+		if len(hc.PortBindings) > 0 {
+			return nil, invalid("conflicting options: port publishing and the container type network mode")
+		}
+		return map[string]*network.EndpointSettings{}, nil
+	}
+	wished := map[string]*network.EndpointSettings{mode: {}}
+	if nc != nil {
+		for name, s := range nc.EndpointsConfig {
+			if s == nil {
+				s = &network.EndpointSettings{}
+			}
+			if name == "default" {
+				name = mode
+			}
+			wished[name] = s
+		}
+	}
+	out := map[string]*network.EndpointSettings{}
+	for name, s := range wished {
+		l, err := e.nets.find(name)
+		if err != nil {
+			return nil, err
+		}
+		if (l.Driver == "host" || l.Driver == "null") && len(wished) > 1 {
+			return nil, invalid("container cannot be connected to network %s and others at once", l.Name)
+		}
+		if s.MacAddress != nil && len(s.MacAddress) > 0 {
+			return nil, notBuilt("--mac-address is not supported by this version of skein")
+		}
+		out[l.Name] = &network.EndpointSettings{NetworkID: l.ID, Aliases: s.Aliases, IPAMConfig: s.IPAMConfig}
+		if l.Name == defaultBridge && len(s.Aliases) > 0 {
+			return nil, invalid("network-scoped alias is supported only for containers in user defined networks")
+		}
+	}
+	return out, nil
+}
+
+// connect makes the container's network namespace and returns its path; empty means the node's own.
+func (e *Engine) connect(ctx context.Context, c *entry) (string, error) {
+	r := c.snapshot()
+	mode := string(r.HostConfig.NetworkMode)
+	if r.Task == "" {
+		if mode == "host" {
+			return "", nil
+		}
+		if target, ok := strings.CutPrefix(mode, "container:"); ok {
+			o, err := e.find(target)
+			if err != nil {
+				return "", err
+			}
+			pid := o.snapshot().State.Pid
+			if pid == 0 {
+				return "", conflict("cannot join network of a non running container: %s", target)
+			}
+			return fmt.Sprintf("/proc/%d/ns/net", pid), nil
+		}
+		sb, nets, err := e.bridgeSandbox(r)
+		if err != nil {
+			e.releaseBridges(r)
+			return "", err
+		}
+		if err := e.update(c, func(r *record) { r.Sandbox, r.Networks = sb, nets }); err != nil {
+			return "", err
+		}
+		r = c.snapshot()
+	}
+	return e.cfg.Network.AddSandbox(ctx, r.Sandbox)
+}
+
+// bridgeSandbox allocates addresses and ports on the container's single-host networks.
+func (e *Engine) bridgeSandbox(r record) (overlay.Sandbox, map[string]*network.EndpointSettings, error) {
+	sb := overlay.Sandbox{ID: r.ID, SearchDNS: r.HostConfig.DNSSearch}
+	nets := map[string]*network.EndpointSettings{}
+	for _, d := range r.HostConfig.DNS {
+		sb.Upstreams = append(sb.Upstreams, netip.AddrPortFrom(d, 53))
+	}
+	ports, err := e.publish(r)
+	if err != nil {
+		return sb, nil, err
+	}
+	for _, name := range sortedKeys(r.Networks) {
+		s := *r.Networks[name]
+		l, err := e.nets.find(s.NetworkID)
+		if err != nil {
+			return sb, nil, err
+		}
+		if l.Driver == "null" {
+			nets[name] = &s
+			continue
+		}
+		var want netip.Addr
+		if s.IPAMConfig != nil {
+			want = s.IPAMConfig.IPv4Address
+		}
+		addr, err := e.nets.take(l, r.ID, want)
+		if err != nil {
+			return sb, nil, err
+		}
+		leg := overlay.BridgeLeg{BridgeID: l.ID, Addr4: addr}
+		if l.Name != defaultBridge {
+			sb.DNS = true
+			leg.Names = append([]string{r.Name, r.ID[:12], r.Config.Hostname}, s.Aliases...)
+		}
+		if len(sb.Bridges) == 0 {
+			leg.Ports = ports
+		}
+		sb.Bridges = append(sb.Bridges, leg)
+		s.EndpointID, s.Gateway, s.IPAddress, s.IPPrefixLen, s.DNSNames = r.ID, l.Gateway, addr.Addr(), addr.Bits(), leg.Names
+		nets[name] = &s
+	}
+	return sb, nets, nil
+}
+
+func (e *Engine) releaseBridges(r record) {
+	for _, s := range r.Networks {
+		e.nets.give(s.NetworkID, r.ID)
+	}
+}
+
+// disconnect removes the sandbox and releases its addresses. Idempotent.
+func (e *Engine) disconnect(ctx context.Context, c *entry) error {
+	r := c.snapshot()
+	if r.HostConfig.NetworkMode == "host" || strings.HasPrefix(string(r.HostConfig.NetworkMode), "container:") {
+		return nil
+	}
+	if err := e.cfg.Network.RemoveSandbox(ctx, r.ID); err != nil {
+		return err
+	}
+	if r.Task != "" {
+		return nil
+	}
+	e.releaseBridges(r)
+	return e.update(c, func(r *record) {
+		nets := map[string]*network.EndpointSettings{}
+		for name, s := range r.Networks {
+			nets[name] = &network.EndpointSettings{NetworkID: s.NetworkID, Aliases: s.Aliases, IPAMConfig: s.IPAMConfig}
+		}
+		r.Networks, r.Sandbox = nets, overlay.Sandbox{}
+	})
+}
+
+// publish chooses host ports for the container's bindings.
+func (e *Engine) publish(r record) ([]overlay.HostPort, error) {
+	var out []overlay.HostPort
+	bindings := network.PortMap{}
+	for p, b := range r.HostConfig.PortBindings {
+		if len(b) == 0 {
+			b = []network.PortBinding{{}}
+		}
+		bindings[p] = b
+	}
+	if r.HostConfig.PublishAllPorts {
+		for p := range r.Config.ExposedPorts {
+			if _, ok := bindings[p]; !ok {
+				bindings[p] = []network.PortBinding{{}}
+			}
+		}
+	}
+	taken := e.publishedPorts(r.ID)
+	for _, p := range sortedPorts(bindings) {
+		for _, b := range bindings[p] {
+			proto := string(p.Proto())
+			if proto != "tcp" && proto != "udp" {
+				return nil, notBuilt("publishing %s ports is not supported by this version of skein", proto)
+			}
+			n, err := e.hostPort(proto, b.HostPort, taken)
+			if err != nil {
+				return nil, fmt.Errorf("driver failed programming external connectivity on endpoint %s: %w", r.Name, err)
+			}
+			taken[portKey{proto, n}] = true
+			ip := b.HostIP
+			if ip.IsValid() && ip.IsUnspecified() {
+				ip = netip.Addr{}
+			}
+			out = append(out, overlay.HostPort{HostIP: ip, Published: n, Target: p.Num(), Protocol: proto})
+		}
+	}
+	return out, nil
+}
+
+type portKey struct {
+	proto string
+	port  uint16
+}
+
+func (e *Engine) publishedPorts(except string) map[portKey]bool {
+	taken := map[portKey]bool{}
+	for _, c := range e.all() {
+		r := c.snapshot()
+		if r.ID == except || r.State.Clean {
+			continue
+		}
+		for _, b := range r.Sandbox.Bridges {
+			for _, p := range b.Ports {
+				taken[portKey{p.Protocol, p.Published}] = true
+			}
+		}
+	}
+	return taken
+}
+
+// hostPort checks the wished port or range, or finds a free one.
+func (e *Engine) hostPort(proto, wish string, taken map[portKey]bool) (uint16, error) {
+	first, last := firstDynamicPort, lastDynamicPort
+	if wish != "" && wish != "0" {
+		lo, hi, isRange := strings.Cut(wish, "-")
+		var err error
+		if first, err = strconv.Atoi(lo); err == nil {
+			last = first
+			if isRange {
+				last, err = strconv.Atoi(hi)
+			}
+		}
+		if err != nil || first < 1 || last > 65535 || last < first {
+			return 0, invalid("invalid host port %q", wish)
+		}
+	}
+	for n := first; n <= last; n++ {
+		if taken[portKey{proto, uint16(n)}] {
+			continue
+		}
+		name, pid, inUse := e.cfg.Network.PortHolder(proto, uint16(n))
+		if !inUse {
+			return uint16(n), nil
+		}
+		if first == last {
+			return 0, conflict("Bind for 0.0.0.0:%d failed: port is already allocated: %s (pid %d) of this host listens on it", n, name, pid)
+		}
+	}
+	if first == last {
+		return 0, conflict("Bind for 0.0.0.0:%d failed: port is already allocated", first)
+	}
+	return 0, conflict("all %s ports of %d-%d are allocated", proto, first, last)
+}
+
+// writeNetworkFiles writes hosts, hostname and resolv.conf, which are bound into the container.
+func (e *Engine) writeNetworkFiles(r record) error {
+	dir := e.containerDir(r.ID)
+	var hosts bytes.Buffer
+	hosts.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
+	for _, h := range r.HostConfig.ExtraHosts {
+		name, addr, ok := strings.Cut(h, ":")
+		if !ok {
+			return invalid("invalid extra host %q: want name:address", h)
+		}
+		if addr == "host-gateway" {
+			if l, err := e.nets.find(defaultBridge); err == nil {
+				addr = l.Gateway.String()
+			}
+		}
+		fmt.Fprintf(&hosts, "%s\t%s\n", addr, name)
+	}
+	name := r.Config.Hostname
+	if r.Config.Domainname != "" {
+		name += "." + r.Config.Domainname + "\t" + r.Config.Hostname
+	}
+	for _, a := range sandboxAddrs(r.Sandbox) {
+		fmt.Fprintf(&hosts, "%s\t%s\n", a, name)
+	}
+	files := map[string][]byte{"hosts": hosts.Bytes(), "hostname": []byte(r.Config.Hostname + "\n"), "resolv.conf": resolvConf(r)}
+	for f, b := range files {
+		// In place, not by rename: a running container's bind must see it. 0644: the container's users read it.
+		if err := os.WriteFile(filepath.Join(dir, f), b, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func sandboxAddrs(s overlay.Sandbox) []netip.Addr {
+	var out []netip.Addr
+	for _, l := range s.Legs {
+		out = append(out, l.Addr4.Addr())
+		if l.Addr6.IsValid() {
+			out = append(out, l.Addr6.Addr())
+		}
+	}
+	for _, b := range s.Bridges {
+		out = append(out, b.Addr4.Addr())
+	}
+	if len(out) == 0 && s.Gateway4.IsValid() {
+		out = append(out, s.Gateway4)
+	}
+	return out
+}
+
+func resolvConf(r record) []byte {
+	var b bytes.Buffer
+	hc := r.HostConfig
+	switch {
+	case r.Sandbox.DNS:
+		b.WriteString("nameserver 127.0.0.11\n")
+	case len(hc.DNS) > 0:
+		for _, d := range hc.DNS {
+			fmt.Fprintf(&b, "nameserver %s\n", d)
+		}
+	default:
+		host, err := os.ReadFile("/etc/resolv.conf")
+		if err == nil && len(hc.DNSSearch)+len(hc.DNSOptions) == 0 {
+			return host
+		}
+		for _, line := range strings.Split(string(host), "\n") {
+			if strings.HasPrefix(line, "nameserver") {
+				b.WriteString(line + "\n")
+			}
+		}
+	}
+	if len(hc.DNSSearch) > 0 {
+		fmt.Fprintf(&b, "search %s\n", strings.Join(hc.DNSSearch, " "))
+	}
+	opts := hc.DNSOptions
+	if r.Sandbox.DNS && len(opts) == 0 {
+		opts = []string{"ndots:0"}
+	}
+	if len(opts) > 0 {
+		fmt.Fprintf(&b, "options %s\n", strings.Join(opts, " "))
+	}
+	return b.Bytes()
+}

@@ -1,0 +1,311 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	units "github.com/docker/go-units"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"skein/runtime"
+	"skein/runtime/sandbox"
+)
+
+// runtimeConfig puts the runtime's configuration together: image, user's wishes, defaults.
+func (e *Engine) runtimeConfig(ctx context.Context, r record, rootfs []runtime.Mount, netns string) (runtime.Config, error) {
+	dir := e.containerDir(r.ID)
+	spec := sandbox.DefaultSpec()
+	hc := r.HostConfig
+	spec.Root.Path = filepath.Join(dir, "rootfs")
+	spec.Root.Readonly = hc.ReadonlyRootfs
+	if err := os.MkdirAll(spec.Root.Path, 0o700); err != nil {
+		return runtime.Config{}, err
+	}
+	spec.Hostname = r.Config.Hostname
+	spec.Domainname = r.Config.Domainname
+	p := spec.Process
+	p.Terminal = r.Config.Tty
+	p.Args = append(append([]string{}, r.Config.Entrypoint...), r.Config.Cmd...)
+	p.Cwd = r.Config.WorkingDir
+	if p.Cwd == "" {
+		p.Cwd = "/"
+	}
+	user, home, err := resolveUser(rootfs, r.Config.User, hc.GroupAdd)
+	if err != nil {
+		return runtime.Config{}, err
+	}
+	p.User = user
+	p.Env = processEnv(r.Config, home)
+	if err := setCapabilities(p, hc); err != nil {
+		return runtime.Config{}, err
+	}
+	setSecurity(spec, hc)
+	setNetns(spec, netns)
+	if len(hc.Sysctls) > 0 {
+		spec.Linux.Sysctl = hc.Sysctls
+	}
+	setResources(spec, &hc.Resources)
+	if hc.OomScoreAdj != 0 {
+		p.OOMScoreAdj = &hc.OomScoreAdj
+	}
+	for _, u := range hc.Ulimits {
+		p.Rlimits = append(p.Rlimits, specs.POSIXRlimit{Type: "RLIMIT_" + strings.ToUpper(u.Name), Soft: uint64(u.Soft), Hard: uint64(u.Hard)})
+	}
+	if err := e.addMounts(spec, r); err != nil {
+		return runtime.Config{}, err
+	}
+	maxSize, maxFiles, err := logLimits(hc.LogConfig)
+	if err != nil {
+		return runtime.Config{}, err
+	}
+	return runtime.Config{
+		ID: r.ID, Spec: spec, Rootfs: rootfs, OpenStdin: r.Config.OpenStdin,
+		LogPath: e.logPath(r.ID), LogMaxSize: maxSize, LogMaxFiles: maxFiles,
+	}, nil
+}
+
+func (e *Engine) logPath(id string) string {
+	return filepath.Join(e.containerDir(id), id+"-json.log")
+}
+
+func processEnv(cfg *container.Config, home string) []string {
+	base := []string{"PATH=" + sandbox.DefaultPath, "HOSTNAME=" + cfg.Hostname}
+	if cfg.Tty {
+		base = append(base, "TERM=xterm")
+	}
+	env := mergeEnv(base, cfg.Env)
+	for _, kv := range env {
+		if strings.HasPrefix(kv, "HOME=") {
+			return env
+		}
+	}
+	return append(env, "HOME="+home)
+}
+
+func setCapabilities(p *specs.Process, hc *container.HostConfig) error {
+	have := map[string]bool{}
+	for _, c := range p.Capabilities.Bounding {
+		have[c] = true
+	}
+	norm := func(c string) string {
+		c = strings.ToUpper(c)
+		if c != "ALL" && !strings.HasPrefix(c, "CAP_") {
+			c = "CAP_" + c
+		}
+		return c
+	}
+	known := sandbox.AllCaps()
+	check := func(list []string, f func(string)) error {
+		for _, c := range list {
+			c = norm(c)
+			if c == "ALL" {
+				for _, k := range known {
+					f(k)
+				}
+				continue
+			}
+			if !contains(known, c) {
+				return invalid("invalid capability: %q is unknown or not held by this node's daemon", c)
+			}
+			f(c)
+		}
+		return nil
+	}
+	dropAll := false
+	for _, c := range hc.CapDrop {
+		dropAll = dropAll || norm(c) == "ALL"
+	}
+	if dropAll {
+		clear(have)
+	}
+	if err := check(hc.CapAdd, func(c string) { have[c] = true }); err != nil {
+		return err
+	}
+	if !dropAll {
+		if err := check(hc.CapDrop, func(c string) { delete(have, c) }); err != nil {
+			return err
+		}
+	}
+	var caps []string
+	for _, k := range known {
+		if have[k] {
+			caps = append(caps, k)
+		}
+	}
+	p.Capabilities.Bounding, p.Capabilities.Permitted, p.Capabilities.Effective = caps, caps, caps
+	p.Capabilities.Inheritable, p.Capabilities.Ambient = nil, nil
+	if p.User.UID != 0 {
+		p.Capabilities.Permitted, p.Capabilities.Effective = nil, nil
+	}
+	return nil
+}
+
+func setSecurity(spec *specs.Spec, hc *container.HostConfig) {
+	// Skein sets no_new_privs for all containers unless asked not to: file capabilities and setuid gain nothing there.
+	spec.Process.NoNewPrivileges = true
+	unconfined := false
+	for _, o := range hc.SecurityOpt {
+		switch strings.Replace(o, ":", "=", 1) {
+		case "no-new-privileges=false":
+			spec.Process.NoNewPrivileges = false
+		case "seccomp=unconfined":
+			unconfined = true
+		}
+	}
+	if unconfined {
+		spec.Linux.Seccomp = nil
+	} else {
+		spec.Linux.Seccomp = sandbox.DefaultSeccomp(spec.Process.Capabilities.Bounding)
+	}
+	if hc.MaskedPaths != nil {
+		spec.Linux.MaskedPaths = hc.MaskedPaths
+	}
+	if hc.ReadonlyPaths != nil {
+		spec.Linux.ReadonlyPaths = hc.ReadonlyPaths
+	}
+}
+
+// setNetns joins the namespace by path; empty shares the node's.
+func setNetns(spec *specs.Spec, path string) {
+	out := spec.Linux.Namespaces[:0]
+	for _, ns := range spec.Linux.Namespaces {
+		if ns.Type != specs.NetworkNamespace {
+			out = append(out, ns)
+		}
+	}
+	if path != "" {
+		out = append(out, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: path})
+	}
+	spec.Linux.Namespaces = out
+}
+
+func setResources(spec *specs.Spec, r *container.Resources) {
+	res := spec.Linux.Resources
+	if res == nil {
+		res = &specs.LinuxResources{}
+		spec.Linux.Resources = res
+	}
+	if r.Memory > 0 || r.MemoryReservation > 0 {
+		res.Memory = &specs.LinuxMemory{}
+		if r.Memory > 0 {
+			res.Memory.Limit = &r.Memory
+			swap := r.MemorySwap
+			if swap == 0 {
+				swap = 2 * r.Memory // docker's default: as much swap as memory
+			}
+			res.Memory.Swap = &swap
+		}
+		if r.MemoryReservation > 0 {
+			res.Memory.Reservation = &r.MemoryReservation
+		}
+		res.Memory.DisableOOMKiller = r.OomKillDisable
+	}
+	period, quota := uint64(r.CPUPeriod), r.CPUQuota
+	if r.NanoCPUs > 0 {
+		period, quota = 100000, r.NanoCPUs/10000
+	}
+	if period != 0 || quota != 0 || r.CPUShares != 0 || r.CpusetCpus != "" || r.CpusetMems != "" {
+		res.CPU = &specs.LinuxCPU{Cpus: r.CpusetCpus, Mems: r.CpusetMems}
+		if period != 0 {
+			res.CPU.Period = &period
+		}
+		if quota != 0 {
+			res.CPU.Quota = &quota
+		}
+		if r.CPUShares != 0 {
+			s := uint64(r.CPUShares)
+			res.CPU.Shares = &s
+		}
+	}
+	if r.PidsLimit != nil && *r.PidsLimit > 0 {
+		res.Pids = &specs.LinuxPids{Limit: r.PidsLimit}
+	}
+}
+
+// addMounts appends the engine's files, binds and tmpfs, shallow targets first.
+func (e *Engine) addMounts(spec *specs.Spec, r record) error {
+	dir := e.containerDir(r.ID)
+	for _, f := range []string{"hosts", "hostname", "resolv.conf"} {
+		spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/etc/" + f, Type: "bind", Source: filepath.Join(dir, f), Options: []string{"bind", "rprivate"}})
+	}
+	var user []specs.Mount
+	for _, b := range r.HostConfig.Binds {
+		m, err := parseBind(b)
+		if err != nil {
+			return err
+		}
+		sm, err := bindMount(m)
+		if err != nil {
+			return err
+		}
+		user = append(user, sm)
+	}
+	for _, m := range r.HostConfig.Mounts {
+		if m.Type == mount.TypeTmpfs {
+			user = append(user, tmpfsMount(m.Target, m.TmpfsOptions))
+			continue
+		}
+		sm, err := bindMount(m)
+		if err != nil {
+			return err
+		}
+		user = append(user, sm)
+	}
+	for target, opts := range r.HostConfig.Tmpfs {
+		o := []string{"nosuid", "nodev", "noexec"}
+		if opts != "" {
+			o = append(o, strings.Split(opts, ",")...)
+		}
+		user = append(user, specs.Mount{Destination: target, Type: "tmpfs", Source: "tmpfs", Options: o})
+	}
+	sortByDepth(user)
+	if r.HostConfig.ShmSize > 0 {
+		for i := range spec.Mounts {
+			if spec.Mounts[i].Destination == "/dev/shm" {
+				spec.Mounts[i].Options = []string{"nosuid", "noexec", "nodev", "mode=1777", fmt.Sprintf("size=%d", r.HostConfig.ShmSize)}
+			}
+		}
+	}
+	spec.Mounts = append(spec.Mounts, user...)
+	return nil
+}
+
+func bindMount(m mount.Mount) (specs.Mount, error) {
+	if _, err := os.Stat(m.Source); err != nil {
+		if !os.IsNotExist(err) || m.BindOptions == nil || !m.BindOptions.CreateMountpoint {
+			return specs.Mount{}, invalid("invalid mount config for type \"bind\": bind source path does not exist: %s", m.Source)
+		}
+		if err := os.MkdirAll(m.Source, 0o755); err != nil {
+			return specs.Mount{}, fmt.Errorf("create bind source %s: %w", m.Source, err)
+		}
+	}
+	opts := []string{"rbind"}
+	if m.ReadOnly {
+		opts = append(opts, "ro")
+	}
+	prop := "rprivate"
+	if m.BindOptions != nil && m.BindOptions.Propagation != "" {
+		prop = string(m.BindOptions.Propagation)
+	}
+	return specs.Mount{Destination: m.Target, Type: "bind", Source: m.Source, Options: append(opts, prop)}, nil
+}
+
+func tmpfsMount(target string, o *mount.TmpfsOptions) specs.Mount {
+	opts := []string{"nosuid", "nodev", "noexec"}
+	if o != nil {
+		if o.SizeBytes > 0 {
+			opts = append(opts, fmt.Sprintf("size=%d", o.SizeBytes))
+		}
+		if o.Mode != 0 {
+			opts = append(opts, fmt.Sprintf("mode=%o", o.Mode))
+		}
+	}
+	return specs.Mount{Destination: target, Type: "tmpfs", Source: "tmpfs", Options: opts}
+}
+
+func parseSize(s string) (int64, error) { return units.RAMInBytes(s) }

@@ -1,0 +1,131 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+
+	"skein/agent"
+	"skein/manager/api"
+	"skein/overlay"
+)
+
+// SetTables turns the cluster's tables into the overlay's configuration and applies it (agent.Network).
+func (e *Engine) SetTables(ctx context.Context, t agent.Tables) map[string]error {
+	cfg, bad := overlayConfig(t)
+	applied, err := e.cfg.Network.Set(ctx, cfg)
+	if err != nil {
+		all := map[string]error{api.MeshTable: err}
+		for id := range t.Networks {
+			all[id] = err
+		}
+		return all
+	}
+	for id, err := range applied {
+		if err != nil {
+			bad[id] = err
+		}
+	}
+	return bad
+}
+
+// overlayConfig is pure. Records that cannot be read are left out, and the table they are of is reported.
+func overlayConfig(t agent.Tables) (overlay.Config, map[string]error) {
+	bad := map[string]error{}
+	cfg := overlay.Config{DataPort: uint16(t.DataPort)}
+	var err error
+	if cfg.MeshPool, err = netip.ParsePrefix(t.MeshPool); err != nil {
+		bad[api.MeshTable] = fmt.Errorf("mesh pool %q: %w", t.MeshPool, err)
+	}
+	for _, idx := range sortedKeys(t.Mesh.Nodes) {
+		n := t.Mesh.Nodes[idx]
+		a, err := netip.ParseAddr(n.UnderlayAddr)
+		if err != nil {
+			bad[api.MeshTable] = fmt.Errorf("node %s: address %q: %w", n.NodeId, n.UnderlayAddr, err)
+			continue
+		}
+		node := overlay.Node{Index: n.Index, Hostname: n.Hostname, Underlay: a}
+		if n.Index == t.NodeIndex {
+			cfg.Self = node
+		} else {
+			cfg.Peers = append(cfg.Peers, node)
+		}
+	}
+	cfg.Mesh = meshConfig(t.Mesh, t.NodeIndex)
+	for _, id := range sortedKeys(t.Networks) {
+		n, err := networkConfig(t.Networks[id])
+		if err != nil {
+			bad[id] = err
+			continue
+		}
+		cfg.Networks = append(cfg.Networks, n)
+	}
+	return cfg, bad
+}
+
+func meshConfig(t agent.Table, self uint32) overlay.Mesh {
+	var m overlay.Mesh
+	backends := map[string][]overlay.Backend{}
+	for _, id := range sortedKeys(t.Endpoints) {
+		ep := t.Endpoints[id]
+		b := overlay.Backend{EndpointID: ep.TaskId, Node: ep.NodeIndex, Addr4: addr(ep.Addr4), Addr6: addr(ep.Addr6)}
+		if ep.State == string(overlay.Ready) {
+			backends[ep.ServiceId] = append(backends[ep.ServiceId], b)
+		}
+		if ep.NodeIndex != self || ep.State != string(overlay.Ready) {
+			continue
+		}
+		for _, p := range ep.HostPorts {
+			m.Ports = append(m.Ports, overlay.PublishedPort{
+				ServiceID: ep.ServiceId, Protocol: p.Protocol, Published: uint16(p.Published), Target: uint16(p.Target), Local: true, Backends: []overlay.Backend{b},
+			})
+		}
+	}
+	for _, id := range sortedKeys(t.Services) {
+		for _, p := range t.Services[id].Ports {
+			if p.Mode == "host" || p.Published == 0 {
+				continue
+			}
+			m.Ports = append(m.Ports, overlay.PublishedPort{
+				ServiceID: id, Protocol: p.Protocol, Published: uint16(p.Published), Target: uint16(p.Target), Backends: backends[id],
+			})
+		}
+	}
+	return m
+}
+
+func networkConfig(t agent.Table) (overlay.Network, error) {
+	rec := t.Network
+	if rec == nil {
+		return overlay.Network{}, fmt.Errorf("the table carries no network record")
+	}
+	n := overlay.Network{ID: rec.Id, Name: rec.Name, VNI: rec.Vni, MTU: int(rec.Mtu), Internal: rec.Internal}
+	var err error
+	if n.Subnet4, err = netip.ParsePrefix(rec.Subnet4); err != nil {
+		return n, fmt.Errorf("network %s: subnet %q: %w", rec.Name, rec.Subnet4, err)
+	}
+	if rec.Subnet6 != "" {
+		if n.Subnet6, err = netip.ParsePrefix(rec.Subnet6); err != nil {
+			return n, fmt.Errorf("network %s: subnet %q: %w", rec.Name, rec.Subnet6, err)
+		}
+	}
+	for _, id := range sortedKeys(t.Services) {
+		s := t.Services[id]
+		n.Services = append(n.Services, overlay.Service{
+			ID: id, Names: append([]string{s.Name}, s.Aliases...), VIP4: addr(s.Vip4), VIP6: addr(s.Vip6), DNSRR: s.Dnsrr,
+		})
+	}
+	for _, id := range sortedKeys(t.Endpoints) {
+		ep := t.Endpoints[id]
+		n.Endpoints = append(n.Endpoints, overlay.Endpoint{
+			ID: id, ServiceID: ep.ServiceId, Node: ep.NodeIndex, Addr4: addr(ep.Addr4), Addr6: addr(ep.Addr6), State: overlay.EndpointState(ep.State), Names: ep.Names,
+		})
+	}
+	return n, nil
+}
+
+// addr reads a plain address; what is none is the zero Addr, which the overlay takes as "has none".
+func addr(s string) netip.Addr {
+	a, _ := netip.ParseAddr(s)
+	return a
+}

@@ -1,0 +1,116 @@
+package dev
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"skein/runtime/cgroup"
+)
+
+// Enter runs inside a node what follows it: hidden verb `dev-enter`, executed by the parent that starts daemons and shells. It moves the
+// calling process into the node's namespaces and cgroup and replaces it with argv.
+type Enter struct {
+	Netns   string // path
+	RunDir  string // becomes /run in a new mount namespace
+	MountOf int    // or: join the mount namespace of this process
+	Cgroup  string // joined before anything else; empty: not
+	Argv    []string
+	Env     []string
+}
+
+// Exec does it; it returns only on error.
+func (x Enter) Exec() error {
+	runtime.LockOSThread() // the namespaces are this thread's; execve keeps them
+	if x.Cgroup != "" {
+		if err := cgroup.Join(x.Cgroup, os.Getpid()); err != nil {
+			return fmt.Errorf("join cgroup %s: %w", x.Cgroup, err)
+		}
+	}
+	ns, err := os.Open(x.Netns)
+	if err != nil {
+		return fmt.Errorf("enter network namespace: %w", err)
+	}
+	defer ns.Close()
+	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter network namespace %s: %w", x.Netns, err)
+	}
+	if x.MountOf != 0 {
+		err = joinMounts(x.MountOf)
+	} else {
+		err = newMounts(x.RunDir)
+	}
+	if err != nil {
+		return err
+	}
+	return unix.Exec(x.Argv[0], x.Argv, x.Env)
+}
+
+// joinMounts enters the mount namespace of a living process of the node.
+func joinMounts(pid int) error {
+	f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/ns/mnt")
+	if err != nil {
+		return fmt.Errorf("enter mount namespace: %w", err)
+	}
+	defer f.Close()
+	if err := unix.Unshare(unix.CLONE_FS); err != nil { // setns(2): a thread that shares its root cannot change it
+		return err
+	}
+	if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("enter mount namespace of process %d: %w", pid, err)
+	}
+	return nil
+}
+
+// newMounts makes a mount namespace whose /run is the node's, and whose /sys shows the node's own network devices.
+func newMounts(runDir string) error {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("new mount namespace: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("private mounts: %w", err)
+	}
+	if err := unix.Mount(runDir, "/run", "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mount %s on /run: %w", runDir, err)
+	}
+	return nil
+}
+
+// supervisorPID asks the kernel who listens on the node's supervisor socket; 0 when nobody does.
+func (c *Cluster) supervisorPID(n *Node) int {
+	conn, err := net.Dial("unix", c.supervisor(n))
+	if err != nil {
+		return 0
+	}
+	defer conn.Close()
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return 0
+	}
+	pid := 0
+	_ = raw.Control(func(fd uintptr) {
+		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+			pid = int(cred.Pid)
+		}
+	})
+	return pid
+}
+
+// inside returns a living process whose mount namespace is the node's.
+func (c *Cluster) inside(n *Node) (int, error) {
+	if pid := c.daemonPID(n); pid != 0 {
+		return pid, nil
+	}
+	if pid := c.supervisorPID(n); pid != 0 {
+		return pid, nil
+	}
+	return 0, errors.New("node " + n.Name + " does not run: start it with `skein dev start " + n.Name + "`")
+}
+
+func netnsPath(n *Node) string { return filepath.Join(netnsDir, n.Namespace) }
