@@ -1,0 +1,220 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	"skein/agent/task"
+	"skein/manager/api"
+)
+
+// Config of an Agent.
+type Config struct {
+	// Who this node is, as managers and other nodes see it.
+	NodeID       string
+	Hostname     string
+	UnderlayAddr string // address VXLAN packets go to
+	RPCAddr      string // host:port of the node-to-node listener
+	// StateDir holds agent.journal: what managers said last, for a restart without them.
+	StateDir string
+	// Seeds are addresses of managers to begin with; later the managers' own list is used first.
+	Seeds []string
+	// Dial makes a connection of this session's own, which the agent closes. It should not wait for the connection to stand.
+	Dial     func(ctx context.Context, addr string) (*grpc.ClientConn, error)
+	Executor task.Executor
+	Network  Network
+	// OnManagers and OnNode, where set, are told the managers and this node's record (role, availability) whenever they may have
+	// changed. They must not block.
+	OnManagers func([]*api.ManagerPeer)
+	OnNode     func(*api.NodeRecord)
+	Log        *slog.Logger
+}
+
+func (c *Config) validate() error {
+	switch {
+	case c.NodeID == "":
+		return errors.New("agent: no node id")
+	case c.StateDir == "":
+		return errors.New("agent: no state directory")
+	case c.Dial == nil || c.Executor == nil || c.Network == nil:
+		return errors.New("agent: Dial, Executor and Network are needed")
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+// Agent is this node's side of the session with the managers.
+type Agent struct {
+	cfg    Config
+	tasks  *task.Manager
+	outbox *outbox
+	tables *applier
+	file   *journal
+
+	mu     sync.Mutex
+	known  *knowledge
+	status Status
+}
+
+// Status tells how the session stands.
+type Status struct {
+	Connected bool
+	Leader    string // address of the manager of the session, or of the last one
+	SessionID string
+	Since     time.Time // of being connected, or not
+	Err       string    // why it is not connected
+	Applied   map[string]uint64
+	Failed    map[string]string // tables that could not be applied, with the reason
+}
+
+// New loads what managers said before the last end of the daemon. It starts nothing.
+func New(cfg Config) (*Agent, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	a := &Agent{cfg: cfg, outbox: newOutbox(), known: newKnowledge()}
+	a.tasks = task.New(task.Config{Executor: cfg.Executor, Report: a.report, Log: cfg.Log})
+	a.tables = newApplier(cfg.Network, a.currentTables, cfg.Log)
+	file, err := openJournal(filepath.Join(cfg.StateDir, "agent.journal"), a.replay)
+	if err != nil {
+		return nil, fmt.Errorf("agent: %w", err)
+	}
+	a.file = file
+	return a, nil
+}
+
+// Run applies what is known, runs the tasks, and keeps a session with the leader until ctx ends. Containers outlive it.
+func (a *Agent) Run(ctx context.Context) error {
+	defer a.file.close()
+	a.mu.Lock()
+	a.status.Since = time.Now()
+	assignments, networks := a.known.assigned()
+	reports := maps.Clone(a.known.reports)
+	managers := a.known.managers
+	a.mu.Unlock()
+	if len(assignments) > 0 {
+		a.tasks.Set(task.Set{Assignments: assignments, Networks: networks, Known: reports})
+	}
+	if len(managers) > 0 && a.cfg.OnManagers != nil {
+		a.cfg.OnManagers(managers)
+	}
+	a.tables.poke() // the data plane first: it must work without managers
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.tables.run(ctx) })
+	g.Go(func() error { return a.tasks.Run(ctx) })
+	g.Go(func() error { return a.connect(ctx) })
+	return g.Wait()
+}
+
+// Status returns how the session and the tables stand.
+func (a *Agent) Status() Status {
+	a.mu.Lock()
+	s := a.status
+	a.mu.Unlock()
+	s.Applied, s.Failed = a.tables.state()
+	return s
+}
+
+// Managers returns the managers as last heard.
+func (a *Agent) Managers() []*api.ManagerPeer {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.known.managers
+}
+
+// Reports returns what is known of each task that is assigned to this node.
+func (a *Agent) Reports() []*api.TaskReport { return a.tasks.Reports() }
+
+// report takes a task's report: to the managers at once, to the journal where a restart must not forget it.
+func (a *Agent) report(r *api.TaskReport) {
+	if api.TaskState(r.State) >= api.TaskRunning {
+		a.file.write(func() ([]frame, bool) {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			if a.known.assignments[r.TaskId] == nil {
+				return nil, false
+			}
+			a.known.reports[r.TaskId] = r
+			return []frame{{kind: frameReports, msg: &api.StatusBatch{Reports: []*api.TaskReport{r}}}}, true
+		}, a.everything, a.cfg.Log)
+	}
+	a.outbox.add(r)
+}
+
+// receive takes one message of the managers: merged, written down, then acted upon.
+func (a *Agent) receive(m *api.ManagerMessage) error {
+	var err error
+	a.file.write(func() ([]frame, bool) {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if err = a.known.merge(m); err != nil {
+			return nil, false
+		}
+		return []frame{{kind: frameManager, msg: m}}, m.GetHeartbeat() == nil
+	}, a.everything, a.cfg.Log)
+	if err != nil {
+		return err
+	}
+	switch k := m.Kind.(type) {
+	case *api.ManagerMessage_Welcome:
+		if a.cfg.OnNode != nil && k.Welcome.Node != nil {
+			a.cfg.OnNode(k.Welcome.Node)
+		}
+		a.tables.poke()
+	case *api.ManagerMessage_Assignments:
+		a.assign(k.Assignments)
+	case *api.ManagerMessage_Table:
+		a.tables.poke()
+	case *api.ManagerMessage_Managers:
+		if a.cfg.OnManagers != nil {
+			a.cfg.OnManagers(k.Managers.Managers)
+		}
+	}
+	return nil
+}
+
+func (a *Agent) assign(u *api.AssignmentUpdate) {
+	if u.Full {
+		a.tasks.Set(task.Set{Assignments: u.Set, Networks: u.Networks, Confirmed: true})
+		return
+	}
+	a.tasks.Update(u.Set, u.Removed, u.Networks)
+}
+
+// replay merges a frame of the journal while it is loaded. A frame that does not fit is skipped: managers will say it again.
+func (a *Agent) replay(f frame) {
+	switch m := f.msg.(type) {
+	case *api.ManagerMessage:
+		if err := a.known.merge(m); err != nil {
+			a.cfg.Log.Warn("skip a message in the agent's journal", "err", err)
+		}
+	case *api.StatusBatch:
+		for _, r := range m.Reports {
+			a.known.reports[r.TaskId] = r
+		}
+	}
+}
+
+// everything is the whole knowledge as frames, for a journal that has grown.
+func (a *Agent) everything() []frame {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.known.frames()
+}
+
+func (a *Agent) currentTables() (Tables, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.known.tables()
+}

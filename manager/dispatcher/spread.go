@@ -1,0 +1,267 @@
+package dispatcher
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/swarm"
+	"google.golang.org/protobuf/proto"
+
+	"skein/manager/api"
+	"skein/manager/store"
+)
+
+func errNodeRemoved(id string) error {
+	return api.Errorf(errdefs.ErrPermissionDenied, "node %s was removed from the cluster", id)
+}
+
+// spread is what goes to many nodes: the endpoint tables, and who waits for what.
+type spread struct {
+	tables      map[string]*table
+	nodes       map[uint32]*api.NodeEndpoint
+	services    map[string]map[string]*api.ServiceEndpoint // service → table → record
+	stopping    map[string]struct{}                        // tasks whose drain is not settled
+	resubscribe map[*node]struct{}                         // nodes whose needed tables may have changed
+	reassign    map[*node]struct{}                         // nodes with changed assignments
+}
+
+func newSpread() *spread {
+	s := &spread{
+		tables: map[string]*table{}, nodes: map[uint32]*api.NodeEndpoint{}, services: map[string]map[string]*api.ServiceEndpoint{},
+		stopping: map[string]struct{}{}, resubscribe: map[*node]struct{}{}, reassign: map[*node]struct{}{},
+	}
+	s.tables[api.MeshTable] = newTable(api.MeshTable)
+	return s
+}
+
+// table is one endpoint table; changed holds the keys that differ from what was sent last.
+type table struct {
+	id        string
+	version   uint64 // store version of its newest content
+	network   *store.Network
+	nodes     map[uint32]int // endpoints per node index (mesh: one for being a node)
+	services  map[string]*api.ServiceEndpoint
+	endpoints map[string]*api.TaskEndpoint
+	draining  map[string]uint64 // endpoint → version since which it is out of rotation; 0: with the next one
+	changed   tableChanges
+}
+
+type tableChanges struct {
+	any       bool
+	network   bool
+	nodes     map[uint32]struct{}
+	services  map[string]struct{}
+	endpoints map[string]struct{}
+}
+
+func newTableChanges() tableChanges {
+	return tableChanges{nodes: map[uint32]struct{}{}, services: map[string]struct{}{}, endpoints: map[string]struct{}{}}
+}
+
+func newTable(id string) *table {
+	return &table{
+		id: id, nodes: map[uint32]int{}, services: map[string]*api.ServiceEndpoint{}, endpoints: map[string]*api.TaskEndpoint{},
+		draining: map[string]uint64{}, changed: newTableChanges(),
+	}
+}
+
+func (t *table) ref(index uint32, by int) {
+	was := t.nodes[index]
+	t.nodes[index] = was + by
+	if t.nodes[index] <= 0 {
+		delete(t.nodes, index)
+	}
+	if was == 0 || was+by <= 0 {
+		t.changed.any = true
+		t.changed.nodes[index] = struct{}{}
+	}
+}
+
+func (s *spread) setNetwork(id string, rec *store.Network) {
+	t := s.tables[id]
+	if rec == nil {
+		delete(s.tables, id)
+		return
+	}
+	if t == nil {
+		t = newTable(id)
+		s.tables[id] = t
+	}
+	if !proto.Equal(t.network, rec) {
+		t.network = rec
+		t.changed.any, t.changed.network = true, true
+	}
+}
+
+func (s *spread) setNode(rec *store.Node) {
+	e := &api.NodeEndpoint{Index: rec.Index, NodeId: rec.Id, UnderlayAddr: rec.UnderlayAddr, Hostname: rec.Hostname}
+	old := s.nodes[rec.Index]
+	if proto.Equal(old, e) {
+		return
+	}
+	s.nodes[rec.Index] = e
+	if old == nil {
+		s.tables[api.MeshTable].ref(rec.Index, +1)
+	}
+	for _, t := range s.tables {
+		if t.nodes[rec.Index] > 0 {
+			t.changed.any = true
+			t.changed.nodes[rec.Index] = struct{}{}
+		}
+	}
+}
+
+func (s *spread) removeNode(index uint32) {
+	if s.nodes[index] == nil {
+		return
+	}
+	s.tables[api.MeshTable].ref(index, -1)
+	delete(s.nodes, index)
+}
+
+// setService brings a service's records in the tables up to date; it tells whether its tasks' endpoints have to be looked at.
+func (s *spread) setService(id string, svc *store.Service) bool {
+	old, now := s.services[id], serviceRecords(svc)
+	for table := range old {
+		if t := s.tables[table]; t != nil && now[table] == nil {
+			delete(t.services, id)
+			t.changed.any = true
+			t.changed.services[id] = struct{}{}
+		}
+	}
+	for table, rec := range now {
+		if t := s.tables[table]; t != nil && !proto.Equal(t.services[id], rec) {
+			t.services[id] = rec
+			t.changed.any = true
+			t.changed.services[id] = struct{}{}
+		}
+	}
+	if len(now) == 0 {
+		delete(s.services, id)
+	} else {
+		s.services[id] = now
+	}
+	return !maps.EqualFunc(old, now, func(a, b *api.ServiceEndpoint) bool { return proto.Equal(a, b) })
+}
+
+// serviceRecords are a service's records by table: names and VIP on each network, published ports on the mesh.
+func serviceRecords(svc *store.Service) map[string]*api.ServiceEndpoint {
+	out := map[string]*api.ServiceEndpoint{}
+	if svc == nil {
+		return out
+	}
+	dnsrr := svc.Spec.EndpointSpec != nil && svc.Spec.EndpointSpec.Mode == swarm.ResolutionModeDNSRR
+	for _, n := range svc.Spec.TaskTemplate.Networks {
+		out[n.Target] = &api.ServiceEndpoint{ServiceId: svc.Id, Name: svc.Name, Aliases: n.Aliases, Dnsrr: dnsrr}
+	}
+	for _, v := range svc.Vips {
+		e := out[v.NetworkId]
+		if e == nil {
+			e = &api.ServiceEndpoint{ServiceId: svc.Id, Name: svc.Name, Dnsrr: dnsrr}
+			out[v.NetworkId] = e
+		}
+		e.Vip4, e.Vip6 = v.Addr4, v.Addr6
+	}
+	if len(svc.Ports) > 0 {
+		out[api.MeshTable] = &api.ServiceEndpoint{ServiceId: svc.Id, Name: svc.Name, Ports: svc.Ports}
+	}
+	return out
+}
+
+func (s *spread) setEndpoint(id string, e *api.TaskEndpoint) {
+	t := s.tables[id]
+	if t == nil {
+		return
+	}
+	old := t.endpoints[e.TaskId]
+	if proto.Equal(old, e) {
+		return
+	}
+	t.ref(e.NodeIndex, +1)
+	if old != nil {
+		t.ref(old.NodeIndex, -1)
+	}
+	t.endpoints[e.TaskId] = e
+	t.changed.any = true
+	t.changed.endpoints[e.TaskId] = struct{}{}
+	if e.State != stateDraining {
+		delete(t.draining, e.TaskId)
+	} else if _, since := t.draining[e.TaskId]; !since {
+		t.draining[e.TaskId] = 0
+	}
+}
+
+func (s *spread) removeEndpoint(id, task string) {
+	t := s.tables[id]
+	if t == nil || t.endpoints[task] == nil {
+		return
+	}
+	t.ref(t.endpoints[task].NodeIndex, -1)
+	delete(t.endpoints, task)
+	delete(t.draining, task)
+	t.changed.any = true
+	t.changed.endpoints[task] = struct{}{}
+}
+
+// States of an endpoint in a table.
+const (
+	stateStarting = "starting"
+	stateReady    = "ready"
+	stateDraining = "draining"
+)
+
+// endpoint is a task as a table shows it.
+func (d *Dispatcher) endpoint(tx store.ReadTx, t *store.Task, table string) *api.TaskEndpoint {
+	n := d.nodes[t.NodeID]
+	e := &api.TaskEndpoint{TaskId: t.ID, ServiceId: t.ServiceID, NodeIndex: n.rec.Index, State: stateStarting}
+	switch {
+	case t.Desired >= api.TaskShutdown || n.rec.Status.GetState() == nodeDown:
+		e.State = stateDraining
+	case t.State == api.TaskRunning:
+		e.State = stateReady
+	}
+	if table == api.MeshTable {
+		e.Addr4, e.Addr6 = plain(t.Gateway4), plain(t.Gateway6)
+		e.HostPorts = t.HostPorts
+		return e
+	}
+	svc := tx.Service(t.ServiceID)
+	e.Names = taskNames(t, svc)
+	for _, a := range t.Attachments {
+		if a.NetworkId != table {
+			continue
+		}
+		e.Addr4, e.Addr6 = bare(a.Addr4), bare(a.Addr6)
+		for _, alias := range a.Aliases {
+			if svc == nil || !serviceAlias(svc, alias) {
+				e.Names = append(e.Names, alias)
+			}
+		}
+	}
+	return e
+}
+
+// taskNames are docker's names of a task's container.
+func taskNames(t *store.Task, svc *store.Service) []string {
+	var names []string
+	if svc != nil {
+		where := fmt.Sprint(t.Slot)
+		if t.Slot == 0 {
+			where = t.NodeID
+		}
+		names = append(names, svc.Name+"."+where+"."+t.ID)
+	}
+	if id := t.Status.GetContainerId(); len(id) >= 12 {
+		names = append(names, id[:12])
+	}
+	return names
+}
+
+func serviceAlias(svc *store.Service, alias string) bool {
+	if alias == svc.Name {
+		return true
+	}
+	return slices.ContainsFunc(svc.Spec.TaskTemplate.Networks, func(n swarm.NetworkAttachmentConfig) bool { return slices.Contains(n.Aliases, alias) })
+}
