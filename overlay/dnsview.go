@@ -1,0 +1,255 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"skein/overlay/dns"
+	"skein/overlay/link"
+)
+
+const (
+	dnsStorePrefix = "dns/"
+	dnsAddr        = "127.0.0.11:53"
+)
+
+// serveDNS answers in the sandbox if it wants that. Sockets of an earlier daemon are taken from the store with what waits in them.
+func (d *Driver) serveDNS(ctx context.Context, ns *link.NS, s Sandbox) error {
+	if !s.DNS {
+		return d.stopDNS(ctx, s.ID)
+	}
+	zones := d.zones()
+	if d.dns.Serves(s.ID) {
+		d.refreshViews(zones)
+		return nil
+	}
+	udp, tcp, err := d.dnsSockets(ctx, ns, s.ID)
+	if err != nil {
+		return fmt.Errorf("open DNS sockets: %w", err)
+	}
+	if err := d.dns.Add(s.ID, d.view(s, zones), udp, tcp); err != nil {
+		udp.Close()
+		tcp.Close()
+		return err
+	}
+	if len(s.Bridges) > 0 { // others on the bridge learn its names
+		d.refreshViews(zones)
+	}
+	return nil
+}
+
+func (d *Driver) dnsSockets(ctx context.Context, ns *link.NS, id string) (net.PacketConn, net.Listener, error) {
+	if udp, tcp, ok := d.storedSockets(id); ok {
+		return udp, tcp, nil
+	}
+	var udp net.PacketConn
+	var tcp net.Listener
+	// A container's own server on 0.0.0.0:53 must not be refused because of ours.
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		return c.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
+	}}
+	err := ns.Do(func() (err error) {
+		if udp, err = lc.ListenPacket(ctx, "udp4", dnsAddr); err != nil {
+			return err
+		}
+		if tcp, err = lc.Listen(ctx, "tcp4", dnsAddr); err != nil {
+			udp.Close()
+		}
+		return err
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := d.storeSockets(ctx, id, udp, tcp); err != nil {
+		udp.Close()
+		tcp.Close()
+		return nil, nil, err
+	}
+	return udp, tcp, nil
+}
+
+func (d *Driver) storeSockets(ctx context.Context, id string, udp net.PacketConn, tcp net.Listener) error {
+	if d.opts.FDStore == nil {
+		return nil
+	}
+	for name, c := range map[string]any{"udp": udp, "tcp": tcp} {
+		raw, err := c.(syscall.Conn).SyscallConn()
+		if err != nil {
+			return err
+		}
+		var stored error
+		if err := raw.Control(func(fd uintptr) { stored = d.opts.FDStore.StoreFD(ctx, dnsStorePrefix+id+"/"+name, int(fd)) }); err != nil {
+			return err
+		}
+		if stored != nil {
+			return fmt.Errorf("keep DNS socket: %w", stored)
+		}
+	}
+	return nil
+}
+
+// storedSockets takes a sandbox's sockets from those loaded at start, if both are there.
+func (d *Driver) storedSockets(id string) (net.PacketConn, net.Listener, bool) {
+	take := func(proto string) *os.File {
+		name := dnsStorePrefix + id + "/" + proto
+		fd, ok := d.stored[name]
+		if !ok {
+			return nil
+		}
+		delete(d.stored, name)
+		return os.NewFile(uintptr(fd), name)
+	}
+	fu, ft := take("udp"), take("tcp")
+	defer fu.Close()
+	defer ft.Close()
+	if fu == nil || ft == nil {
+		return nil, nil, false
+	}
+	udp, err := net.FilePacketConn(fu)
+	if err != nil {
+		d.log.Warn("stored DNS socket not usable", "container", id, "error", err)
+		return nil, nil, false
+	}
+	tcp, err := net.FileListener(ft)
+	if err != nil {
+		udp.Close()
+		d.log.Warn("stored DNS socket not usable", "container", id, "error", err)
+		return nil, nil, false
+	}
+	return udp, tcp, true
+}
+
+func (d *Driver) stopDNS(ctx context.Context, id string) error {
+	served := d.dns.Serves(id)
+	d.dns.Remove(id)
+	var err error
+	for _, proto := range []string{"udp", "tcp"} {
+		name := dnsStorePrefix + id + "/" + proto
+		fd, stored := d.stored[name]
+		if stored {
+			unix.Close(fd)
+			delete(d.stored, name)
+		}
+		if d.opts.FDStore != nil && (stored || served) {
+			err = errors.Join(err, d.opts.FDStore.ReleaseFD(ctx, name))
+		}
+	}
+	return err
+}
+
+func closeFDs(fds map[string]int) {
+	for name, fd := range fds {
+		unix.Close(fd)
+		delete(fds, name)
+	}
+}
+
+// updateDNS gives every served sandbox the names of the present config.
+func (d *Driver) updateDNS() { d.refreshViews(d.zones()) }
+
+func (d *Driver) refreshViews(zones map[string]*dns.Zone) {
+	for id, b := range d.boxes {
+		if b.spec.DNS {
+			d.dns.SetView(id, d.view(b.spec, zones))
+		}
+	}
+}
+
+func (d *Driver) view(s Sandbox, zones map[string]*dns.Zone) *dns.View {
+	v := &dns.View{Search: s.SearchDNS, Upstreams: s.Upstreams}
+	for _, l := range s.Legs {
+		if z := zones[l.NetworkID]; z != nil {
+			v.Zones = append(v.Zones, z)
+		}
+	}
+	for _, b := range s.Bridges {
+		if z := zones[b.BridgeID]; z != nil {
+			v.Zones = append(v.Zones, z)
+		}
+	}
+	if len(v.Upstreams) == 0 {
+		v.Upstreams = dns.HostResolvers()
+	}
+	return v
+}
+
+// zones builds the names of all networks and bridges.
+func (d *Driver) zones() map[string]*dns.Zone {
+	out := map[string]*dns.Zone{}
+	for i := range d.cfg.Networks {
+		out[d.cfg.Networks[i].ID] = networkZone(&d.cfg.Networks[i])
+	}
+	for id, br := range d.bridges {
+		out[id] = dns.NewZone(strings.TrimSpace(br.Name), br.Subnet4)
+	}
+	for _, b := range d.boxes {
+		for _, l := range b.spec.Bridges {
+			z := out[l.BridgeID]
+			if z == nil {
+				continue
+			}
+			for _, n := range l.Names {
+				z.Add(n, true, l.Addr4.Addr())
+			}
+			if len(l.Names) > 0 {
+				z.Point(l.Addr4.Addr(), l.Names[0])
+			}
+		}
+	}
+	return out
+}
+
+func networkZone(nw *Network) *dns.Zone {
+	z := dns.NewZone(nw.Name, nw.Subnet4)
+	if nw.Subnet6.IsValid() {
+		z.Subnets = append(z.Subnets, nw.Subnet6)
+	}
+	services := make(map[string]*Service, len(nw.Services))
+	for i := range nw.Services {
+		s := &nw.Services[i]
+		services[s.ID] = s
+		for _, n := range s.Names {
+			z.Add("tasks."+n, false)
+			if s.DNSRR {
+				z.Add(n, false)
+			} else {
+				z.Add(n, true, s.VIP4, s.VIP6)
+			}
+		}
+		if len(s.Names) > 0 && !s.DNSRR {
+			z.Point(s.VIP4, s.Names[0])
+			z.Point(s.VIP6, s.Names[0])
+		}
+	}
+	for i := range nw.Endpoints {
+		e := &nw.Endpoints[i]
+		if len(e.Names) > 0 { // a reverse name helps the logs of others even while the endpoint starts or drains
+			z.Point(e.Addr4, e.Names[0])
+			z.Point(e.Addr6, e.Names[0])
+		}
+		if e.State != Ready {
+			continue
+		}
+		for _, n := range e.Names {
+			z.Add(n, true, e.Addr4, e.Addr6)
+		}
+		s := services[e.ServiceID]
+		if s == nil {
+			continue
+		}
+		for _, n := range s.Names {
+			z.Add("tasks."+n, false, e.Addr4, e.Addr6)
+			if s.DNSRR {
+				z.Add(n, false, e.Addr4, e.Addr6)
+			}
+		}
+	}
+	return z
+}

@@ -1,0 +1,250 @@
+package overlay
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"skein/overlay/dns"
+	"skein/overlay/link"
+	"skein/overlay/nft"
+)
+
+// FDStore keeps descriptors while the daemon is away. The supervisor's client is one.
+type FDStore interface {
+	StoreFD(ctx context.Context, name string, fd int) error
+	LoadFDs(ctx context.Context, prefix string) (map[string]int, error)
+	ReleaseFD(ctx context.Context, name string) error
+}
+
+// Options configure a Driver.
+type Options struct {
+	// RunDir holds namespace files in RunDir/netns. Two drivers must not share it.
+	RunDir string
+	// NetNS is the file of the node's network namespace; empty: the one of this process.
+	NetNS string
+	// Underlay is the local address of tunnels; invalid: Config.Self.Underlay.
+	Underlay netip.Addr
+	// FDStore keeps DNS sockets over restarts; nil: they are opened anew.
+	FDStore FDStore
+	// CheckEvery is the interval of full comparisons in Run; zero: ten seconds.
+	CheckEvery time.Duration
+	Logger     *slog.Logger
+}
+
+// Driver programs the networks of one node. Its methods are safe for concurrent use; they are carried out one after the other.
+type Driver struct {
+	opts Options
+	log  *slog.Logger
+	host *link.NS
+	conn *link.Conn
+	nft  *nft.Syncer
+	dns  *dns.Server
+
+	mu      sync.Mutex
+	cfg     Config
+	have    bool // cfg was set
+	routers map[string]*router
+	boxes   map[string]*box
+	mesh    mesh
+	bridges map[string]Bridge
+	// bridgeRules tells that table skein_bridge exists.
+	bridgeRules bool
+	stored      map[string]int // descriptors from the store that nobody took yet
+}
+
+// New probes the kernel and reads what an earlier driver left. It changes and starts nothing.
+func New(opts Options) (*Driver, error) {
+	if opts.RunDir == "" || !filepath.IsAbs(opts.RunDir) {
+		return nil, fmt.Errorf("overlay driver: run directory %q must be an absolute path: %w", opts.RunDir, errdefs.ErrInvalidArgument)
+	}
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	if opts.CheckEvery <= 0 {
+		opts.CheckEvery = 10 * time.Second
+	}
+	d := &Driver{opts: opts, log: opts.Logger.With("component", "overlay"), routers: map[string]*router{}, boxes: map[string]*box{},
+		bridges: map[string]Bridge{}, stored: map[string]int{}}
+	if err := d.open(); err != nil {
+		d.Close()
+		return nil, fmt.Errorf("overlay driver: %w", err)
+	}
+	d.dns = dns.NewServer(d.host.Do, d.log)
+	return d, nil
+}
+
+func (d *Driver) open() (err error) {
+	if d.opts.NetNS == "" {
+		d.host, err = link.Current()
+	} else {
+		d.host, err = link.OpenNS(d.opts.NetNS)
+	}
+	if err != nil {
+		return err
+	}
+	if d.conn, err = link.Dial(d.host); err != nil {
+		return err
+	}
+	if d.nft, err = nft.NewSyncer(d.host); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(d.netnsDir(), 0o755); err != nil {
+		return err
+	}
+	if d.opts.FDStore != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if d.stored, err = d.opts.FDStore.LoadFDs(ctx, dnsStorePrefix); err != nil {
+			return fmt.Errorf("load DNS sockets: %w", err)
+		}
+	}
+	return d.adoptGateways()
+}
+
+// Close ends DNS serving and releases descriptors. The kernel keeps all networks as they are.
+func (d *Driver) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.dns != nil {
+		d.dns.Close()
+	}
+	for _, r := range d.routers {
+		r.close()
+	}
+	clear(d.routers)
+	closeFDs(d.stored)
+	if d.nft != nil {
+		d.nft.Close()
+	}
+	if d.conn != nil {
+		d.conn.Close()
+	}
+	if d.host != nil {
+		d.host.Close()
+	}
+	return nil
+}
+
+func (d *Driver) netnsDir() string { return filepath.Join(d.opts.RunDir, "netns") }
+
+func (d *Driver) sandboxFile(id string) string { return filepath.Join(d.netnsDir(), id) }
+
+func (d *Driver) routerFile(network string) string {
+	return filepath.Join(d.netnsDir(), routerPrefix+tag(network))
+}
+
+// netnsFiles lists the files of our namespaces.
+func (d *Driver) netnsFiles() (sandboxes, routers []string, err error) {
+	entries, err := os.ReadDir(d.netnsDir())
+	if err != nil {
+		return nil, nil, fmt.Errorf("list network namespaces: %w", err)
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), routerPrefix) {
+			routers = append(routers, e.Name())
+		} else {
+			sandboxes = append(sandboxes, e.Name())
+		}
+	}
+	return sandboxes, routers, nil
+}
+
+// Sandboxes lists the ids of all sandboxes found in the kernel.
+func (d *Driver) Sandboxes() ([]string, error) {
+	boxes, _, err := d.netnsFiles()
+	return boxes, err
+}
+
+// Set makes the kernel agree with cfg. The result has, per network id and for "mesh", the reason why it could not be applied or nil;
+// the error is for a config that makes no sense at all, then nothing was changed.
+func (d *Driver) Set(ctx context.Context, cfg Config) (Applied, error) {
+	if err := validate(cfg); err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	full := !d.have
+	d.cfg, d.have = cfg, true
+	return d.apply(ctx, full), nil
+}
+
+// apply brings everything of d.cfg into the kernel; with full it trusts nothing that it remembers.
+func (d *Driver) apply(ctx context.Context, full bool) Applied {
+	out := Applied{}
+	out["mesh"] = d.applyMesh(full)
+	d.removeRouters(full)
+	for i := range d.cfg.Networks {
+		nw := &d.cfg.Networks[i]
+		if err := ctx.Err(); err != nil {
+			out[nw.ID] = err
+			continue
+		}
+		out[nw.ID] = d.applyNetwork(nw, full)
+	}
+	d.updateDNS()
+	for table, err := range out {
+		if err != nil {
+			d.log.Error("network not applied", "table", table, "error", err)
+		}
+	}
+	return out
+}
+
+// Run compares everything with the kernel from time to time and mends it, until ctx is done.
+func (d *Driver) Run(ctx context.Context) error {
+	tick := time.NewTicker(d.opts.CheckEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			if err := d.Check(ctx); err != nil {
+				d.log.Error("network check", "error", err)
+			}
+		}
+	}
+}
+
+func validate(cfg Config) error {
+	bad := func(format string, a ...any) error {
+		return fmt.Errorf("network config: "+format+": %w", append(a, errdefs.ErrInvalidArgument)...)
+	}
+	if cfg.Self.Index < 1 || cfg.Self.Index > 4094 {
+		return bad("own node index %d is not in 1..4094", cfg.Self.Index)
+	}
+	if !cfg.MeshPool.IsValid() || !cfg.MeshPool.Addr().Is4() || cfg.MeshPool.Bits() > 21 {
+		return bad("mesh pool %s must be an IPv4 prefix of at most 21 bits", cfg.MeshPool)
+	}
+	if cfg.DataPort == 0 {
+		return bad("data port is missing")
+	}
+	seen := map[uint32]string{cfg.Self.Index: cfg.Self.Hostname}
+	for _, p := range cfg.Peers {
+		if p.Index < 1 || p.Index > 4094 || !p.Underlay.IsValid() {
+			return bad("node %q: index %d or address %s is not valid", p.Hostname, p.Index, p.Underlay)
+		}
+		if other, ok := seen[p.Index]; ok {
+			return bad("nodes %q and %q share index %d", other, p.Hostname, p.Index)
+		}
+		seen[p.Index] = p.Hostname
+	}
+	for _, n := range cfg.Networks {
+		if n.VNI == 0 || n.VNI >= 1<<24 || n.VNI == meshVNI {
+			return bad("network %q: VNI %d is not in 1..16777215 or is the mesh's", n.Name, n.VNI)
+		}
+		if !n.Subnet4.IsValid() || !n.Subnet4.Addr().Is4() {
+			return bad("network %q: subnet %q is not IPv4", n.Name, n.Subnet4)
+		}
+	}
+	return nil
+}

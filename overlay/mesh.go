@@ -1,0 +1,339 @@
+package overlay
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"skein/overlay/link"
+	"skein/overlay/nft"
+)
+
+// mesh is what is remembered of the node's own namespace; nil maps are unknown.
+type mesh struct {
+	device int
+	mtu    int
+	routes map[link.RouteKey]link.Route
+	neighs map[link.NeighKey]link.MAC
+	fdb    map[link.FDBKey]netip.Addr
+	rules  map[link.RuleKey]link.Rule
+	slots  map[string]string
+	// targets may be reached through the mesh. One stays as long as its gateway leg, since a packet may be under way to a backend that
+	// has just been taken out.
+	targets map[string]netip.Addr
+	// gateways are the addresses of local gateway legs by the tag of their sandbox.
+	gateways map[string]netip.Addr
+	rpWarned bool
+}
+
+func (m *mesh) forget() { m.routes, m.neighs, m.fdb, m.rules, m.slots = nil, nil, nil, nil, nil }
+
+// adoptGateways finds the gateway legs that exist.
+func (d *Driver) adoptGateways() error {
+	d.mesh.gateways = map[string]netip.Addr{}
+	links, err := d.conn.Links()
+	if err != nil {
+		return err
+	}
+	legs := map[int]string{}
+	for name, l := range links {
+		if rest, ok := strings.CutPrefix(name, gatewayPrefix); ok {
+			legs[l.Index] = rest
+		}
+	}
+	routes, err := d.conn.Routes()
+	if err != nil {
+		return err
+	}
+	for k, r := range routes {
+		if t, ok := legs[r.Dev]; ok && k.Dst.IsSingleIP() && k.Table == 0 {
+			d.mesh.gateways[t] = k.Dst.Addr()
+		}
+	}
+	return nil
+}
+
+func (d *Driver) applyMesh(full bool) error {
+	m := &d.mesh
+	if full || m.device == 0 {
+		m.forget()
+		if err := d.setUpMesh(); err != nil {
+			return fmt.Errorf("mesh: %w", err)
+		}
+		full = true
+	}
+	err := d.applyMeshRules(full)
+	if err == nil {
+		err = d.applyPeers()
+	}
+	if err != nil {
+		m.forget()
+		return fmt.Errorf("mesh: %w", err)
+	}
+	return nil
+}
+
+// setUpMesh makes what depends on this node alone.
+func (d *Driver) setUpMesh() error {
+	if err := d.host.Sysctl(map[string]string{"ipv4/ip_forward": "1"}); err != nil {
+		return err
+	}
+	if err := d.relaxReversePath(); err != nil {
+		return err
+	}
+	dev, mtu, err := d.ensureVXLAN(d.conn, meshDevice, meshVNI, 0)
+	if err != nil {
+		return err
+	}
+	d.mesh.device, d.mesh.mtu = dev, mtu
+	own := host(nodeAddr(d.cfg.MeshPool, d.cfg.Self.Index))
+	if err := d.conn.Do([]link.Message{link.AddAddr(dev, own)}); err != nil {
+		return fmt.Errorf("set the node's mesh address %s: %w", own, err)
+	}
+	return d.host.Sysctl(map[string]string{
+		"ipv4/conf/" + meshDevice + "/rp_filter":      "0",
+		"ipv4/conf/" + meshDevice + "/route_localnet": "1", // localhost:port on this node; table skein_mesh guards it
+		"ipv4/conf/" + meshDevice + "/send_redirects": "0",
+	})
+}
+
+// relaxReversePath: the kernel uses the greater of conf.all and the device's rp_filter, and clients' addresses arrive on the mesh device
+// although their way back is another. So the value of conf.all moves to every other device, where it means the same.
+func (d *Driver) relaxReversePath() error {
+	all, err := d.host.ReadSysctl("ipv4/conf/all/rp_filter")
+	if err != nil || all == "0" {
+		return err
+	}
+	links, err := d.conn.Links()
+	if err != nil {
+		return err
+	}
+	set := map[string]string{"ipv4/conf/default/rp_filter": all}
+	for name := range links {
+		if name == meshDevice || strings.HasPrefix(name, gatewayPrefix) {
+			continue
+		}
+		own, err := d.host.ReadSysctl("ipv4/conf/" + name + "/rp_filter")
+		if err == nil && own < all { // one digit each
+			set["ipv4/conf/"+name+"/rp_filter?"] = all
+		}
+	}
+	if !d.mesh.rpWarned {
+		d.mesh.rpWarned = true
+		d.log.Warn("moved net.ipv4.conf.all.rp_filter to the single devices, because it would drop clients' packets on the mesh device", "value", all)
+	}
+	if err := d.host.Sysctl(set); err != nil {
+		return err
+	}
+	return d.host.Sysctl(map[string]string{"ipv4/conf/all/rp_filter": "0"})
+}
+
+// applyPeers writes where the other nodes' blocks are and how answers find the entry node.
+func (d *Driver) applyPeers() error {
+	m := &d.mesh
+	own := nodeAddr(d.cfg.MeshPool, d.cfg.Self.Index)
+	routes := map[link.RouteKey]link.Route{}
+	neighs := map[link.NeighKey]link.MAC{}
+	fdb := map[link.FDBKey]netip.Addr{}
+	rules := map[link.RuleKey]link.Rule{
+		{Pref: rulePref, Mark: markBase, Mask: markMask, Not: true}: {Goto: ruleEnd},
+		{Pref: ruleEnd}: {},
+	}
+	for _, p := range d.cfg.Peers {
+		via, mac := nodeAddr(d.cfg.MeshPool, p.Index), nodeMAC(meshVNI, p.Index)
+		neighs[link.NeighKey{Dev: m.device, IP: via}] = mac
+		fdb[link.FDBKey{Dev: m.device, MAC: mac}] = p.Underlay
+		routes[link.RouteKey{Dst: nodeBlock(d.cfg.MeshPool, p.Index)}] = link.Route{Dev: m.device, Via: via, Src: own}
+		routes[link.RouteKey{Dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Table: tableBase + p.Index}] = link.Route{Dev: m.device, Via: via}
+		rules[link.RuleKey{Pref: rulePref + 1, Mark: markBase + p.Index, Mask: 0xffffffff}] = link.Rule{Table: tableBase + p.Index}
+	}
+	if err := d.readPeers(); err != nil {
+		return err
+	}
+	err := errors.Join(
+		d.conn.Do(link.Diff(fdb, m.fdb, link.SetFDB, link.DelFDB), unix.ENOENT),
+		d.conn.Do(link.Diff(neighs, m.neighs, link.SetNeigh, link.DelNeigh), unix.ENOENT),
+		d.conn.Do(link.Diff(routes, m.routes, link.SetRoute, link.DelRoute), unix.ESRCH),
+		d.conn.Do(link.Diff(rules, m.rules, link.SetRule, link.DelRule), unix.EEXIST, unix.ENOENT))
+	if err != nil {
+		return fmt.Errorf("write routes to peers: %w", err)
+	}
+	m.routes, m.neighs, m.fdb, m.rules = routes, neighs, fdb, rules
+	return nil
+}
+
+func (d *Driver) readPeers() (err error) {
+	m := &d.mesh
+	if m.routes != nil {
+		return nil
+	}
+	if m.routes, err = d.conn.Routes(); err != nil {
+		return err
+	}
+	for k, r := range m.routes {
+		if r.Dev != m.device {
+			delete(m.routes, k)
+		}
+	}
+	if m.neighs, err = d.conn.Neighs(m.device); err != nil {
+		return err
+	}
+	if m.fdb, err = d.conn.FDB(m.device); err != nil {
+		return err
+	}
+	m.rules, err = d.conn.Rules()
+	return err
+}
+
+func (d *Driver) meshTable() *nft.Table {
+	pool, self := d.cfg.MeshPool, d.cfg.Self.Index
+	return nft.MeshTable(false, nft.MeshParams{Device: meshDevice, Gateways: gatewayPrefix + "*", Node: nodeAddr(pool, self),
+		Block: nodeBlock(pool, self), DataPort: d.cfg.DataPort, MarkBase: markBase, MarkMask: markMask})
+}
+
+// applyMeshRules writes table skein_mesh.
+func (d *Driver) applyMeshRules(full bool) error {
+	m := &d.mesh
+	t := d.meshTable()
+	if m.slots == nil {
+		var err error
+		if m.slots, err = d.nft.Elements(t, "slots"); err != nil {
+			return err
+		}
+	}
+	if m.targets == nil {
+		if err := d.adoptTargets(t); err != nil {
+			return err
+		}
+	}
+	peerMark, peerZone := map[string]string{}, map[string]string{}
+	nodes := map[string]string{}
+	for _, p := range append([]Node{{Index: d.cfg.Self.Index, Underlay: d.underlay()}}, d.cfg.Peers...) {
+		if p.Underlay.Is4() {
+			nodes[nft.AddrKey(p.Underlay)] = ""
+		}
+		if p.Index != d.cfg.Self.Index {
+			mac := nodeMAC(meshVNI, p.Index)
+			peerMark[string(mac[:])] = nft.MarkValue(markBase + p.Index)
+			peerZone[string(mac[:])] = nft.ZoneValue(uint16(p.Index))
+		}
+	}
+	t.Fill("peer_mark", peerMark)
+	t.Fill("peer_zone", peerZone)
+	t.Fill("nodes", nodes)
+	slots, targets := d.publishedElements(t)
+	if _, err := d.nft.Sync(t, full); err != nil {
+		return err
+	}
+	m.slots, m.targets = slots, targets
+	return nil
+}
+
+// publishedElements fills what follows from published ports and local gateway legs.
+func (d *Driver) publishedElements(t *nft.Table) (slots map[string]string, targets map[string]netip.Addr) {
+	m := &d.mesh
+	targets = map[string]netip.Addr{}
+	live := map[netip.Addr]bool{}
+	self := map[string]string{}
+	for _, a := range m.gateways {
+		live[a] = true
+		self[nft.SelfKey(a)] = ""
+	}
+	for k, a := range m.targets {
+		if live[a] {
+			targets[k] = a
+		}
+	}
+	pubs, published := map[string]string{}, map[string]string{}
+	slots = map[string]string{}
+	for _, p := range d.portsByPrecedence() {
+		proto, ok := protocolNumber(p.Protocol)
+		if !ok {
+			d.log.Error("published port not served: protocol is not built", "port", p.Published, "protocol", p.Protocol)
+			continue
+		}
+		key := nft.PortKey(proto, p.Published)
+		if _, taken := published[key]; taken {
+			continue
+		}
+		published[key] = ""
+		var backends []string
+		for _, b := range p.Backends {
+			if !b.Addr4.IsValid() || p.Local && b.Node != d.cfg.Self.Index {
+				continue
+			}
+			backends = append(backends, nft.AddrPort(b.Addr4, p.Target))
+			if b.Node == d.cfg.Self.Index {
+				targets[nft.TargetKey(b.Addr4, proto, p.Target)] = b.Addr4
+			}
+		}
+		if len(backends) > 0 {
+			size := deal(slots, m.slots, backends, func(i int) string { return nft.MeshSlotKey(proto, p.Published, i) })
+			pubs[key] = nft.PickChain(size)
+		}
+	}
+	t.Fill("self", self)
+	t.Fill("pubs", pubs)
+	t.Fill("published", published)
+	t.Fill("slots", slots)
+	t.Fill("targets", asSet(targets))
+	return slots, targets
+}
+
+// portsByPrecedence puts ports of this node alone before the cluster's, so that they win.
+func (d *Driver) portsByPrecedence() []PublishedPort {
+	ports := slices.Clone(d.cfg.Mesh.Ports)
+	slices.SortStableFunc(ports, func(a, b PublishedPort) int {
+		switch {
+		case a.Local == b.Local:
+			return 0
+		case a.Local:
+			return -1
+		}
+		return 1
+	})
+	return ports
+}
+
+// adoptTargets keeps what an earlier driver allowed for legs that still exist.
+func (d *Driver) adoptTargets(t *nft.Table) error {
+	elems, err := d.nft.Elements(t, "targets")
+	if err != nil {
+		return err
+	}
+	d.mesh.targets = map[string]netip.Addr{}
+	for k := range elems {
+		if a, ok := netip.AddrFromSlice([]byte(k[:4])); ok {
+			d.mesh.targets[k] = a
+		}
+	}
+	return nil
+}
+
+func asSet(m map[string]netip.Addr) map[string]string {
+	out := make(map[string]string, len(m))
+	for k := range m {
+		out[k] = ""
+	}
+	return out
+}
+
+func protocolNumber(name string) (byte, bool) {
+	switch name {
+	case "tcp", "":
+		return unix.IPPROTO_TCP, true
+	case "udp":
+		return unix.IPPROTO_UDP, true
+	}
+	return 0, false
+}
+
+func uniqueSorted(s []string) []string {
+	s = slices.Clone(s)
+	slices.Sort(s)
+	return slices.Compact(s)
+}

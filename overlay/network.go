@@ -1,0 +1,433 @@
+package overlay
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"skein/overlay/lb"
+	"skein/overlay/link"
+	"skein/overlay/nft"
+)
+
+// router is one network's namespace on this node: containers hang on it by veths, other nodes by a VXLAN device, and every packet between
+// them is routed, so that conntrack sees both directions of VIP translations.
+type router struct {
+	file string
+	ns   *link.NS
+	conn *link.Conn
+	nft  *nft.Syncer
+	vx   int
+	mtu  int
+
+	// What was last written; nil when unknown.
+	routes map[link.RouteKey]link.Route
+	neighs map[link.NeighKey]link.MAC
+	fdb    map[link.FDBKey]netip.Addr
+	slots  map[bool]map[string]string // by v6
+}
+
+func (r *router) close() {
+	if r.nft != nil {
+		r.nft.Close()
+	}
+	if r.conn != nil {
+		r.conn.Close()
+	}
+	if r.ns != nil {
+		r.ns.Close()
+	}
+}
+
+// forget makes the next apply read the kernel.
+func (r *router) forget() { r.routes, r.neighs, r.fdb, r.slots = nil, nil, nil, nil }
+
+func openRouter(file string, create bool) (*router, error) {
+	r := &router{file: file}
+	var err error
+	if create {
+		r.ns, err = link.CreateNS(file)
+	} else {
+		r.ns, err = link.OpenNS(file)
+	}
+	if err == nil {
+		r.conn, err = link.Dial(r.ns)
+	}
+	if err == nil {
+		r.nft, err = nft.NewSyncer(r.ns)
+	}
+	if err != nil {
+		r.close()
+		return nil, err
+	}
+	return r, nil
+}
+
+func (d *Driver) applyNetwork(nw *Network, full bool) error {
+	r := d.routers[nw.ID]
+	if r != nil && full { // somebody may have removed the namespace file
+		if cur, err := link.OpenNS(r.file); err != nil || !cur.Same(r.ns) {
+			r.close()
+			delete(d.routers, nw.ID)
+			r = nil
+		} else {
+			cur.Close()
+		}
+	}
+	if r == nil {
+		var err error
+		if r, err = openRouter(d.routerFile(nw.ID), true); err != nil {
+			return fmt.Errorf("network %q: router: %w", nw.Name, err)
+		}
+		d.routers[nw.ID] = r
+		full = true
+	}
+	if full || r.vx == 0 {
+		r.forget()
+		if err := d.setUpRouter(r, nw); err != nil {
+			return fmt.Errorf("network %q: router: %w", nw.Name, err)
+		}
+	}
+	if err := d.applyEntries(r, nw); err != nil {
+		r.forget()
+		return fmt.Errorf("network %q: %w", nw.Name, err)
+	}
+	if err := d.applyVIPs(r, nw, full); err != nil {
+		r.forget()
+		return fmt.Errorf("network %q: %w", nw.Name, err)
+	}
+	return nil
+}
+
+// setUpRouter makes what does not change with endpoints: settings, the VXLAN device, the router's own address.
+func (d *Driver) setUpRouter(r *router, nw *Network) error {
+	err := r.ns.Sysctl(map[string]string{
+		"ipv4/ip_forward":                    "1",
+		"ipv4/conf/all/rp_filter":            "0",
+		"ipv4/conf/default/rp_filter":        "1", // legs: a container sends from its own address only
+		"ipv4/conf/all/send_redirects":       "0",
+		"ipv4/conf/default/send_redirects":   "0",
+		"ipv4/conf/default/proxy_arp":        "1", // containers believe that their subnet is one link
+		"ipv6/conf/all/forwarding?":          "1",
+		"ipv6/conf/default/accept_ra?":       "0",
+		"netfilter/nf_conntrack_tcp_loose?":  "1",
+		"ipv4/conf/default/accept_redirects": "0",
+	})
+	if err != nil {
+		return err
+	}
+	vx, mtu, err := d.ensureVXLAN(r.conn, vxlanDevice, nw.VNI, nw.MTU)
+	if err != nil {
+		return err
+	}
+	r.vx, r.mtu = vx, mtu
+	gw, gw6 := routerAddrs(nw)
+	msgs := []link.Message{link.Up(loopback), link.AddAddr(loopback, host(gw))}
+	if gw6.IsValid() {
+		msgs = append(msgs, link.AddAddr(loopback, host(gw6)))
+	}
+	if err := r.conn.Do(msgs); err != nil {
+		return fmt.Errorf("set router address: %w", err)
+	}
+	return nil
+}
+
+// routerAddrs are the router's addresses: the first of the subnets, the same on every node.
+func routerAddrs(nw *Network) (v4, v6 netip.Addr) {
+	v4 = nw.Subnet4.Masked().Addr().Next()
+	if nw.Subnet6.IsValid() {
+		v6 = nw.Subnet6.Masked().Addr().Next()
+	}
+	return v4, v6
+}
+
+// ensureVXLAN makes the device where to lives, or makes it anew when it is not as it should be. Its UDP socket is the node's.
+func (d *Driver) ensureVXLAN(to *link.Conn, name string, vni uint32, mtu int) (index, gotMTU int, err error) {
+	local := d.underlay()
+	if mtu == 0 {
+		if mtu, err = d.underlayMTU(local); err != nil {
+			return 0, 0, err
+		}
+	}
+	want := link.Link{Name: name, Kind: "vxlan", VNI: vni, Local: local, Port: d.cfg.DataPort, MAC: nodeMAC(vni, d.cfg.Self.Index), MTU: mtu, Up: true}
+	have, err := to.Link(name)
+	if err != nil && !errors.Is(err, unix.ENODEV) {
+		return 0, 0, err
+	}
+	exists := err == nil
+	want.Index, want.Master, want.Alias = have.Index, have.Master, have.Alias
+	if exists && have == want {
+		return have.Index, mtu, nil
+	}
+	if exists {
+		if err := to.DelLink(name); err != nil {
+			return 0, 0, err
+		}
+	}
+	err = d.conn.AddVXLAN(link.VXLAN{End: link.End{NS: to.NS, Name: name, MAC: want.MAC, MTU: mtu}, VNI: vni, Local: local, Port: d.cfg.DataPort})
+	if err != nil {
+		return 0, 0, err
+	}
+	if have, err = to.Link(name); err != nil {
+		return 0, 0, err
+	}
+	err = to.NS.Sysctl(map[string]string{"ipv4/conf/" + name + "/rp_filter": "0"})
+	return have.Index, mtu, err
+}
+
+func (d *Driver) underlay() netip.Addr {
+	if d.opts.Underlay.IsValid() {
+		return d.opts.Underlay
+	}
+	return d.cfg.Self.Underlay
+}
+
+// underlayMTU is what fits into a tunnel packet: the MTU of the underlay's device less the headers.
+func (d *Driver) underlayMTU(local netip.Addr) (int, error) {
+	overhead := 50
+	if local.Is6() {
+		overhead = 70
+	}
+	addrs, err := d.conn.Addrs()
+	if err != nil {
+		return 0, err
+	}
+	links, err := d.conn.Links()
+	if err != nil {
+		return 0, err
+	}
+	for _, a := range addrs {
+		if a.Prefix.Addr() != local {
+			continue
+		}
+		for _, l := range links {
+			if l.Index == a.Dev && l.MTU > overhead+576 {
+				return min(l.MTU, 65535) - overhead, nil
+			}
+		}
+	}
+	return 0, fmt.Errorf("no device of this node has the tunnel address %s: advertise an address that is local", local)
+}
+
+// applyEntries writes where other nodes and their endpoints are.
+func (d *Driver) applyEntries(r *router, nw *Network) error {
+	routes := map[link.RouteKey]link.Route{}
+	neighs := map[link.NeighKey]link.MAC{}
+	fdb := map[link.FDBKey]netip.Addr{}
+	nodes := make(map[uint32]netip.Addr, len(d.cfg.Peers))
+	for _, p := range d.cfg.Peers {
+		nodes[p.Index] = p.Underlay
+	}
+	for i := range nw.Endpoints {
+		e := &nw.Endpoints[i]
+		under, ok := nodes[e.Node]
+		if !ok { // here, or on a node that is not known yet
+			continue
+		}
+		mac := nodeMAC(nw.VNI, e.Node)
+		fdb[link.FDBKey{Dev: r.vx, MAC: mac}] = under
+		for _, a := range []netip.Addr{e.Addr4, e.Addr6} {
+			if a.IsValid() {
+				via := nodeVia(e.Node, a.Is6())
+				neighs[link.NeighKey{Dev: r.vx, IP: via}] = mac
+				routes[link.RouteKey{Dst: host(a)}] = link.Route{Dev: r.vx, Via: via}
+			}
+		}
+	}
+	for _, s := range nw.Services {
+		for _, a := range []netip.Addr{s.VIP4, s.VIP6} {
+			if a.IsValid() && !s.DNSRR {
+				routes[link.RouteKey{Dst: host(a)}] = link.Route{Dev: loopback, Local: true}
+			}
+		}
+	}
+	if err := r.readEntries(); err != nil {
+		return err
+	}
+	err := errors.Join(
+		r.conn.Do(link.Diff(fdb, r.fdb, link.SetFDB, link.DelFDB), unix.ENOENT),
+		r.conn.Do(link.Diff(neighs, r.neighs, link.SetNeigh, link.DelNeigh), unix.ENOENT),
+		r.conn.Do(link.Diff(routes, r.routes, link.SetRoute, link.DelRoute), unix.ESRCH))
+	if err != nil {
+		return fmt.Errorf("write routes to other nodes: %w", err)
+	}
+	r.routes, r.neighs, r.fdb = routes, neighs, fdb
+	return nil
+}
+
+// readEntries reads from the kernel what is not remembered. Routes of local legs belong to AddSandbox.
+func (r *router) readEntries() (err error) {
+	if r.routes != nil {
+		return nil
+	}
+	if r.routes, err = r.conn.Routes(); err != nil {
+		return err
+	}
+	for k, v := range r.routes {
+		if v.Dev != r.vx && v.Dev != loopback {
+			delete(r.routes, k)
+		}
+	}
+	if r.neighs, err = r.conn.Neighs(r.vx); err != nil {
+		return err
+	}
+	r.fdb, err = r.conn.FDB(r.vx)
+	return err
+}
+
+// applyVIPs writes who answers for which VIP.
+func (d *Driver) applyVIPs(r *router, nw *Network, full bool) error {
+	gw, gw6 := routerAddrs(nw)
+	families := []netip.Addr{gw}
+	if gw6.IsValid() {
+		families = append(families, gw6)
+	}
+	if r.slots == nil {
+		r.slots = map[bool]map[string]string{}
+	}
+	for _, gw := range families {
+		v6 := gw.Is6()
+		t := nft.VIPTable(v6, gw)
+		if r.slots[v6] == nil {
+			old, err := r.nft.Elements(t, "slots")
+			if err != nil {
+				return err
+			}
+			r.slots[v6] = old
+		}
+		slots := d.vipElements(t, nw, v6, r.slots[v6])
+		if _, err := r.nft.Sync(t, full); err != nil {
+			return err
+		}
+		r.slots[v6] = slots
+	}
+	return nil
+}
+
+// vipElements fills the table's sets, keeping slots where they were as far as possible.
+func (d *Driver) vipElements(t *nft.Table, nw *Network, v6 bool, old map[string]string) map[string]string {
+	backends := map[string][]string{}
+	self := map[string]string{}
+	for i := range nw.Endpoints {
+		e := &nw.Endpoints[i]
+		a := pick(v6, e.Addr4, e.Addr6)
+		if !a.IsValid() {
+			continue
+		}
+		if e.State == Ready && e.ServiceID != "" {
+			backends[e.ServiceID] = append(backends[e.ServiceID], nft.AddrKey(a))
+		}
+		if e.Node == d.cfg.Self.Index {
+			self[nft.SelfKey(a)] = ""
+		}
+	}
+	vips, slots := map[string]string{}, map[string]string{}
+	for _, s := range nw.Services {
+		vip := pick(v6, s.VIP4, s.VIP6)
+		if s.DNSRR || !vip.IsValid() || len(backends[s.ID]) == 0 {
+			continue
+		}
+		size := deal(slots, old, backends[s.ID], func(i int) string { return nft.VIPSlotKey(vip, i) })
+		vips[nft.AddrKey(vip)] = nft.PickChain(size)
+	}
+	t.Fill("vips", vips)
+	t.Fill("slots", slots)
+	t.Fill("self", self)
+	return slots
+}
+
+// deal writes a service's slots into out, starting from what they held in old, and returns their number.
+func deal(out, old map[string]string, backends []string, key func(int) string) int {
+	sorted := uniqueSorted(backends)
+	size := lb.Class(len(sorted), nft.SlotClasses())
+	prev := make([]string, size)
+	keys := make([]string, size)
+	for i := range prev {
+		keys[i] = key(i)
+		prev[i] = old[keys[i]]
+	}
+	for i, b := range lb.Fill(prev, sorted, size) {
+		out[keys[i]] = b
+	}
+	return size
+}
+
+// removeRouters deletes the namespaces of networks that the config has no more, unless a container still hangs on one.
+func (d *Driver) removeRouters(full bool) {
+	want := map[string]bool{}
+	for i := range d.cfg.Networks {
+		want[filepath.Base(d.routerFile(d.cfg.Networks[i].ID))] = true
+	}
+	for id, r := range d.routers {
+		if !want[filepath.Base(r.file)] && d.removeRouter(r, false) {
+			delete(d.routers, id)
+		}
+	}
+	if !full {
+		return
+	}
+	_, files, err := d.netnsFiles()
+	if err != nil {
+		d.log.Error("look for left-over router namespaces", "error", err)
+		return
+	}
+	for _, f := range files {
+		if want[f] || d.routerOfFile(f) != nil {
+			continue
+		}
+		path := filepath.Join(d.netnsDir(), f)
+		r, err := openRouter(path, false)
+		if err != nil { // a file without a namespace
+			err = link.RemoveNS(path)
+		} else {
+			d.removeRouter(r, false)
+			r.close()
+		}
+		if err != nil {
+			d.log.Error("remove left-over router namespace", "file", path, "error", err)
+		}
+	}
+}
+
+func (d *Driver) routerOfFile(name string) *router {
+	for _, r := range d.routers {
+		if filepath.Base(r.file) == name {
+			return r
+		}
+	}
+	return nil
+}
+
+// removeRouter deletes the VXLAN device at once, because the kernel tears the namespace down later and the VNI must be free now.
+func (d *Driver) removeRouter(r *router, force bool) bool {
+	links, err := r.conn.Links()
+	if err == nil && !force {
+		for name := range links {
+			if len(name) > len(legPrefix) && name[:len(legPrefix)] == legPrefix {
+				return false
+			}
+		}
+	}
+	for name, l := range links {
+		if l.Kind == "vxlan" || l.Kind == "veth" {
+			err = errors.Join(err, r.conn.DelLink(name))
+		}
+	}
+	err = errors.Join(err, link.RemoveNS(r.file))
+	if err != nil {
+		d.log.Error("remove router namespace", "file", r.file, "error", err)
+		return false
+	}
+	r.close()
+	return true
+}
+
+func pick(v6 bool, a4, a6 netip.Addr) netip.Addr {
+	if v6 {
+		return a6
+	}
+	return a4
+}

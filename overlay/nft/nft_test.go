@@ -1,0 +1,175 @@
+package nft
+
+import (
+	"errors"
+	"net/netip"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"skein/overlay/link"
+)
+
+func testSyncer(t *testing.T) (*link.NS, *Syncer) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "ns")
+	ns, err := link.CreateNS(path)
+	if errors.Is(err, unix.EPERM) {
+		t.Skip("needs CAP_SYS_ADMIN and CAP_NET_ADMIN")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := NewSyncer(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		s.Close()
+		ns.Close()
+		link.RemoveNS(path)
+	})
+	return ns, s
+}
+
+func meshTable(v6 bool) *Table {
+	p := MeshParams{Device: "skein-mesh", Gateways: "skgw-*", Node: netip.MustParseAddr("10.192.4.1"), Block: netip.MustParsePrefix("10.192.4.0/22"),
+		DataPort: 4789, MarkBase: 0x5ce10000, MarkMask: 0xffff0000}
+	if v6 {
+		p.Node, p.Block = netip.MustParseAddr("fd00::1"), netip.MustParsePrefix("fd00::/64")
+	}
+	return MeshTable(v6, p)
+}
+
+func (t *Table) set(name string) *Set {
+	for _, s := range t.Sets {
+		if s.Name == name {
+			if s.Elems == nil {
+				s.Elems = map[string]string{}
+			}
+			return s
+		}
+	}
+	return nil
+}
+
+// Every table loads, and a comparison with what the kernel then has finds nothing to change.
+func TestTablesLoadAndCompareEqual(t *testing.T) {
+	_, s := testSyncer(t)
+	a4, a6 := netip.MustParseAddr("10.0.0.9"), netip.MustParseAddr("fd00::9")
+	mac := string([]byte{2, 1, 2, 3, 4, 5})
+	for _, v6 := range []bool{false, true} {
+		a := a4
+		if v6 {
+			a = a6
+		}
+		mesh := meshTable(v6)
+		mesh.set("peer_mark").Elems[mac] = MarkValue(0x5ce10002)
+		mesh.set("peer_zone").Elems[mac] = ZoneValue(2)
+		mesh.set("pubs").Elems[PortKey(6, 8080)] = PickChain(64)
+		for i := range 1200 {
+			mesh.set("slots").Elems[MeshSlotKey(6, 8080, i)] = AddrPort(a, 80)
+		}
+		mesh.set("published").Elems[PortKey(6, 8080)] = ""
+		mesh.set("targets").Elems[TargetKey(a, 6, 80)] = ""
+		mesh.set("self").Elems[SelfKey(a)] = ""
+		mesh.set("nodes").Elems[AddrKey(a)] = ""
+		vip := VIPTable(v6, a)
+		vip.set("vips").Elems[AddrKey(a)] = PickChain(256)
+		vip.set("slots").Elems[VIPSlotKey(a, 3)] = AddrKey(a)
+		vip.set("self").Elems[SelfKey(a)] = ""
+		for _, table := range []*Table{mesh, vip} {
+			for _, full := range []bool{false, true} {
+				changed, err := s.Sync(table, full)
+				if err != nil {
+					t.Fatalf("%s v6=%v full=%v: %v", table.Name, v6, full, err)
+				}
+				if changed != !full {
+					t.Errorf("%s v6=%v full=%v: changed=%v", table.Name, v6, full, changed)
+				}
+			}
+		}
+	}
+}
+
+func TestMending(t *testing.T) {
+	ns, s := testSyncer(t)
+	other, err := NewSyncer(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	table := meshTable(false)
+	a := netip.MustParseAddr("10.0.0.9")
+	slots := table.set("slots")
+	for i := range 8 {
+		slots.Elems[MeshSlotKey(6, 80, i)] = AddrPort(a, 80)
+	}
+	mustSync := func(full, want bool) {
+		t.Helper()
+		changed, err := s.Sync(table, full)
+		if err != nil || changed != want {
+			t.Fatalf("changed=%v, %v; want %v", changed, err, want)
+		}
+	}
+	mustSync(false, true)
+	foreign := table.clone()
+	delete(foreign.set("slots").Elems, MeshSlotKey(6, 80, 3))
+	foreign.set("slots").Elems[MeshSlotKey(6, 80, 4)] = AddrPort(a, 81)
+	if _, err := other.Sync(foreign, true); err != nil {
+		t.Fatal(err)
+	}
+	mustSync(false, false) // not seen without looking
+	mustSync(true, true)
+	got, err := s.Elements(table, "slots")
+	if err != nil || len(got) != 8 || got[MeshSlotKey(6, 80, 4)] != AddrPort(a, 80) {
+		t.Fatalf("elements %v, %v", got, err)
+	}
+	foreign.Chains = foreign.Chains[:len(foreign.Chains)-1] // a chain went away
+	if _, err := other.Sync(foreign, true); err != nil {
+		t.Fatal(err)
+	}
+	mustSync(true, true)
+	mustSync(true, false)
+	if err := other.Delete(IPv4, "skein_mesh"); err != nil {
+		t.Fatal(err)
+	}
+	mustSync(true, true)
+	slots.Elems = map[string]string{MeshSlotKey(6, 80, 0): AddrPort(a, 82)}
+	mustSync(false, true)
+	mustSync(true, false)
+	for range 2 {
+		if err := s.Delete(IPv4, "skein_mesh"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// A refused change leaves the old content and is tried again from the kernel's state.
+	bad := table.clone()
+	bad.Chains[0].Rules = append(bad.Chains[0].Rules, v4.rule(jump("nowhere")))
+	if _, err := s.Sync(bad, false); err == nil {
+		t.Fatal("a jump to a missing chain was accepted")
+	}
+	mustSync(false, true)
+}
+
+func TestManyElements(t *testing.T) {
+	_, s := testSyncer(t)
+	table := meshTable(false)
+	slots := table.set("slots")
+	a := netip.MustParseAddr("10.0.0.9")
+	for p := range 1000 {
+		for i := range 64 {
+			slots.Elems[MeshSlotKey(6, uint16(p), i)] = AddrPort(a, 80)
+		}
+	}
+	for _, full := range []bool{false, true} {
+		if _, err := s.Sync(table, full); err != nil {
+			t.Fatal(err)
+		}
+	}
+	slots.Elems[MeshSlotKey(6, 3, 3)] = AddrPort(a, 81)
+	if changed, err := s.Sync(table, false); err != nil || !changed {
+		t.Fatal(changed, err)
+	}
+}

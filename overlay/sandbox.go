@@ -1,0 +1,348 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"skein/overlay/link"
+)
+
+// box is a sandbox of a container that this driver was told of.
+type box struct {
+	spec Sandbox
+}
+
+// AddSandbox makes a container's namespace with its legs, or mends one that exists: missing legs are added, surplus ones removed, the
+// names of those that stay do not change. It returns the namespace's file.
+func (d *Driver) AddSandbox(ctx context.Context, s Sandbox) (string, error) {
+	if err := validateSandbox(s); err != nil {
+		return "", err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.addSandbox(ctx, s); err != nil {
+		return "", fmt.Errorf("network of container %s: %w", s.ID, err)
+	}
+	return d.sandboxFile(s.ID), nil
+}
+
+func validateSandbox(s Sandbox) error {
+	bad := func(format string, a ...any) error {
+		return fmt.Errorf("network of container %q: "+format+": %w", append(append([]any{s.ID}, a...), errdefs.ErrInvalidArgument)...)
+	}
+	if s.ID == "" || len(s.ID) > 128 || strings.ContainsAny(s.ID, "/\x00") || strings.HasPrefix(s.ID, ".") || strings.HasPrefix(s.ID, routerPrefix) {
+		return bad("the id cannot name a namespace")
+	}
+	if s.Gateway6.IsValid() && !s.Gateway4.IsValid() {
+		return bad("a gateway leg with IPv6 alone is not built yet")
+	}
+	seen := map[string]bool{}
+	for _, l := range s.Legs {
+		if !l.Addr4.IsValid() || !l.Addr4.Addr().Is4() {
+			return bad("leg on network %s has no IPv4 address", l.NetworkID)
+		}
+		if seen[l.NetworkID] {
+			return bad("two legs on network %s", l.NetworkID)
+		}
+		seen[l.NetworkID] = true
+	}
+	for _, b := range s.Bridges {
+		if !b.Addr4.IsValid() || !b.Addr4.Addr().Is4() {
+			return bad("leg on bridge %s has no IPv4 address", b.BridgeID)
+		}
+		if seen[b.BridgeID] {
+			return bad("two legs on bridge %s", b.BridgeID)
+		}
+		seen[b.BridgeID] = true
+		for _, p := range b.Ports {
+			if _, ok := protocolNumber(p.Protocol); !ok {
+				return bad("published port %d: protocol %q is not built yet", p.Published, p.Protocol)
+			}
+			if p.HostIP.Is6() {
+				return bad("published port %d on %s: IPv6 host addresses are not built yet", p.Published, p.HostIP)
+			}
+		}
+	}
+	return nil
+}
+
+// plan is one leg to be: a veth whose inner end is in the sandbox.
+type plan struct {
+	outer     *link.Conn
+	outerName string
+	mac       link.MAC
+	mtu       int
+	inner     func(dev int) []link.Message
+	attach    func(dev int) error // configures the outer end
+}
+
+func (d *Driver) addSandbox(ctx context.Context, s Sandbox) error {
+	ns, err := link.CreateNS(d.sandboxFile(s.ID))
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	conn, err := link.Dial(ns)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	links, err := conn.Links()
+	if err != nil {
+		return err
+	}
+	if !links["lo"].Up {
+		if err := d.setUpSandbox(ns, conn, s); err != nil {
+			return err
+		}
+	}
+	plans, err := d.plans(s)
+	if err != nil {
+		return err
+	}
+	if err := d.removeLegs(conn, links, s.ID, plans); err != nil {
+		return err
+	}
+	for _, p := range plans {
+		if err := ensureLeg(ns, conn, links, p); err != nil {
+			return err
+		}
+	}
+	d.boxes[s.ID] = &box{spec: s}
+	if err := d.gatewayChanged(s.ID, s.Gateway4); err != nil {
+		return err
+	}
+	if err := d.applyBridgeRules(false); err != nil {
+		return err
+	}
+	return d.serveDNS(ctx, ns, s)
+}
+
+func (d *Driver) setUpSandbox(ns *link.NS, conn *link.Conn, s Sandbox) error {
+	set := map[string]string{"ipv4/conf/all/accept_redirects": "0", "ipv4/conf/default/accept_redirects": "0"}
+	if !slices.ContainsFunc(s.Legs, func(l Leg) bool { return l.Addr6.IsValid() }) {
+		set["ipv6/conf/default/disable_ipv6?"] = "1" // no link-local chatter on devices without IPv6
+	}
+	if err := ns.Sysctl(set); err != nil {
+		return err
+	}
+	return conn.Do([]link.Message{link.Up(loopback)})
+}
+
+// plans lists the legs in the order of their device names: overlays, bridges, gateway.
+func (d *Driver) plans(s Sandbox) ([]plan, error) {
+	var out []plan
+	for _, l := range s.Legs {
+		p, err := d.overlayPlan(s, l)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, p)
+	}
+	for i, l := range s.Bridges {
+		p, err := d.bridgePlan(s, i, l)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, p)
+	}
+	if s.Gateway4.IsValid() {
+		p, err := d.gatewayPlan(s)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+func (d *Driver) overlayPlan(s Sandbox, l Leg) (plan, error) {
+	r := d.routers[l.NetworkID]
+	if r == nil {
+		return plan{}, fmt.Errorf("network %s is not set up on this node yet: its table has not arrived or failed: %w", l.NetworkID, errdefs.ErrUnavailable)
+	}
+	mac, name := legMAC(overlayLeg, l.Addr4.Addr()), legPrefix+tag(s.ID)
+	return plan{outer: r.conn, outerName: name, mac: mac, mtu: r.mtu,
+		inner: func(dev int) []link.Message {
+			msgs := []link.Message{link.AddAddr(dev, l.Addr4)}
+			if l.Addr6.IsValid() {
+				msgs = append(msgs, link.AddAddr(dev, host(l.Addr6.Addr())), link.SetNeigh(link.NeighKey{Dev: dev, IP: routerVia6}, outerMAC),
+					link.SetRoute(link.RouteKey{Dst: l.Addr6.Masked()}, link.Route{Dev: dev, Via: routerVia6}))
+			}
+			return msgs
+		},
+		attach: func(dev int) error {
+			// Per device: new namespaces have no default for neighbour settings.
+			if err := r.ns.Sysctl(map[string]string{"ipv4/neigh/" + name + "/proxy_delay": "0"}); err != nil {
+				return err
+			}
+			var msgs []link.Message
+			for _, a := range []netip.Addr{l.Addr4.Addr(), l.Addr6.Addr()} {
+				if a.IsValid() {
+					msgs = append(msgs, link.SetNeigh(link.NeighKey{Dev: dev, IP: a}, mac), link.SetRoute(link.RouteKey{Dst: host(a)}, link.Route{Dev: dev}))
+				}
+			}
+			return r.conn.Do(msgs)
+		}}, nil
+}
+
+func (d *Driver) gatewayPlan(s Sandbox) (plan, error) {
+	if d.mesh.device == 0 {
+		return plan{}, fmt.Errorf("the mesh is not set up on this node yet: %w", errdefs.ErrUnavailable)
+	}
+	name := gatewayPrefix + tag(s.ID)
+	mac := legMAC(gatewayLeg, s.Gateway4)
+	own := nodeAddr(d.cfg.MeshPool, d.cfg.Self.Index)
+	return plan{outer: d.conn, outerName: name, mac: mac, mtu: d.mesh.mtu,
+		inner: func(dev int) []link.Message {
+			return []link.Message{link.AddAddr(dev, host(s.Gateway4)), link.SetNeigh(link.NeighKey{Dev: dev, IP: gatewayVia}, outerMAC),
+				link.SetRoute(link.RouteKey{Dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0)}, link.Route{Dev: dev, Via: gatewayVia, Src: s.Gateway4})}
+		},
+		attach: func(dev int) error {
+			err := d.host.Sysctl(map[string]string{
+				"ipv4/conf/" + name + "/rp_filter":      "1", // it sends from its own address only
+				"ipv4/conf/" + name + "/route_localnet": "1",
+				"ipv4/conf/" + name + "/send_redirects": "0",
+			})
+			if err != nil {
+				return err
+			}
+			return d.conn.Do([]link.Message{link.SetNeigh(link.NeighKey{Dev: dev, IP: s.Gateway4}, mac),
+				link.SetRoute(link.RouteKey{Dst: host(s.Gateway4)}, link.Route{Dev: dev, Src: own})})
+		}}, nil
+}
+
+// ensureLeg makes the pair unless both ends are there, and configures both ends in either case.
+func ensureLeg(ns *link.NS, conn *link.Conn, links map[string]link.Link, p plan) error {
+	outer, err := p.outer.Link(p.outerName)
+	if err != nil && !errors.Is(err, unix.ENODEV) {
+		return err
+	}
+	inner, there := byMAC(links, p.mac)
+	if err != nil || !there {
+		if err := p.outer.DelLink(p.outerName); err != nil {
+			return err
+		}
+		if there {
+			if err := conn.DelLink(inner.Name); err != nil {
+				return err
+			}
+			delete(links, inner.Name)
+		}
+		name := freeName(links)
+		err := p.outer.AddVeth(link.End{Name: p.outerName, MAC: outerMAC, MTU: p.mtu}, link.End{NS: ns, Name: name, MAC: p.mac, MTU: p.mtu})
+		if err != nil {
+			return err
+		}
+		if inner, err = conn.Link(name); err != nil {
+			return err
+		}
+		if outer, err = p.outer.Link(p.outerName); err != nil {
+			return err
+		}
+		links[name] = inner
+	}
+	if !outer.Up {
+		if err := p.outer.SetUp(outer.Index, true); err != nil {
+			return err
+		}
+	}
+	if err := conn.Do(append([]link.Message{link.Up(inner.Index)}, p.inner(inner.Index)...)); err != nil {
+		return fmt.Errorf("configure %s: %w", inner.Name, err)
+	}
+	if err := p.attach(outer.Index); err != nil {
+		return fmt.Errorf("configure outer end of %s: %w", inner.Name, err)
+	}
+	return nil
+}
+
+func byMAC(links map[string]link.Link, mac link.MAC) (link.Link, bool) {
+	for _, l := range links {
+		if l.MAC == mac && l.Kind == "veth" {
+			return l, true
+		}
+	}
+	return link.Link{}, false
+}
+
+func freeName(links map[string]link.Link) string {
+	for i := 0; ; i++ {
+		name := "eth" + strconv.Itoa(i)
+		if _, taken := links[name]; !taken {
+			return name
+		}
+	}
+}
+
+// removeLegs deletes legs of ours in the sandbox that the plans do not have, and all their outer ends.
+func (d *Driver) removeLegs(conn *link.Conn, links map[string]link.Link, id string, plans []plan) error {
+	want := map[link.MAC]bool{}
+	for _, p := range plans {
+		want[p.mac] = true
+	}
+	for name, l := range links {
+		if l.Kind != "veth" || want[l.MAC] || l.MAC[0] != 2 || l.MAC[1] < overlayLeg || l.MAC[1] > bridgeLeg {
+			continue
+		}
+		if err := conn.DelLink(name); err != nil {
+			return err
+		}
+		delete(links, name)
+	}
+	return nil
+}
+
+// gatewayChanged tells the mesh which gateway address a sandbox has now (invalid: none).
+func (d *Driver) gatewayChanged(id string, a netip.Addr) error {
+	t := tag(id)
+	old := d.mesh.gateways[t]
+	if old == a {
+		return nil
+	}
+	if a.IsValid() {
+		d.mesh.gateways[t] = a
+	} else {
+		delete(d.mesh.gateways, t)
+	}
+	if !d.have {
+		return nil
+	}
+	return d.applyMeshRules(false)
+}
+
+// RemoveSandbox deletes a container's namespace, its legs and DNS sockets. One that does not exist is not an error.
+func (d *Driver) RemoveSandbox(ctx context.Context, id string) error {
+	if err := validateSandbox(Sandbox{ID: id}); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.removeSandbox(ctx, id); err != nil {
+		return fmt.Errorf("remove network of container %s: %w", id, err)
+	}
+	return nil
+}
+
+func (d *Driver) removeSandbox(ctx context.Context, id string) error {
+	b := d.boxes[id]
+	t := tag(id)
+	err := d.stopDNS(ctx, id)
+	for network, r := range d.routers {
+		if b == nil || slices.ContainsFunc(b.spec.Legs, func(l Leg) bool { return l.NetworkID == network }) {
+			err = errors.Join(err, r.conn.DelLink(legPrefix+t))
+		}
+	}
+	err = errors.Join(err, d.conn.DelLink(gatewayPrefix+t), d.removeBridgeLegs(id, b), link.RemoveNS(d.sandboxFile(id)))
+	delete(d.boxes, id)
+	err = errors.Join(err, d.gatewayChanged(id, netip.Addr{}), d.applyBridgeRules(false))
+	d.removeRouters(false) // a network may have waited for its last leg
+	return err
+}
