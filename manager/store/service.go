@@ -78,13 +78,14 @@ func (v *Service) withRevisions(keep func(uint64) bool) *Service {
 	return out
 }
 
-// NextGeneration is the generation for a new task of a slot: one above the newest, and for a slot without tasks a number no task that
-// was deleted can have had, so that ids of tasks are never used twice.
+// NextGeneration is the generation for a new task of a slot: above the newest, and a number no task that was deleted can have had, so
+// that ids of tasks are never used twice.
 func NextGeneration(tx ReadTx, serviceID string, slot uint64, nodeID string) uint32 {
+	g := max(1, uint32(tx.Version()))
 	if ts := tx.TasksBySlot(serviceID, slot, nodeID); len(ts) > 0 {
-		return ts[len(ts)-1].Generation + 1
+		g = max(g, ts[len(ts)-1].Generation+1)
 	}
-	return max(1, uint32(tx.Version()))
+	return g
 }
 
 // serviceRequest is what a spec asks of the allocator.
