@@ -41,6 +41,7 @@ const (
 	callsBound  = 1024 // functions waiting for Run; agents wait behind them
 	pingTimeout = 700 * time.Millisecond
 	pingTries   = 2
+	pingPause   = 100 * time.Millisecond
 	maxProbes   = 64 // at the same time
 )
 

@@ -160,19 +160,26 @@ func (d *Dispatcher) probe(id string) {
 	})
 }
 
-// answers pings a node. A refused connection answers fast, yet a daemon that restarts refuses too: each try takes its time.
+// answers pings a node. A refused connection answers fast, yet a daemon that restarts refuses too: it is asked again until the time of
+// all tries is over.
 func (d *Dispatcher) answers(ctx context.Context, addr string) bool {
-	for range pingTries {
-		try, cancel := context.WithTimeout(ctx, pingTimeout)
+	ctx, cancel := context.WithTimeout(ctx, pingTries*pingTimeout)
+	defer cancel()
+	again := time.NewTicker(pingPause)
+	defer again.Stop()
+	for ctx.Err() == nil {
+		try, done := context.WithTimeout(ctx, pingTimeout)
 		err := d.ping(try, addr)
+		done()
 		if err == nil {
-			cancel()
 			return true
 		}
-		<-try.Done()
-		cancel()
+		select {
+		case <-ctx.Done():
+		case <-again.C:
+		}
 	}
-	return ctx.Err() != nil // the term ended: nothing is decided
+	return d.ctx.Err() != nil // the term ended: nothing is decided
 }
 
 func (d *Dispatcher) ping(ctx context.Context, addr string) error {
