@@ -61,7 +61,7 @@ func New(cfg Config) http.Handler {
 	mux := http.NewServeMux()
 	for _, table := range [][]route{
 		h.systemRoutes(), h.containerRoutes(), h.execRoutes(), h.imageRoutes(), h.networkRoutes(), h.swarmRoutes(), h.nodeRoutes(),
-		h.serviceRoutes(), h.taskRoutes(), missingRoutes(h),
+		h.serviceRoutes(), h.taskRoutes(), h.skeinRoutes(), missingRoutes(h),
 	} {
 		for _, rt := range table {
 			mux.Handle(rt.pattern, h.wrap(rt.handle))

@@ -93,8 +93,12 @@ func (h *handlers) serviceUpdate(w http.ResponseWriter, r *http.Request) error {
 	}
 	q := r.URL.Query()
 	rollback := q.Get("rollback")
-	if rollback != "" && rollback != "previous" {
-		return invalid("invalid value for \"rollback\": %q, only \"previous\" is known", rollback)
+	switch rollback {
+	case "", "previous":
+	case "none": // how newer clients say that they want none
+		rollback = ""
+	default:
+		return invalid("invalid value for \"rollback\": %q, there are \"previous\" and \"none\"", rollback)
 	}
 	auth := r.Header.Get(registry.AuthHeader)
 	switch from := swarm.RegistryAuthSource(q.Get("registryAuthFrom")); from {

@@ -350,6 +350,11 @@ func (c *Cluster) RemoveNetwork(_ context.Context, r *api.RemoveRequest, _ ...gr
 	return &api.Empty{}, nil
 }
 
+// NetStatus has one table that is behind.
+func (c *Cluster) NetStatus(context.Context, *api.ListRequest, ...grpc.CallOption) (*api.NetStatusReply, error) {
+	return &api.NetStatusReply{Rows: []*api.NetStatusRow{{NodeId: NodeID, Table: api.MeshTable, Desired: 7, Applied: 6, Live: true}}}, nil
+}
+
 // Ping answers.
 func (c *Cluster) Ping(context.Context, *api.Empty, ...grpc.CallOption) (*api.Empty, error) {
 	return &api.Empty{}, nil

@@ -1,0 +1,105 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"text/tabwriter"
+
+	"github.com/moby/moby/api/types/common"
+	"github.com/spf13/cobra"
+)
+
+// maxAnswer bounds what a daemon may send to our own verbs.
+const maxAnswer = 64 << 20
+
+// netCommand is `skein net`: what the cluster's networks should be, and what the nodes made of it.
+func (a *app) netCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "net", Short: "Compare the networks of the cluster with what its nodes applied"}
+	cmd.AddCommand(a.netStatusCommand())
+	return cmd
+}
+
+// netRow is one line of GET /skein/net/status.
+type netRow struct {
+	NodeID  string `json:"NodeID"`
+	Table   string `json:"Table"`
+	Desired uint64 `json:"Desired"`
+	Applied uint64 `json:"Applied"`
+	Live    bool   `json:"Live"`
+	Err     string `json:"Err,omitempty"`
+}
+
+func (a *app) netStatusCommand() *cobra.Command {
+	var format string
+	cmd := &cobra.Command{
+		Use: "status", Short: "Show the version of each endpoint table that each node has applied", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var rows []netRow
+			if err := a.get(cmd, "/skein/net/status", &rows); err != nil {
+				return err
+			}
+			switch format {
+			case "json":
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(rows)
+			case "table":
+				return printNet(cmd.OutOrStdout(), rows)
+			}
+			return fmt.Errorf("unknown format %q: there are table and json", format)
+		},
+	}
+	cmd.Flags().StringVar(&format, "format", "table", "Format of the output: table or json")
+	return cmd
+}
+
+func printNet(w io.Writer, rows []netRow) error {
+	tw := tabwriter.NewWriter(w, 0, 4, 3, ' ', 0)
+	fmt.Fprintln(tw, "NODE\tTABLE\tDESIRED\tAPPLIED\tSTATE")
+	for _, r := range rows {
+		state := "ok"
+		switch {
+		case r.Err != "":
+			state = "failed: " + r.Err
+		case !r.Live:
+			state = "stale: the node does not report"
+		case r.Applied < r.Desired:
+			state = "behind"
+		}
+		fmt.Fprintf(tw, "%s\t%s\t%d\t%d\t%s\n", r.NodeID, r.Table, r.Desired, r.Applied, state)
+	}
+	return tw.Flush()
+}
+
+// get asks the daemon for one of our own paths, which docker's client does not know.
+func (a *app) get(cmd *cobra.Command, path string, into any) error {
+	if err := a.initDocker(cmd); err != nil {
+		return err
+	}
+	client := a.docker.Client()
+	hc := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return client.Dialer()(ctx) },
+	}}
+	req, err := http.NewRequestWithContext(cmd.Context(), http.MethodGet, "http://skein"+path, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := hc.Do(req)
+	if err != nil {
+		return errors.New(cannotConnect(client.DaemonHost(), err.Error()))
+	}
+	defer resp.Body.Close()
+	body := io.LimitReader(resp.Body, maxAnswer)
+	if resp.StatusCode != http.StatusOK {
+		var e common.ErrorResponse
+		if err := json.NewDecoder(body).Decode(&e); err != nil || e.Message == "" {
+			return fmt.Errorf("the daemon at %s answered %s", client.DaemonHost(), resp.Status)
+		}
+		return errors.New("Error response from daemon: " + e.Message)
+	}
+	return json.NewDecoder(body).Decode(into)
+}
