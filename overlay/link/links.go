@@ -88,7 +88,7 @@ func parseLink(b []byte) Link {
 		case unix.IFLA_MTU:
 			l.MTU = int(u32(v))
 		case unix.IFLA_IFALIAS:
-			l.Alias = string(v)
+			l.Alias = cString(v)
 		case unix.IFLA_MASTER:
 			l.Master = int(u32(v))
 		case unix.IFLA_LINKINFO:

@@ -1,0 +1,569 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	mdns "github.com/miekg/dns"
+	"golang.org/x/sys/unix"
+
+	"skein/overlay/link"
+	"skein/overlay/nft"
+)
+
+// webLab is a lab with one task of service web per host, all served.
+func webLab(t *testing.T, hosts int) (*lab, []func()) {
+	l := newLab(t, hosts)
+	states := make([]EndpointState, hosts)
+	all := make([]int, hosts)
+	for i := range states {
+		states[i], all[i] = Ready, i+1
+	}
+	l.setAll([]Network{webNetwork(states...)}, webMesh(all...))
+	var stops []func()
+	for i, h := range l.hosts {
+		stops = append(stops, l.serve(l.sandbox(h, webSandbox(i+1)), fmt.Sprintf("task%d", i+1), 80))
+	}
+	return l, stops
+}
+
+func (l *lab) box(i int) *link.NS {
+	return openNS(l.t, l.hosts[i-1].sandboxFile(fmt.Sprintf("task%d", i)))
+}
+
+func refusedFast(t *testing.T, ns *link.NS, at string) {
+	t.Helper()
+	start := time.Now()
+	_, _, err := get(ns, "tcp4", at)
+	if !errors.Is(err, syscall.ECONNREFUSED) || time.Since(start) > time.Second {
+		t.Errorf("%s: %v after %s, want an immediate refusal", at, err, time.Since(start))
+	}
+}
+
+func unreachable(t *testing.T, ns *link.NS, at string) {
+	t.Helper()
+	var c net.Conn
+	err := ns.Do(func() (err error) {
+		c, err = net.DialTimeout("tcp4", at, 300*time.Millisecond)
+		return err
+	})
+	if err == nil {
+		c.Close()
+		t.Errorf("%s could be reached", at)
+	}
+}
+
+func TestRefusalAndIsolation(t *testing.T) {
+	l, _ := webLab(t, 2)
+	t1 := l.box(1)
+	refusedFast(t, t1, "10.10.0.3:80")     // VIP of a service without endpoints
+	refusedFast(t, l.cl, "192.0.2.1:8081") // published, no backend
+	refusedFast(t, l.hosts[0].ns, "127.0.0.1:8081")
+	refusedFast(t, t1, "10.10.0.12:81") // no listener
+	if got := l.spread(l.cl, "tcp4", "192.0.2.1:8082", 4, clientAddr); got["task1"] != 4 {
+		t.Errorf("host-mode port on its node: %v", got)
+	}
+	refusedFast(t, l.cl, "192.0.2.2:8082") // host mode: nowhere else
+	l.serve(t1, "hidden", 9999)
+	gw1, gw2 := gatewayOf(1).String(), gatewayOf(2).String()
+	l.serve(l.box(2), "hidden", 9999)
+	unreachable(t, t1, gw2+":9999")          // over the mesh
+	unreachable(t, t1, gw2+":80")            // not even a published target, except through its port
+	unreachable(t, l.cl, gw1+":9999")        // from outside, if somebody routes the pool to us
+	unreachable(t, t1, "169.254.169.254:80") // metadata service
+	lo, err := listenIn(l.hosts[0].ns, "127.0.0.1:9998")
+	l.must(err)
+	defer lo.Close()
+	c := l.conn(t1)
+	eth1, err := c.Link("eth1")
+	l.must(err)
+	l.must(t1.Sysctl(map[string]string{"ipv4/conf/eth1/route_localnet": "1"}))
+	l.must(c.Do([]link.Message{link.SetRoute(link.RouteKey{Dst: netip.MustParsePrefix("127.0.0.1/32"), Table: 0},
+		link.Route{Dev: eth1.Index, Via: gatewayVia})}))
+	unreachable(t, t1, "127.0.0.1:9998") // a container must not reach the node's loopback services
+	// egress is masqueraded as the node
+	out, err := listenIn(l.cl, clientAddr+":7000")
+	l.must(err)
+	defer out.Close()
+	f, err := open(t1, "tcp4", clientAddr+":7000")
+	l.must(err)
+	defer f.Close()
+	srv, err := out.Accept()
+	l.must(err)
+	defer srv.Close()
+	if from, _, _ := net.SplitHostPort(srv.RemoteAddr().String()); from != "192.0.2.1" {
+		t.Errorf("outside saw the container as %s", from)
+	}
+}
+
+func listenIn(ns *link.NS, at string) (ln net.Listener, err error) {
+	err = ns.Do(func() (err error) { ln, err = net.Listen("tcp4", at); return err })
+	return ln, err
+}
+
+// A task leaves the maps on all nodes while clients connect through every node; 200 ms later it stops. No new connection fails and those
+// that are open go on.
+func TestDraining(t *testing.T) {
+	l, stops := webLab(t, 3)
+	held := map[string]*flow{}
+	for range 100 {
+		f, err := open(l.cl, "tcp4", "192.0.2.1:8080")
+		l.must(err)
+		name, _, err := f.ask()
+		l.must(err)
+		if held[name] != nil {
+			f.Close()
+		} else {
+			held[name] = f
+		}
+	}
+	if len(held) != 3 {
+		t.Fatalf("held flows on %d tasks, want 3", len(held))
+	}
+	var done atomic.Bool
+	var total, failed atomic.Int64
+	var wg sync.WaitGroup
+	for i := 1; i <= 3; i++ {
+		wg.Go(func() {
+			for !done.Load() {
+				total.Add(1)
+				if _, _, err := get(l.cl, "tcp4", fmt.Sprintf("192.0.2.%d:8080", i)); err != nil {
+					failed.Add(1)
+					t.Log(err)
+				}
+			}
+		})
+	}
+	time.Sleep(200 * time.Millisecond)
+	l.setAll([]Network{webNetwork(Ready, Draining, Ready)}, webMesh(1, 3))
+	before := total.Load()
+	time.Sleep(200 * time.Millisecond)
+	if _, _, err := held["task2"].ask(); err != nil {
+		t.Errorf("an established connection to the draining task: %v", err)
+	}
+	stops[1]()
+	time.Sleep(200 * time.Millisecond)
+	done.Store(true)
+	wg.Wait()
+	if failed.Load() != 0 || total.Load()-before < 50 {
+		t.Errorf("%d of %d connections failed, %d after the change", failed.Load(), total.Load(), total.Load()-before)
+	}
+	for name, f := range held {
+		if name != "task2" {
+			if _, _, err := f.ask(); err != nil {
+				t.Errorf("held flow on %s: %v", name, err)
+			}
+		}
+	}
+	t1 := l.box(1)
+	if got := l.spread(t1, "tcp4", "10.10.0.2:80", 40, ""); got["task2"] != 0 || len(got) != 2 {
+		t.Errorf("VIP after draining: %v", got)
+	}
+}
+
+// What somebody deletes by hand comes back with the next check.
+func TestMending(t *testing.T) {
+	l, _ := webLab(t, 2)
+	t1, h := l.box(1), l.hosts[0]
+	router := h.routers["netwebidnetwebidnetwebid1"]
+	damage := []struct {
+		name string
+		do   func() error
+	}{
+		{"route to a remote endpoint", func() error {
+			return router.conn.Do([]link.Message{link.DelRoute(link.RouteKey{Dst: host(addr("10.10.0.12"))}, router.routes[link.RouteKey{Dst: host(addr("10.10.0.12"))}])})
+		}},
+		{"route of a local endpoint", func() error {
+			return router.conn.Do([]link.Message{link.DelRoute(link.RouteKey{Dst: host(addr("10.10.0.11"))}, link.Route{Dev: mustLink(t, router.conn, legPrefix+tag("task1"))})})
+		}},
+		{"forwarding entry", func() error {
+			return router.conn.Do(link.Diff(nil, router.fdb, link.SetFDB, link.DelFDB))
+		}},
+		{"VXLAN device", func() error { return router.conn.DelLink(vxlanDevice) }},
+		{"table of VIPs", func() error { return router.nft.Delete(nft.IPv4, "skein_vip") }},
+		{"table of the mesh", func() error { return h.nft.Delete(nft.IPv4, "skein_mesh") }},
+		{"mesh device", func() error { return h.conn.DelLink(meshDevice) }},
+		{"policy rules", func() error {
+			return h.conn.Do(link.Diff(nil, h.mesh.rules, link.SetRule, link.DelRule))
+		}},
+		{"gateway leg", func() error { return h.conn.DelLink(gatewayPrefix + tag("task1")) }},
+		{"overlay leg", func() error { return router.conn.DelLink(legPrefix + tag("task1")) }},
+		{"router namespace", func() error {
+			_ = router.conn.DelLink(vxlanDevice)
+			return link.RemoveNS(router.file)
+		}},
+	}
+	for _, d := range damage {
+		t.Run(d.name, func(t *testing.T) {
+			l := l.in(t)
+			router = h.routers["netwebidnetwebidnetwebid1"]
+			l.must(d.do())
+			l.must(h.Check(context.Background()))
+			l.spread(t1, "tcp4", "10.10.0.12:80", 1, "10.10.0.11")
+			l.spread(t1, "tcp4", "10.10.0.2:80", 4, "")
+			if got := l.spread(l.cl, "tcp4", "192.0.2.1:8080", 30, clientAddr); len(got) != 2 {
+				t.Errorf("published port through node 1: %v", got)
+			}
+			if got := l.spread(l.cl, "tcp4", "192.0.2.2:8080", 30, clientAddr); len(got) != 2 {
+				t.Errorf("published port through node 2: %v", got)
+			}
+		})
+	}
+}
+
+func mustLink(t *testing.T, c *link.Conn, name string) int {
+	t.Helper()
+	l, err := c.Link(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l.Index
+}
+
+// memoryStore keeps descriptors as the supervisor does.
+type memoryStore struct {
+	mu  sync.Mutex
+	fds map[string]int
+}
+
+func (s *memoryStore) StoreFD(_ context.Context, name string, fd int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	s.fds[name] = dup
+	return err
+}
+
+func (s *memoryStore) LoadFDs(_ context.Context, prefix string) (map[string]int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := map[string]int{}
+	for name, fd := range s.fds {
+		if strings.HasPrefix(name, prefix) {
+			dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+			if err != nil {
+				return nil, err
+			}
+			out[name] = dup
+		}
+	}
+	return out, nil
+}
+
+func (s *memoryStore) ReleaseFD(_ context.Context, name string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if fd, ok := s.fds[name]; ok {
+		unix.Close(fd)
+		delete(s.fds, name)
+	}
+	return nil
+}
+
+func query(ns *link.NS, network, name string, typ uint16) (*mdns.Msg, error) {
+	m := new(mdns.Msg)
+	m.SetQuestion(mdns.Fqdn(name), typ)
+	var conn net.Conn
+	err := ns.Do(func() (err error) {
+		conn, err = net.Dial(network, dnsAddr)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	c := &mdns.Conn{Conn: conn}
+	if err := c.WriteMsg(m); err != nil {
+		return nil, err
+	}
+	return c.ReadMsg()
+}
+
+func TestDNSInSandboxes(t *testing.T) {
+	l, _ := webLab(t, 2)
+	t1 := l.box(1)
+	for _, c := range []struct {
+		name string
+		typ  uint16
+		want string
+	}{
+		{"web", mdns.TypeA, "10.10.0.2"},
+		{"WEB.front", mdns.TypeA, "10.10.0.2"},
+		{"tasks.web", mdns.TypeA, "10.10.0.11 10.10.0.12"},
+		{"web.2", mdns.TypeA, "10.10.0.12"},
+		{"web", mdns.TypeAAAA, ""},
+		{"2.0.10.10.in-addr.arpa", mdns.TypePTR, "web.front."},
+		{"12.0.10.10.in-addr.arpa", mdns.TypePTR, "web.2.front."},
+		{"rr", mdns.TypeA, ""},
+		{"nosuch", mdns.TypeA, "NXDOMAIN"},
+	} {
+		for _, network := range []string{"udp", "tcp"} {
+			m, err := query(t1, network, c.name, c.typ)
+			if err != nil {
+				t.Fatalf("%s %s: %v", network, c.name, err)
+			}
+			if got := answers(m); got != c.want {
+				t.Errorf("%s %s %s: %q, want %q", network, c.name, mdns.TypeToString[c.typ], got, c.want)
+			}
+		}
+	}
+	l.setAll([]Network{webNetwork(Ready, Draining)}, webMesh(1))
+	if m, err := query(t1, "udp", "tasks.web", mdns.TypeA); err != nil || answers(m) != "10.10.0.11" {
+		t.Errorf("tasks.web while the second drains: %v, %v", m, err)
+	}
+}
+
+func answers(m *mdns.Msg) string {
+	if m.Rcode != mdns.RcodeSuccess {
+		return mdns.RcodeToString[m.Rcode]
+	}
+	var out []string
+	for _, rr := range m.Answer {
+		switch rr := rr.(type) {
+		case *mdns.A:
+			out = append(out, rr.A.String())
+		case *mdns.AAAA:
+			out = append(out, rr.AAAA.String())
+		case *mdns.PTR:
+			out = append(out, rr.Ptr)
+		}
+	}
+	slices.Sort(out)
+	return strings.Join(out, " ")
+}
+
+// A daemon dies and another takes over: data paths never stop, and a query asked in between is answered by the successor.
+func TestDaemonRestart(t *testing.T) {
+	l := newLab(t, 2)
+	store := &memoryStore{fds: map[string]int{}}
+	l.hosts[0].Driver.Close()
+	l.hosts[0].Driver = l.driver(1, store)
+	l.setAll([]Network{webNetwork(Ready, Ready)}, webMesh(1, 2))
+	for i, h := range l.hosts {
+		l.serve(l.sandbox(h, webSandbox(i+1)), fmt.Sprintf("task%d", i+1), 80)
+	}
+	t1 := l.box(1)
+	held, err := open(l.cl, "tcp4", "192.0.2.1:8080")
+	l.must(err)
+	_, _, err = held.ask()
+	l.must(err)
+	if len(store.fds) != 2 {
+		t.Fatalf("%d descriptors stored, want 2", len(store.fds))
+	}
+	l.hosts[0].Driver.Close()
+	asked := make(chan string, 1)
+	go func() {
+		m, err := query(t1, "udp", "web", mdns.TypeA)
+		if err != nil {
+			asked <- err.Error()
+			return
+		}
+		asked <- answers(m)
+	}()
+	if got := l.spread(l.cl, "tcp4", "192.0.2.1:8080", 20, clientAddr); len(got) != 2 {
+		t.Errorf("without a daemon: %v", got)
+	}
+	l.spread(t1, "tcp4", "10.10.0.2:80", 10, "")
+	h := l.hosts[0]
+	h.Driver = l.driver(1, store)
+	if ids, err := h.Sandboxes(); err != nil || len(ids) != 1 || ids[0] != "task1" {
+		t.Errorf("sandboxes found: %v, %v", ids, err)
+	}
+	slots := func() map[string]string {
+		m, err := h.nft.Elements(&nft.Table{Family: nft.IPv4, Name: "skein_mesh", Sets: []*nft.Set{{Name: "slots"}}}, "slots")
+		l.must(err)
+		return m
+	}
+	before := slots()
+	l.set(h, []Network{webNetwork(Ready, Ready)}, webMesh(1, 2))
+	for k, v := range slots() {
+		if before[k] != v {
+			t.Errorf("the successor moved a slot")
+			break
+		}
+	}
+	unreachableSelf(t, l)
+	l.sandbox(h, webSandbox(1))
+	if got := <-asked; got != "10.10.0.2" {
+		t.Errorf("query asked while no daemon ran: %s", got)
+	}
+	if _, _, err := held.ask(); err != nil {
+		t.Errorf("held connection: %v", err)
+	}
+	l.must(h.RemoveSandbox(context.Background(), "task1"))
+	if len(store.fds) != 0 {
+		t.Errorf("left in the store: %v", store.fds)
+	}
+}
+
+// unreachableSelf: before AddSandbox is called again, the hairpin of an adopted leg works.
+func unreachableSelf(t *testing.T, l *lab) {
+	t.Helper()
+	if got := l.in(t).spread(l.box(1), "tcp4", "192.0.2.1:8080", 20, ""); len(got) != 2 {
+		t.Errorf("hairpin after a restart: %v", got)
+	}
+}
+
+func TestTeardownLeavesNothing(t *testing.T) {
+	l, stops := webLab(t, 2)
+	h := l.hosts[0]
+	l.must(h.SetBridges(context.Background(), []Bridge{{ID: "br1", Name: "skt0", Subnet4: netip.MustParsePrefix("172.30.0.0/16"), Gateway4: addr("172.30.0.1")}}))
+	for _, s := range stops {
+		s()
+	}
+	c := l.conn(h.ns)
+	fresh := l.driver(1, nil) // a driver without any memory removes it all
+	for range 2 {
+		l.must(fresh.Teardown(context.Background()))
+	}
+	links, err := c.Links()
+	l.must(err)
+	for name, k := range links {
+		if name != "lo" && name != "eth0" {
+			t.Errorf("device left: %s (%s)", name, k.Kind)
+		}
+	}
+	rules, err := c.Rules()
+	l.must(err)
+	routes, err := c.Routes()
+	l.must(err)
+	files, err := os.ReadDir(h.netnsDir())
+	l.must(err)
+	if len(rules)+len(routes)+len(files) != 0 {
+		t.Errorf("left: rules %v, routes %v, files %v", rules, routes, files)
+	}
+	for _, name := range []string{"skein_mesh", "skein_bridge"} {
+		if changed, err := fresh.nft.Elements(&nft.Table{Family: nft.IPv4, Name: name, Sets: []*nft.Set{{Name: "ports"}, {Name: "slots"}}}, "slots"); err != nil || len(changed) != 0 {
+			t.Errorf("table %s left: %v, %v", name, changed, err)
+		}
+	}
+}
+
+func TestNetworkChanges(t *testing.T) {
+	l := newLab(t, 2)
+	h := l.hosts[0]
+	ctx := context.Background()
+	if _, err := h.AddSandbox(ctx, webSandbox(1)); err == nil {
+		t.Error("a leg on an unknown network was accepted")
+	}
+	l.setAll([]Network{webNetwork(Ready, Ready)}, Mesh{})
+	other := Network{ID: "other", Name: "back", VNI: 5000, Subnet4: netip.MustParsePrefix("10.11.0.0/24"),
+		Endpoints: []Endpoint{{ID: "task1", Node: 1, Addr4: addr("10.11.0.2"), State: Ready}, {ID: "task2", Node: 2, Addr4: addr("10.11.0.3"), State: Ready}}}
+	for i, h := range l.hosts {
+		l.serve(l.sandbox(h, webSandbox(i+1)), fmt.Sprintf("task%d", i+1), 80)
+	}
+	t1 := l.box(1)
+	// connect a running container to another network: its devices keep their names
+	l.setAll([]Network{webNetwork(Ready, Ready), other}, Mesh{})
+	for i, h := range l.hosts {
+		s := webSandbox(i + 1)
+		s.Legs = append(s.Legs, Leg{NetworkID: "other", Addr4: netip.PrefixFrom(other.Endpoints[i].Addr4, 24)})
+		l.sandbox(h, s)
+	}
+	l.spread(t1, "tcp4", "10.11.0.3:80", 1, "10.11.0.2")
+	l.spread(t1, "tcp4", "10.10.0.12:80", 1, "10.10.0.11")
+	c := l.conn(t1)
+	links, err := c.Links()
+	l.must(err)
+	for name, mac := range map[string]link.MAC{"eth0": legMAC(overlayLeg, addr("10.10.0.11")), "eth1": legMAC(gatewayLeg, gatewayOf(1)), "eth2": legMAC(overlayLeg, addr("10.11.0.2"))} {
+		if links[name].MAC != mac {
+			t.Errorf("%s has MAC %s, want %s", name, links[name].MAC, mac)
+		}
+	}
+	// disconnect: the leg goes, and the network with it once nothing hangs on it
+	l.set(h, []Network{webNetwork(Ready, Ready)}, Mesh{})
+	if _, err := os.Stat(h.routerFile("other")); err != nil {
+		t.Errorf("a network with a leg was removed: %v", err)
+	}
+	l.sandbox(h, webSandbox(1))
+	l.set(h, []Network{webNetwork(Ready, Ready)}, Mesh{})
+	if _, err := os.Stat(h.routerFile("other")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the network was not removed: %v", err)
+	}
+	// the VNI is free at once for another network
+	other.ID = "third"
+	l.set(h, []Network{webNetwork(Ready, Ready), other}, Mesh{})
+}
+
+func TestBridges(t *testing.T) {
+	l := newLab(t, 1)
+	h, ctx := l.hosts[0], context.Background()
+	user := Bridge{ID: "brid1", Name: "skt1", Subnet4: netip.MustParsePrefix("172.31.0.0/24"), Gateway4: addr("172.31.0.1")}
+	def := Bridge{ID: "brid0", Name: "skt0", Subnet4: netip.MustParsePrefix("172.30.0.0/24"), Gateway4: addr("172.30.0.1")}
+	shut := Bridge{ID: "brid2", Name: "skt2", Subnet4: netip.MustParsePrefix("172.29.0.0/24"), Gateway4: addr("172.29.0.1"), Internal: true}
+	l.must(h.SetBridges(ctx, []Bridge{user, def, shut}))
+	l.must(h.SetBridges(ctx, []Bridge{user, def, shut}))
+	leg := func(b Bridge, last byte, names ...string) BridgeLeg {
+		a := b.Subnet4.Addr().As4()
+		a[3] = last
+		return BridgeLeg{BridgeID: b.ID, Addr4: netip.PrefixFrom(netip.AddrFrom4(a), 24), Names: names}
+	}
+	la := leg(user, 2, "a", "alias")
+	la.Ports = []HostPort{{Published: 8080, Target: 80, Protocol: "tcp"}, {HostIP: addr("127.0.0.1"), Published: 8081, Target: 80, Protocol: "tcp"}}
+	a := l.sandbox(h, Sandbox{ID: "cont-a", DNS: true, Bridges: []BridgeLeg{la}})
+	b := l.sandbox(h, Sandbox{ID: "cont-b", DNS: true, Bridges: []BridgeLeg{leg(user, 3, "b")}})
+	c := l.sandbox(h, Sandbox{ID: "cont-c", DNS: true, Bridges: []BridgeLeg{leg(def, 2)}})
+	e := l.sandbox(h, Sandbox{ID: "cont-e", DNS: true, Bridges: []BridgeLeg{leg(shut, 2)}})
+	l.serve(a, "a", 80)
+	l.serve(b, "b", 80)
+	l.spread(b, "tcp4", "172.31.0.2:80", 1, "172.31.0.3")
+	l.spread(l.cl, "tcp4", "192.0.2.1:8080", 1, clientAddr)
+	l.spread(h.ns, "tcp4", "127.0.0.1:8080", 1, "")
+	l.spread(h.ns, "tcp4", "127.0.0.1:8081", 1, "")
+	l.spread(h.ns, "tcp4", "192.0.2.1:8080", 1, "")
+	l.spread(b, "tcp4", "192.0.2.1:8080", 1, "")
+	l.spread(a, "tcp4", "192.0.2.1:8080", 1, "")
+	l.spread(c, "tcp4", "192.0.2.1:8080", 1, "")
+	refusedFast(t, l.cl, "192.0.2.1:8081")
+	unreachable(t, c, "172.31.0.2:80")
+	unreachable(t, e, "172.31.0.2:80")
+	if m, err := query(b, "udp", "a", mdns.TypeA); err != nil || answers(m) != "172.31.0.2" {
+		t.Errorf("a from b: %v, %v", m, err)
+	}
+	if m, err := query(a, "udp", "b", mdns.TypeA); err != nil || answers(m) != "172.31.0.3" {
+		t.Errorf("b, which came later, from a: %v, %v", m, err)
+	}
+	if m, err := query(c, "udp", "a", mdns.TypeA); err != nil || answers(m) != "NXDOMAIN" {
+		t.Errorf("a from another bridge: %v, %v", m, err)
+	}
+	out, err := listenIn(l.cl, clientAddr+":7000")
+	l.must(err)
+	defer out.Close()
+	f, err := open(b, "tcp4", clientAddr+":7000")
+	l.must(err)
+	f.Close()
+	unreachable(t, e, clientAddr+":7000")
+	if name, _, used := h.PortHolder("tcp", 8080); !used || name != "container cont-a" {
+		t.Errorf("holder of 8080: %q %v", name, used)
+	}
+	own, err := listenIn(h.ns, "192.0.2.1:6000")
+	l.must(err)
+	defer own.Close()
+	if _, pid, used := h.PortHolder("tcp", 6000); !used || pid != os.Getpid() {
+		t.Errorf("holder of 6000: pid %d %v, want %d", pid, used, os.Getpid())
+	}
+	if _, _, used := h.PortHolder("udp", 6000); used {
+		t.Error("UDP 6000 is free")
+	}
+	l.must(h.RemoveSandbox(ctx, "cont-a"))
+	refusedFast(t, l.cl, "192.0.2.1:8080")
+	for _, id := range []string{"cont-b", "cont-c", "cont-e"} {
+		l.must(h.RemoveSandbox(ctx, id))
+	}
+	l.must(h.SetBridges(ctx, nil))
+	if links, err := l.conn(h.ns).Links(); err != nil || len(links) != 2 {
+		t.Errorf("devices left: %v, %v", links, err)
+	}
+}
