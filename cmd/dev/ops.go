@@ -25,6 +25,7 @@ type Options struct {
 	Managers int
 	Workers  int
 	Flags    []string  // further flags of every daemon
+	Binary   string    // the skein executable; empty: this one
 	Progress io.Writer // told each step; may be nil
 }
 
@@ -52,9 +53,11 @@ func Up(ctx context.Context, o Options) (c *Cluster, err error) {
 	if _, err := os.Stat(clusterDir(o.Name)); err == nil {
 		return nil, fmt.Errorf("development cluster %s exists: remove it with `skein dev down --name %s`, or take another --name", o.Name, o.Name)
 	}
-	bin, err := os.Executable()
-	if err != nil {
-		return nil, err
+	bin := o.Binary
+	if bin == "" {
+		if bin, err = os.Executable(); err != nil {
+			return nil, err
+		}
 	}
 	subnet, err := freeSubnet()
 	if err != nil {

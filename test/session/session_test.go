@@ -344,3 +344,22 @@ func TestWritesWaitForALeader(t *testing.T) {
 		c.eventually("the exit is written", time.Second, func() bool { return c.task(tasks[0]).State == api.TaskFailed })
 	})
 }
+
+func TestNetworkBeforeStart(t *testing.T) {
+	bubble(t, func(c *cluster) {
+		w1, w2 := c.worker("w1"), c.worker("w2")
+		c.eventually("ready", 5*time.Second, func() bool { return c.nodeState("w1") == "ready" && c.nodeState("w2") == "ready" })
+		w1.net.SetDelay(3 * time.Second)
+		w2.net.Refuse(id("net"), errors.New("vxlan: no such device"))
+		tasks := c.service("web", "w1", "w2")
+		took := c.eventually("runs on w1", 10*time.Second, func() bool { return c.running(tasks[0]) })
+		if took < 3*time.Second {
+			t.Errorf("started after %v, before its network", took)
+		}
+		c.eventually("fails on w2", 20*time.Second, func() bool { return c.task(tasks[1]).State == api.TaskFailed })
+		want := "start task: its network is not ready on this node after 15s: network net: vxlan: no such device"
+		if got := c.task(tasks[1]).Status.Err; got != want {
+			t.Errorf("error %q, want %q", got, want)
+		}
+	})
+}
