@@ -97,7 +97,6 @@ func keep(limit int, svc *store.Service) int {
 type reaped struct {
 	changes loop.Changes
 	ids     []string
-	key     store.Key
 }
 
 func (w *reaped) reap(tasks []*store.Task, limit int) {
@@ -126,7 +125,6 @@ func (w *reaped) reap(tasks []*store.Task, limit int) {
 }
 
 func (w *reaped) delete(t *store.Task) {
-	w.key = store.Key{Kind: store.KindTask, ID: t.ID, ServiceID: t.ServiceID, Slot: t.Slot, NodeID: t.NodeID}
 	if w.ids = append(w.ids, t.ID); len(w.ids) >= maxItems {
 		w.flush()
 	}
@@ -137,6 +135,7 @@ func (w *reaped) flush() {
 		return
 	}
 	txn := &api.Txn{Changes: []*api.Change{{Kind: &api.Change_DeleteTasks{DeleteTasks: &api.TaskDelete{TaskIds: w.ids}}}}}
-	w.changes = append(w.changes, loop.Change{Txn: txn, Key: w.key})
+	// A transaction is of many slots: should it fail, which is rare, look at all again.
+	w.changes = append(w.changes, loop.Change{Txn: txn, Key: store.Key{Kind: store.KindCluster}})
 	w.ids = nil
 }

@@ -117,14 +117,20 @@ func (sc *script) command(line string) {
 		if err != nil {
 			sc.t.Fatal(err)
 		}
-		agents := len(args) > 2 && args[2] == "agents"
-		sc.advance(d, func() {
-			if agents {
-				sc.agents()
-			}
+		look := func() {
 			sc.settle()
 			sc.diff()
-		})
+		}
+		if len(args) == 2 {
+			sc.advance(d, look)
+			break
+		}
+		const tick = 500 * time.Millisecond // agents are that slow
+		for ; d > 0; d -= tick {
+			sc.agents()
+			look()
+			sc.advance(min(d, tick), look)
+		}
 	case "leader":
 		sc.newTerm()
 	case "tasks":
@@ -191,6 +197,7 @@ func (sc *script) service(name string, args []string) {
 	}
 	if err := sc.putService(name, spec, nil); err != nil {
 		fmt.Fprintf(&sc.out, "error: %v\n", err)
+		sc.t.Logf("service %s: %v", name, err)
 	}
 }
 

@@ -87,8 +87,11 @@ func (p *pass) survey(cfg *swarm.UpdateConfig) survey {
 			sv.made++
 			p.surveyMade(&sv, fresh, cfg)
 		}
-		if p.isDirty(s) {
+		switch {
+		case p.isDirty(s):
 			sv.dirty = append(sv.dirty, s)
+		case len(s.lost) > 0 && len(s.wanted) == 0:
+			sv.coming++ // replaced in this pass
 		}
 	}
 	return sv

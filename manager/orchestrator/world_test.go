@@ -19,12 +19,14 @@ import (
 
 // world is a control plane without network, disk and clock: a store, its controllers, and a time that tests move.
 type world struct {
-	t     testing.TB
-	store *store.Store
-	now   time.Time
-	loops []*driven
-	names map[string]string // task id → web.1#2
-	gens  map[string]int    // web.1 → tasks seen
+	t          testing.TB
+	store      *store.Store
+	now        time.Time
+	loops      []*driven
+	log        *storetest.Loopback
+	quorumLost bool
+	names      map[string]string // task id → web.1#2
+	gens       map[string]int    // web.1 → tasks seen
 }
 
 type driven struct {
@@ -37,7 +39,7 @@ var epoch = time.Unix(1_800_000_000, 0)
 
 func newWorld(t testing.TB) *world {
 	st, proposer := storetest.New()
-	w := &world{t: t, store: st, now: epoch, names: map[string]string{}, gens: map[string]int{}}
+	w := &world{t: t, store: st, log: proposer, now: epoch, names: map[string]string{}, gens: map[string]int{}}
 	proposer.SetClock(func() time.Time { return w.now })
 	w.do(&api.Change{Kind: &api.Change_PutCluster{PutCluster: &api.ClusterRecord{
 		Id: "c1", SpecJson: []byte("{}"), OverlayPool: "10.0.0.0/9", MeshPool: "10.192.0.0/10", UlaPrefix: "fd00:1::/48", OverlayBits: 20, DataPort: 4789,
@@ -84,7 +86,7 @@ func (w *world) settle() time.Time {
 			keys, overflow := d.watcher.Take()
 			d.Mark(keys, overflow)
 			wake, err := d.Round(context.Background(), w.now)
-			if err != nil {
+			if err != nil && !w.quorumLost {
 				w.t.Fatal(err)
 			}
 			d.wake = wake
@@ -106,6 +108,16 @@ func (w *world) next() time.Time {
 		}
 	}
 	return next
+}
+
+// loseQuorum makes every proposal fail, or ends that.
+func (w *world) loseQuorum(lost bool) {
+	w.quorumLost = lost
+	if lost {
+		w.log.SetError(storetest.ErrNoLeader())
+	} else {
+		w.log.SetError(nil)
+	}
 }
 
 // advance moves the clock, stopping wherever a controller wants to be called.
