@@ -1,6 +1,6 @@
 // Package ca is the cluster's certificate authority: its root, the certificates of nodes, and the join tokens.
 //
-// A node certificate says CN node id, OU role, O cluster id; it lives 90 days and begins an hour before it is made, so that clocks may
+// A node certificate says CN node id, OU role, O cluster id; it lives 90 days, or as the cluster's spec says, and begins an hour before it is made, so that clocks may
 // differ a little. What a request's own subject asks for is ignored: the token decides the role at joining, the store at renewal. Secrets
 // are compared in constant time; wrong ones are limited per host without locking out others. Root key and tokens are in the store. It must
 // not log tokens or keys. Who uses it: package manager, and cmd/daemon for the first node of a cluster.
@@ -24,10 +24,10 @@ import (
 )
 
 const (
-	rootLife     = 20 * 365 * 24 * time.Hour
-	nodeCertLife = 90 * 24 * time.Hour
-	backDate     = time.Hour
-	maxCSRBytes  = 16 << 10
+	rootLife    = 20 * 365 * 24 * time.Hour
+	backDate    = time.Hour
+	minCertLife = time.Hour
+	maxCSRBytes = 16 << 10
 )
 
 // Root is the certificate authority: certificate and key.
@@ -101,8 +101,11 @@ func (r *Root) KeyPEM() ([]byte, error) {
 // NewToken makes a join token of this root.
 func (r *Root) NewToken() string { return api.NewJoinToken(r.cert.Raw).String() }
 
+// NodeCertLife is how long node certificates live unless the cluster's spec says otherwise.
+const NodeCertLife = 90 * 24 * time.Hour
+
 // Issue signs a request's key as the key of a node: leaf, then root, in PEM.
-func (r *Root) Issue(csr *x509.CertificateRequest, id api.NodeIdentity, now time.Time) ([]byte, error) {
+func (r *Root) Issue(csr *x509.CertificateRequest, id api.NodeIdentity, now time.Time, life time.Duration) ([]byte, error) {
 	if !api.ValidID(id.NodeID) || !api.ValidRole(id.Role) || id.ClusterID == "" {
 		return nil, fmt.Errorf("issue certificate: identity %+v is incomplete", id)
 	}
@@ -114,7 +117,7 @@ func (r *Root) Issue(csr *x509.CertificateRequest, id api.NodeIdentity, now time
 		SerialNumber: serial,
 		Subject:      pkix.Name{CommonName: id.NodeID, OrganizationalUnit: []string{api.CertRole(id.Role)}, Organization: []string{id.ClusterID}},
 		DNSNames:     []string{id.NodeID},
-		NotBefore:    now.Add(-backDate), NotAfter: now.Add(nodeCertLife),
+		NotBefore:    now.Add(-backDate), NotAfter: now.Add(max(life, minCertLife)),
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}, BasicConstraintsValid: true,
 	}

@@ -3,6 +3,7 @@ package ca
 import (
 	"context"
 	"crypto/x509"
+	"encoding/json"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/swarm"
 	"google.golang.org/protobuf/proto"
 
 	"skein/manager/api"
@@ -118,11 +120,20 @@ func (s *Server) issue(c *store.Cluster, csr *x509.CertificateRequest, nodeID, r
 	if err != nil {
 		return nil, err
 	}
-	certPEM, err := root.Issue(csr, api.NodeIdentity{NodeID: nodeID, Role: role, ClusterID: c.Id}, s.now())
+	certPEM, err := root.Issue(csr, api.NodeIdentity{NodeID: nodeID, Role: role, ClusterID: c.Id}, s.now(), certLife(c))
 	if err != nil {
 		return nil, err
 	}
 	return &api.IssueReply{NodeId: nodeID, Role: role, CertPem: certPEM, ClusterId: c.Id, GossipKey: c.GossipKey}, nil
+}
+
+// certLife is what the cluster's spec says.
+func certLife(c *store.Cluster) time.Duration {
+	var spec swarm.Spec
+	if err := json.Unmarshal(c.SpecJson, &spec); err != nil || spec.CAConfig.NodeCertExpiry == 0 {
+		return NodeCertLife
+	}
+	return spec.CAConfig.NodeCertExpiry
 }
 
 func (s *Server) cluster() (*store.Cluster, error) {

@@ -1,0 +1,192 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"net/netip"
+	"reflect"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/swarm"
+	"google.golang.org/protobuf/proto"
+
+	"skein/manager/api"
+	"skein/manager/store"
+)
+
+const (
+	minCertLife = time.Hour
+	maxHistory  = 1000
+)
+
+// DefaultClusterSpec is the spec of a cluster that was given none: docker's defaults.
+func DefaultClusterSpec() swarm.Spec {
+	s := swarm.Spec{
+		Orchestration: swarm.OrchestrationConfig{TaskHistoryRetentionLimit: ptr(int64(5))},
+		Raft:          swarm.RaftConfig{SnapshotInterval: 10000, KeepOldSnapshots: ptr(uint64(0)), LogEntriesForSlowFollowers: 500, ElectionTick: 10, HeartbeatTick: 1},
+		Dispatcher:    swarm.DispatcherConfig{HeartbeatPeriod: 5 * time.Second},
+		CAConfig:      swarm.CAConfig{NodeCertExpiry: 90 * 24 * time.Hour},
+	}
+	s.Name, s.Labels = "default", map[string]string{}
+	return s
+}
+
+// InitialClusterSpec checks the spec of a new cluster and fills in what it leaves out.
+func InitialClusterSpec(want swarm.Spec) (swarm.Spec, error) {
+	spec := DefaultClusterSpec()
+	fillCluster(&want, spec)
+	if err := validateCluster(want, spec); err != nil {
+		return spec, err
+	}
+	return want, nil
+}
+
+// fillCluster replaces what the client left out by what there is.
+func fillCluster(want *swarm.Spec, have swarm.Spec) {
+	if want.Name == "" {
+		want.Name = have.Name
+	}
+	if want.Labels == nil {
+		want.Labels = have.Labels
+	}
+	if want.Orchestration.TaskHistoryRetentionLimit == nil {
+		want.Orchestration = have.Orchestration
+	}
+	if want.Raft == (swarm.RaftConfig{}) {
+		want.Raft = have.Raft
+	}
+	if want.Dispatcher.HeartbeatPeriod == 0 {
+		want.Dispatcher = have.Dispatcher
+	}
+	if want.CAConfig.NodeCertExpiry == 0 {
+		want.CAConfig.NodeCertExpiry = have.CAConfig.NodeCertExpiry
+	}
+}
+
+// validateCluster refuses changes that nothing would follow from.
+func validateCluster(want, have swarm.Spec) error {
+	ca := want.CAConfig
+	switch {
+	case want.Name != have.Name:
+		return invalid("cluster name %q: the only allowed name is %q", want.Name, have.Name)
+	case want.EncryptionConfig.AutoLockManagers:
+		return notBuilt("locking managers (--autolock)")
+	case len(ca.ExternalCAs) > 0:
+		return notBuilt("external certificate authorities")
+	case ca.SigningCACert != "" || ca.SigningCAKey != "" || ca.ForceRotate != have.CAConfig.ForceRotate:
+		return notBuilt("rotation of the root certificate")
+	case ca.NodeCertExpiry < minCertLife:
+		return invalid("certificate expiry %s: must be at least %s", ca.NodeCertExpiry, minCertLife)
+	case want.TaskDefaults.LogDriver != nil && want.TaskDefaults.LogDriver.Name != "":
+		return notBuilt("a default log driver of the cluster")
+	case want.Dispatcher.HeartbeatPeriod != have.Dispatcher.HeartbeatPeriod:
+		return notBuilt("another heartbeat period than the default (%s)", have.Dispatcher.HeartbeatPeriod)
+	case !reflect.DeepEqual(want.Raft, have.Raft):
+		return notBuilt("other Raft settings (--snapshot-interval, --max-snapshots) than the defaults")
+	}
+	if h := want.Orchestration.TaskHistoryRetentionLimit; h != nil && *h > maxHistory {
+		return invalid("task history limit %d: must be at most %d", *h, maxHistory)
+	}
+	return validateLabels("cluster", want.Labels)
+}
+
+// GetCluster shows the cluster with its join tokens.
+func (s *Server) GetCluster(ctx context.Context, _ *api.GetRequest) (*api.Object, error) {
+	var c *store.Cluster
+	err := s.read(ctx, func(tx store.ReadTx) error {
+		c = tx.Cluster()
+		return nil
+	})
+	if err == nil && c == nil {
+		err = api.Errorf(errdefs.ErrUnavailable, "the cluster's state is not there yet; try again")
+	}
+	if err != nil {
+		return nil, err
+	}
+	out, err := clusterObject(c)
+	if err != nil {
+		return nil, err
+	}
+	return object(out)
+}
+
+func clusterObject(c *store.Cluster) (*swarm.Swarm, error) {
+	o := &swarm.Swarm{JoinTokens: swarm.JoinTokens{Worker: c.WorkerToken, Manager: c.ManagerToken}}
+	o.ID, o.Meta, o.SubnetSize, o.DataPathPort = c.Id, meta(c.Meta), c.OverlayBits, c.DataPort
+	if err := json.Unmarshal(c.SpecJson, &o.Spec); err != nil {
+		return nil, api.Errorf(errdefs.ErrDataLoss, "cluster %s: its spec is not JSON: %v", c.Id, err)
+	}
+	o.TLSInfo.TrustRoot = string(c.CaCertPem)
+	if block, _ := pem.Decode(c.CaCertPem); block != nil {
+		if cert, err := x509.ParseCertificate(block.Bytes); err == nil {
+			o.TLSInfo.CertIssuerSubject, o.TLSInfo.CertIssuerPublicKey = cert.RawSubject, cert.RawSubjectPublicKeyInfo
+		}
+	}
+	if p, err := netip.ParsePrefix(c.OverlayPool); err == nil {
+		o.DefaultAddrPool = []netip.Prefix{p}
+	}
+	return o, nil
+}
+
+// UpdateCluster changes the cluster's spec and makes new join tokens.
+func (s *Server) UpdateCluster(ctx context.Context, r *api.UpdateRequest) (*api.Empty, error) {
+	var want swarm.Spec
+	if err := decode("cluster spec", r.SpecJson, &want); err != nil {
+		return nil, err
+	}
+	err := s.write(ctx, func(tx store.WriteTx) error {
+		old := tx.Cluster()
+		if old == nil {
+			return api.Errorf(errdefs.ErrUnavailable, "the cluster's state is not there yet; try again")
+		}
+		if err := checkVersion("the cluster", r.Version, old.Meta.GetVersion()); err != nil {
+			return err
+		}
+		c, err := updatedCluster(old, want, r)
+		if err != nil {
+			return err
+		}
+		tx.Add(expect("cluster", old.Id, r.Version))
+		tx.Add(&api.Change{Kind: &api.Change_PutCluster{PutCluster: c}})
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.log.Info("cluster updated", "worker_token_rotated", r.RotateWorkerToken, "manager_token_rotated", r.RotateManagerToken)
+	return &api.Empty{}, nil
+}
+
+func updatedCluster(old *store.Cluster, want swarm.Spec, r *api.UpdateRequest) (*api.ClusterRecord, error) {
+	var have swarm.Spec
+	if err := json.Unmarshal(old.SpecJson, &have); err != nil {
+		return nil, api.Errorf(errdefs.ErrDataLoss, "cluster %s: its spec is not JSON: %v", old.Id, err)
+	}
+	fillCluster(&want, have)
+	if err := validateCluster(want, have); err != nil {
+		return nil, err
+	}
+	b, err := encode(want)
+	if err != nil {
+		return nil, err
+	}
+	c := proto.Clone(old).(*api.ClusterRecord)
+	if !bytes.Equal(b, c.SpecJson) {
+		c.SpecJson = b
+	}
+	root, _ := pem.Decode(c.CaCertPem)
+	if root == nil {
+		return nil, api.Errorf(errdefs.ErrDataLoss, "cluster %s: its root certificate is not PEM", old.Id)
+	}
+	if r.RotateWorkerToken {
+		c.WorkerToken = api.NewJoinToken(root.Bytes).String()
+	}
+	if r.RotateManagerToken {
+		c.ManagerToken = api.NewJoinToken(root.Bytes).String()
+	}
+	return c, nil
+}

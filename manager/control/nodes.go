@@ -1,0 +1,171 @@
+package control
+
+import (
+	"context"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/swarm"
+	"google.golang.org/protobuf/proto"
+
+	"skein/manager/api"
+	"skein/manager/store"
+)
+
+const (
+	maxLabels      = 1000
+	maxLabelLength = 4096
+)
+
+// GetNode shows one node.
+func (s *Server) GetNode(ctx context.Context, r *api.GetRequest) (*api.Object, error) {
+	var out swarm.Node
+	err := s.read(ctx, func(tx store.ReadTx) error {
+		n, err := tx.FindNode(r.Ref)
+		if err != nil {
+			return err
+		}
+		out = s.nodeObject(n)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return object(out)
+}
+
+// ListNodes shows the nodes that match all filters.
+func (s *Server) ListNodes(ctx context.Context, r *api.ListRequest) (*api.Objects, error) {
+	f, err := newFilters(r.Filters, "id", "name", "label", "node.label", "engine.label", "role", "membership")
+	if err != nil {
+		return nil, err
+	}
+	if err := f.oneOf("role", api.RoleManager, api.RoleWorker); err != nil {
+		return nil, err
+	}
+	if err := f.oneOf("membership", "accepted", "pending"); err != nil {
+		return nil, err
+	}
+	var out []swarm.Node
+	err = s.read(ctx, func(tx store.ReadTx) error {
+		for _, n := range tx.Nodes() {
+			o := s.nodeObject(n)
+			names := []string{o.Description.Hostname}
+			if n.Name != "" {
+				names = append(names, n.Name)
+			}
+			engine := o.Description.Engine.Labels
+			if f.prefix("id", n.Id) && f.prefix("name", names...) && f.labels("label", engine) && f.labels("engine.label", engine) &&
+				f.labels("node.label", n.Labels) && f.exact("role", n.Role) && f.exact("membership", "accepted") {
+				out = append(out, o)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return objects(out)
+}
+
+// UpdateNode changes a node's availability, labels and name.
+func (s *Server) UpdateNode(ctx context.Context, r *api.UpdateRequest) (*api.Empty, error) {
+	var spec swarm.NodeSpec
+	if err := decode("node spec", r.SpecJson, &spec); err != nil {
+		return nil, err
+	}
+	if err := validateNode(&spec); err != nil {
+		return nil, err
+	}
+	err := s.write(ctx, func(tx store.WriteTx) error {
+		old, err := tx.FindNode(r.Ref)
+		if err != nil {
+			return err
+		}
+		if err := checkVersion("node "+old.Hostname, r.Version, old.Meta.GetVersion()); err != nil {
+			return err
+		}
+		if spec.Role != "" && string(spec.Role) != old.Role {
+			return notBuilt("changing the role of node %s from %s to %s (let the node leave and join again with the other role's token)", old.Hostname, old.Role, spec.Role)
+		}
+		n := proto.Clone(old).(*api.NodeRecord)
+		n.Name, n.Labels, n.Availability = spec.Name, spec.Labels, string(spec.Availability)
+		tx.Add(expect("node", old.Id, r.Version))
+		tx.Add(&api.Change{Kind: &api.Change_PutNode{PutNode: n}})
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.log.Info("node updated", "node", r.Ref, "availability", spec.Availability)
+	return &api.Empty{}, nil
+}
+
+func validateNode(spec *swarm.NodeSpec) error {
+	switch spec.Availability {
+	case swarm.NodeAvailabilityActive, swarm.NodeAvailabilityPause, swarm.NodeAvailabilityDrain:
+	case "":
+		return invalid("node spec: Availability must be set: active, pause or drain")
+	default:
+		return invalid("invalid Availability: %q: want active, pause or drain", spec.Availability)
+	}
+	switch spec.Role {
+	case "", swarm.NodeRoleManager, swarm.NodeRoleWorker:
+	default:
+		return invalid("invalid Role: %q: want manager or worker", spec.Role)
+	}
+	return validateLabels("node", spec.Labels)
+}
+
+func validateLabels(what string, labels map[string]string) error {
+	if len(labels) > maxLabels {
+		return invalid("%s: more than %d labels", what, maxLabels)
+	}
+	for k, v := range labels {
+		if k == "" || len(k)+len(v) > maxLabelLength {
+			return invalid("%s: label %.80q: want a name, and at most %d bytes in all", what, k, maxLabelLength)
+		}
+	}
+	return nil
+}
+
+// RemoveNode removes a node that is gone. A member of the Raft group goes only with force.
+func (s *Server) RemoveNode(ctx context.Context, r *api.RemoveRequest) (*api.Empty, error) {
+	var n *store.Node
+	err := s.read(ctx, func(tx store.ReadTx) error {
+		var err error
+		n, err = tx.FindNode(r.Ref)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	member, leader, reachable := s.cfg.Managers.ManagerStatus(n.Id)
+	switch up := n.Status.GetState() == "ready"; {
+	case leader:
+		return nil, api.Errorf(errdefs.ErrFailedPrecondition, "node %s is the leader and can't be removed: let it leave the swarm first (docker swarm leave --force, on it)", n.Hostname)
+	case member && !r.Force:
+		return nil, api.Errorf(errdefs.ErrFailedPrecondition, "node %s is a cluster manager and is a member of the raft cluster: let it leave the swarm first, or remove it with --force if it is lost for good", n.Hostname)
+	case member && reachable:
+		return nil, api.Errorf(errdefs.ErrFailedPrecondition, "node %s is a manager that is up and can't be removed: let it leave the swarm first (docker swarm leave --force, on it)", n.Hostname)
+	case up && !r.Force:
+		return nil, api.Errorf(errdefs.ErrFailedPrecondition, "node %s is not down and can't be removed: let it leave the swarm first, or use --force", n.Hostname)
+	}
+	if member {
+		if err := s.cfg.Managers.RemoveManager(ctx, n.Id); err != nil {
+			return nil, err
+		}
+	}
+	err = s.write(ctx, func(tx store.WriteTx) error {
+		tx.Add(expect("node", n.Id, tx.Node(n.Id).GetMeta().GetVersion()))
+		tx.Add(&api.Change{Kind: &api.Change_DeleteNode{DeleteNode: n.Id}})
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.log.Info("node removed", "node", n.Id, "hostname", n.Hostname, "force", r.Force)
+	if s.cfg.Removed != nil {
+		s.cfg.Removed(n.Id)
+	}
+	return &api.Empty{}, nil
+}

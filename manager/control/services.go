@@ -1,0 +1,281 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"slices"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/swarm"
+	"google.golang.org/protobuf/proto"
+
+	"skein/manager/api"
+	"skein/manager/store"
+)
+
+// CreateService stores a new service.
+func (s *Server) CreateService(ctx context.Context, r *api.CreateRequest) (*api.Created, error) {
+	spec, err := s.decodeService(r.SpecJson, r.RegistryAuth)
+	if err != nil {
+		return nil, err
+	}
+	named := spec.Name != ""
+	rec := &api.ServiceRecord{Id: api.NewID()}
+	err = s.write(ctx, func(tx store.WriteTx) error {
+		if !named {
+			spec.Name = freeName(tx)
+		}
+		if tx.ServiceByName(spec.Name) != nil {
+			return api.Errorf(errdefs.ErrAlreadyExists, "name conflicts with an existing object: service %s already exists", spec.Name)
+		}
+		if err := resolveNetworks(tx, spec); err != nil {
+			return err
+		}
+		rec.Name, rec.ForceUpdate = spec.Name, spec.TaskTemplate.ForceUpdate
+		if rec.SpecJson, err = encode(spec); err != nil {
+			return err
+		}
+		tx.Add(expect("service", rec.Id, 0))
+		tx.Add(&api.Change{Kind: &api.Change_PutService{PutService: rec}})
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.log.Info("service created", "service", rec.Id, "name", spec.Name)
+	return &api.Created{Id: rec.Id}, nil
+}
+
+// decodeService reads and checks all of a spec that needs no look at other objects.
+func (s *Server) decodeService(specJSON []byte, registryAuth string) (*swarm.ServiceSpec, error) {
+	if err := checkRegistryAuth(registryAuth); err != nil {
+		return nil, err
+	}
+	wire := struct {
+		swarm.ServiceSpec
+		// Networks is where clients of old put what belongs into the task template.
+		Networks []swarm.NetworkAttachmentConfig
+	}{}
+	if err := decode("service spec", specJSON, &wire); err != nil {
+		return nil, err
+	}
+	spec := &wire.ServiceSpec
+	if len(spec.TaskTemplate.Networks) == 0 {
+		spec.TaskTemplate.Networks = wire.Networks
+	}
+	if err := validateService(spec); err != nil {
+		return nil, err
+	}
+	for _, check := range s.cfg.Checks {
+		if err := check(spec); err != nil {
+			if errdefs.IsNotImplemented(err) {
+				return nil, err
+			}
+			return nil, invalid("%s", err.Error())
+		}
+	}
+	return spec, nil
+}
+
+// UpdateService replaces a service's spec, or returns to the one before.
+func (s *Server) UpdateService(ctx context.Context, r *api.UpdateRequest) (*api.Updated, error) {
+	var spec *swarm.ServiceSpec
+	switch r.Rollback {
+	case "":
+		var err error
+		if spec, err = s.decodeService(r.SpecJson, r.RegistryAuth); err != nil {
+			return nil, err
+		}
+	case "previous":
+	default:
+		return nil, invalid("unrecognized rollback option %q: want \"previous\"", r.Rollback)
+	}
+	var name string
+	err := s.write(ctx, func(tx store.WriteTx) error {
+		old, err := tx.FindService(r.Ref)
+		if err != nil {
+			return err
+		}
+		name = old.Name
+		if err := checkVersion("service "+old.Name, r.Version, old.Meta.GetVersion()); err != nil {
+			return err
+		}
+		rec, err := s.updated(tx, old, spec)
+		if err != nil {
+			return err
+		}
+		tx.Add(expect("service", old.Id, r.Version))
+		tx.Add(&api.Change{Kind: &api.Change_PutService{PutService: rec}})
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.log.Info("service updated", "name", name, "rollback", r.Rollback != "")
+	return &api.Updated{}, nil
+}
+
+// updated is the record with the new spec; without one, with the previous one again.
+func (s *Server) updated(tx store.ReadTx, old *store.Service, spec *swarm.ServiceSpec) (*api.ServiceRecord, error) {
+	rec := proto.Clone(old.ServiceRecord).(*api.ServiceRecord)
+	if spec == nil {
+		if old.Previous == nil {
+			return nil, api.Errorf(errdefs.ErrFailedPrecondition, "service %s does not have a previous spec", old.Name)
+		}
+		rec.SpecJson, rec.ForceUpdate = old.PreviousSpecJson, old.Previous.TaskTemplate.ForceUpdate
+		if bytes.Equal(rec.SpecJson, old.SpecJson) {
+			return nil, api.Errorf(errdefs.ErrFailedPrecondition, "service %s: its previous spec is the same as its current one", old.Name)
+		}
+		rec.UpdateStatus = &api.UpdateStatus{
+			ServiceId: old.Id, State: string(swarm.UpdateStateRollbackStarted), Started: s.cfg.Now().UnixNano(), Message: "manually requested rollback",
+		}
+		return rec, nil
+	}
+	if spec.Name == "" {
+		spec.Name = old.Name
+	}
+	if spec.Name != old.Name {
+		return nil, api.Errorf(errdefs.ErrNotImplemented, "renaming services is not supported: create service %s and remove %s", spec.Name, old.Name)
+	}
+	if modeOf(spec) != modeOf(old.Spec) {
+		return nil, api.Errorf(errdefs.ErrNotImplemented, "service mode change is not allowed: service %s is %s; remove it and create it anew", old.Name, modeOf(old.Spec))
+	}
+	if err := resolveNetworks(tx, spec); err != nil {
+		return nil, err
+	}
+	b, err := encode(spec)
+	if err != nil {
+		return nil, err
+	}
+	if !bytes.Equal(b, old.SpecJson) {
+		rec.UpdateStatus = nil // it spoke of the spec before
+	}
+	rec.SpecJson, rec.ForceUpdate = b, spec.TaskTemplate.ForceUpdate
+	return rec, nil
+}
+
+// RemoveService removes a service; its tasks end and go by themselves.
+func (s *Server) RemoveService(ctx context.Context, r *api.RemoveRequest) (*api.Empty, error) {
+	var name string
+	err := s.write(ctx, func(tx store.WriteTx) error {
+		svc, err := tx.FindService(r.Ref)
+		if err != nil {
+			return err
+		}
+		name = svc.Name
+		tx.Add(&api.Change{Kind: &api.Change_DeleteService{DeleteService: svc.Id}})
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.log.Info("service removed", "name", name)
+	return &api.Empty{}, nil
+}
+
+// GetService shows one service.
+func (s *Server) GetService(ctx context.Context, r *api.GetRequest) (*api.Object, error) {
+	var out swarm.Service
+	err := s.read(ctx, func(tx store.ReadTx) error {
+		svc, err := tx.FindService(r.Ref)
+		if err != nil {
+			return err
+		}
+		out = serviceObject(tx, svc)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if r.InsertDefaults {
+		if err := insertDefaults(&out.Spec); err != nil {
+			return nil, err
+		}
+	}
+	return object(out)
+}
+
+// ListServices shows the services that match all filters.
+func (s *Server) ListServices(ctx context.Context, r *api.ListRequest) (*api.Objects, error) {
+	f, err := newFilters(r.Filters, "id", "name", "label", "mode", "runtime")
+	if err != nil {
+		return nil, err
+	}
+	var out []swarm.Service
+	err = s.read(ctx, func(tx store.ReadTx) error {
+		for _, svc := range tx.Services() {
+			if !f.prefix("id", svc.Id) || !f.prefix("name", svc.Name) || !f.labels("label", svc.Spec.Labels) ||
+				!f.exact("mode", modeOf(svc.Spec)) || !f.exact("runtime", "container") {
+				continue
+			}
+			o := serviceObject(tx, svc)
+			if r.Status {
+				o.ServiceStatus = s.serviceStatus(tx, svc)
+			}
+			out = append(out, o)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return objects(out)
+}
+
+// serviceStatus counts as docker does: running are tasks that run and shall.
+func (s *Server) serviceStatus(tx store.ReadTx, svc *store.Service) *swarm.ServiceStatus {
+	st := &swarm.ServiceStatus{}
+	if m := svc.Spec.Mode.Replicated; m != nil && m.Replicas != nil {
+		st.DesiredTasks = *m.Replicas
+	}
+	for _, t := range tx.TasksByService(svc.Id) {
+		if svc.Spec.Mode.Global != nil && t.Desired <= api.TaskRunning {
+			st.DesiredTasks++
+		}
+		if t.State == api.TaskRunning && t.Desired <= api.TaskRunning {
+			st.RunningTasks++
+		}
+	}
+	return st
+}
+
+// resolveNetworks replaces names of networks by ids.
+func resolveNetworks(tx store.ReadTx, spec *swarm.ServiceSpec) error {
+	var seen []string
+	for i, n := range spec.TaskTemplate.Networks {
+		id := n.Target
+		switch id {
+		case store.NetworkHost, store.NetworkNone, store.NetworkBridge:
+		default:
+			nw, err := tx.FindNetwork(n.Target)
+			if err != nil {
+				if errdefs.IsNotFound(err) {
+					return api.Errorf(errdefs.ErrNotFound, "network %s not found", n.Target)
+				}
+				return err
+			}
+			if nw.Ingress {
+				return invalid("Service cannot be explicitly attached to the ingress network %q", nw.Name)
+			}
+			id = nw.Id
+		}
+		if slices.Contains(seen, id) {
+			return invalid("service %s: network %s is listed twice", spec.Name, n.Target)
+		}
+		seen = append(seen, id)
+		spec.TaskTemplate.Networks[i].Target = id
+	}
+	return nil
+}
+
+func modeOf(spec *swarm.ServiceSpec) string {
+	switch m := spec.Mode; {
+	case m.Global != nil:
+		return "global"
+	case m.ReplicatedJob != nil:
+		return "replicated-job"
+	case m.GlobalJob != nil:
+		return "global-job"
+	}
+	return "replicated"
+}
