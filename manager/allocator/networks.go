@@ -81,13 +81,13 @@ func (s *State) AddNetwork(n *api.NetworkRecord) error {
 // RestoreNetwork takes over a network that has all it needs.
 func (s *State) RestoreNetwork(n *api.NetworkRecord) error {
 	v4, err := netip.ParsePrefix(n.Subnet4)
-	if err != nil {
-		return dataLoss("network %s: subnet %q: %v", n.Id, n.Subnet4, err)
+	if err != nil || !v4.Addr().Is4() || v4.Bits() < 8 || v4.Bits() > 29 {
+		return dataLoss("network %s: subnet %q is not an IPv4 range of /8 to /29", n.Id, n.Subnet4)
 	}
 	var v6 netip.Prefix
 	if n.Subnet6 != "" {
-		if v6, err = netip.ParsePrefix(n.Subnet6); err != nil {
-			return dataLoss("network %s: subnet %q: %v", n.Id, n.Subnet6, err)
+		if v6, err = netip.ParsePrefix(n.Subnet6); err != nil || !v6.Addr().Is6() {
+			return dataLoss("network %s: subnet %q is not an IPv6 range", n.Id, n.Subnet6)
 		}
 	}
 	if other, used := s.vnis[n.Vni]; used {

@@ -70,8 +70,8 @@ func (p *pool) unset(off uint32) {
 func (s *State) take(p *pool) (uint32, error) {
 	off, ok := p.lowest()
 	if !ok {
-		return 0, exhausted("allocate an address: %s has no free address: all %d of %s are taken, %d of them rest for %s after their release",
-			p.title, p.capacity(), p.v4, p.resting, AddressRest)
+		return 0, exhausted("%s is full: all %d addresses of %s are taken or rest for %s after their release: "+
+			"wait, run fewer tasks, or use a network with a larger subnet", p.title, p.capacity(), p.v4, AddressRest)
 	}
 	p.set(off)
 	s.j.Add(func() { p.unset(off) })

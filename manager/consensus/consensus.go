@@ -121,6 +121,9 @@ func Open(cfg Config) (*Node, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open raft log: %w", err)
 	}
+	if err := os.Chmod(cfg.Dir, 0o700); err != nil { // the log holds the cluster's keys
+		return nil, fmt.Errorf("open raft log: %w", err)
+	}
 	n := &Node{cfg: cfg, log: cfg.Logger, notify: make(chan bool, 16), closed: make(chan struct{})}
 	n.progress = newProgress()
 	n.reserve = newReserve(cfg, n.log)

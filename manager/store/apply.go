@@ -9,8 +9,11 @@ import (
 	"skein/manager/api"
 )
 
-// maxID bounds the length of ids in records.
-const maxID = 64
+// Bounds of records.
+const (
+	maxID       = 64  // bytes of an id
+	maxNetworks = 256 // of one service
+)
 
 // EncodeEntry makes the payload of a log entry. now is the only clock that applying it will use.
 func EncodeEntry(nowUnixNano int64, txns []*api.Txn) ([]byte, error) {

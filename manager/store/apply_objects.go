@@ -123,8 +123,13 @@ func (s *state) applyService(rec *api.ServiceRecord) error {
 		return api.Errorf(errInvalid, "service %s: name must be provided", rec.Id)
 	case old != nil && old.Name != rec.Name:
 		return api.Errorf(errInvalid, "service %s: renaming services is not supported: create service %s and remove this one", old.Name, rec.Name)
+	case old == nil && len(s.tasksOfService(rec.Id)) > 0:
+		return api.Errorf(errPrecondition, "service %s: id %s was that of a service whose tasks still exist: choose a new id", rec.Name, rec.Id)
 	case taken && holder != rec.Id:
 		return api.Errorf(errExists, "name conflicts with an existing object: service %s already exists", rec.Name)
+	}
+	if n := len(spec.TaskTemplate.Networks); n > maxNetworks {
+		return api.Errorf(errInvalid, "service %s: attached to %d networks, the limit is %d", rec.Name, n, maxNetworks)
 	}
 	for _, id := range networkTargets(spec) {
 		if s.networks.get(id) == nil {
@@ -253,8 +258,23 @@ func (s *state) addNetwork(n *api.NetworkRecord) error {
 	case nodeNetwork(n.Name):
 		return api.Errorf(errInvalid, "network %s: the name is that of a network every node has: choose another", n.Name)
 	}
+	if t := s.attached(n.Id, api.TaskOrphaned); t != nil {
+		return api.Errorf(errPrecondition, "network %s: id %s was that of a network task %s still hangs on: choose a new id", n.Name, n.Id, t.ID)
+	}
 	allocator.Set(s.j, s.networkNames, n.Name, n.Id)
 	return s.alloc.AddNetwork(n)
+}
+
+// attached finds a living task on a network that is wanted at most as much as desired.
+func (s *state) attached(network string, desired api.TaskState) *Task {
+	var found *Task
+	s.tasks.from("", func(_ string, t *Task) bool {
+		if t.Live() && t.Desired <= desired && slices.ContainsFunc(t.Attachments, func(a *api.Attachment) bool { return a.NetworkId == network }) {
+			found = t
+		}
+		return found == nil
+	})
+	return found
 }
 
 // deleteNetwork removes a network no service refers to and no task that is wanted hangs on.
@@ -266,10 +286,8 @@ func (s *state) deleteNetwork(id string) error {
 	if users := s.servicesUsing(id); len(users) > 0 {
 		return api.Errorf(errPrecondition, "network %s is in use by service %s: remove the service or detach it first", n.Name, s.services.get(users[0]).Name)
 	}
-	for _, t := range s.tasks.all() {
-		if t.Live() && t.Desired <= api.TaskRunning && slices.ContainsFunc(t.Attachments, func(a *api.Attachment) bool { return a.NetworkId == id }) {
-			return api.Errorf(errPrecondition, "network %s is in use by task %s: wait until the service's update is done", n.Name, t.ID)
-		}
+	if t := s.attached(id, api.TaskRunning); t != nil {
+		return api.Errorf(errPrecondition, "network %s is in use by task %s: wait until the service's update is done", n.Name, t.ID)
 	}
 	allocator.Unset(s.j, s.networkNames, n.Name)
 	s.alloc.RemoveNetwork(n, s.time)

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"slices"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -81,9 +82,36 @@ func (s *Store) Batch(ctx context.Context, txns []*api.Txn) (uint64, []error, er
 	if p == nil {
 		return 0, nil, api.Errorf(errdefs.ErrUnavailable, "this manager takes no writes: it is not part of a cluster, or is starting")
 	}
-	version, results, err := p.Propose(ctx, txns)
+	version, results, err := p.Propose(ctx, trim(txns))
 	if err == nil && len(results) != len(txns) {
 		err = api.Errorf(errdefs.ErrInternal, "proposer returned %d results for %d transactions", len(results), len(txns))
 	}
 	return version, results, err
+}
+
+// trim leaves out of services what Apply sets anyway: a record that was read and changed carries all its revisions.
+func trim(txns []*api.Txn) []*api.Txn {
+	var out []*api.Txn
+	for i, t := range txns {
+		for j, c := range t.Changes {
+			rec := c.GetPutService()
+			if rec == nil || (len(rec.Revisions) == 0 && len(rec.PreviousSpecJson) == 0) {
+				continue
+			}
+			if out == nil {
+				out = slices.Clone(txns)
+			}
+			if out[i] == t {
+				out[i] = &api.Txn{Changes: slices.Clone(t.Changes)}
+			}
+			slim := &api.ServiceRecord{Id: rec.Id, Name: rec.Name, SpecJson: rec.SpecJson, UpdateStatus: rec.UpdateStatus,
+				ForceUpdate: rec.ForceUpdate, PendingRollback: rec.PendingRollback}
+			slim.ProtoReflect().SetUnknown(rec.ProtoReflect().GetUnknown())
+			out[i].Changes[j] = &api.Change{Kind: &api.Change_PutService{PutService: slim}}
+		}
+	}
+	if out == nil {
+		return txns
+	}
+	return out
 }
