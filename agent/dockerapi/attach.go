@@ -20,8 +20,8 @@ func (h *handlers) execRoutes() []route {
 	}
 }
 
-// attachGrace is how long a client waits for a backend that does not tell when its streams are joined.
-const attachGrace = 200 * time.Millisecond
+// attachGrace is how long a client waits for a backend that does not call Attached.
+const attachGrace = 50 * time.Millisecond
 
 // containerAttach joins a client to a container's streams. The client is told to go on when the streams are joined, not before: it may
 // start the container at once, and the first words must not be lost.
@@ -40,10 +40,18 @@ func (h *handlers) containerAttach(w http.ResponseWriter, r *http.Request) error
 		Stdin: boolQuery(q, "stdin"), Stdout: boolQuery(q, "stdout"), Stderr: boolQuery(q, "stderr"),
 		Logs: boolQuery(q, "logs"), Stream: boolQuery(q, "stream"), DetachKeys: q.Get("detachKeys"),
 	}
-	lc := &lazyConn{ready: make(chan struct{}), open: func() (*hijacked, error) { return hijack(w, r, streamType(r, tty)) }}
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	lc := &lazyConn{ready: make(chan struct{}), open: func() (*hijacked, error) {
+		conn, err := hijack(w, r, streamType(r, tty))
+		if err == nil {
+			go watchHangup(ctx, conn.conn, cancel)
+		}
+		return conn, err
+	}}
 	o.Attached = func() { _, _ = lc.get() }
 	grace := time.AfterFunc(attachGrace, o.Attached)
-	err = h.Containers.ContainerAttach(r.Context(), c.ID, o, streams(lc, lc, tty, o.Stdin, o.Stdout, o.Stderr))
+	err = h.Containers.ContainerAttach(ctx, c.ID, o, streams(lc, lc, tty, o.Stdin, o.Stdout, o.Stderr))
 	grace.Stop()
 	if err != nil && lc.refuse(err) {
 		return err
@@ -145,8 +153,11 @@ func (h *handlers) execStart(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	defer conn.close()
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	go watchHangup(ctx, conn.conn, cancel)
 	s := streams(conn.in, conn.conn, req.Tty, ex.OpenStdin, ex.OpenStdout, ex.OpenStderr)
-	if err := h.Containers.ExecStart(r.Context(), id, req, s); err != nil {
+	if err := h.Containers.ExecStart(ctx, id, req, s); err != nil {
 		// The exit code is in the exec's record; docker puts the text into the stream.
 		_, text := statusOf(err)
 		_, _ = io.WriteString(streams(nil, conn.conn, req.Tty, false, true, true).Stdout, text+"\r\n")

@@ -86,8 +86,8 @@ type AttachOptions struct {
 	Logs                  bool // replay what was written so far
 	Stream                bool
 	DetachKeys            string
-	// Attached, when set, is to be called once the streams are joined to the container: only then is the client told to go on, so that
-	// what a container says right after its start is not lost. A backend that returns without it needs not call it.
+	// Attached, when set, is to be called as soon as nothing that the container says from then on can be lost: the streams are joined, or
+	// the next start will wait for them. Only then is the client told to go on; docker run starts the container right after.
 	Attached func()
 }
 

@@ -2,10 +2,10 @@ package dockerapi
 
 import (
 	"context"
-	"encoding/json"
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/network"
@@ -32,32 +32,27 @@ func (h *handlers) networkRoutes() []route {
 	}
 }
 
-// networks returns the cluster's networks, on a manager, and this node's. An overlay network that the node knows too is listed once.
-func (h *handlers) networks(ctx context.Context) ([]network.Inspect, error) {
-	all, err := h.Networks.NetworkList(ctx)
-	if err != nil {
-		return nil, err
+// networksTimeout bounds the question to the managers: the node's own networks are there without a quorum.
+const networksTimeout = 3 * time.Second
+
+// networks returns this node's networks and, on a manager, the cluster's. An overlay network that the node knows too is listed once. Without
+// an answer of the managers the node's are returned all the same, and why in clusterErr.
+func (h *handlers) networks(ctx context.Context) (all []network.Inspect, clusterErr, err error) {
+	all, err = h.Networks.NetworkList(ctx)
+	if err != nil || !h.Swarm.SwarmInfo(ctx).ControlAvailable {
+		return all, nil, err
 	}
-	if !h.Swarm.SwarmInfo(ctx).ControlAvailable {
-		return all, nil
-	}
-	ctl, err := h.control(ctx)
+	ctx, cancel := context.WithTimeout(ctx, networksTimeout)
+	defer cancel()
+	cluster, err := h.clusterNetworks(ctx)
 	if err != nil {
-		return nil, err
-	}
-	objs, err := ctl.ListNetworks(ctx, &api.ListRequest{})
-	if err != nil {
-		return nil, err
+		return all, err, nil
 	}
 	at := make(map[string]int, len(all))
 	for i, n := range all {
 		at[n.ID] = i
 	}
-	for _, raw := range objs.GetJson() {
-		var n network.Inspect
-		if err := json.Unmarshal(raw, &n); err != nil {
-			return nil, err
-		}
+	for _, n := range cluster {
 		if i, ok := at[n.ID]; ok {
 			if len(n.Containers) == 0 {
 				n.Containers = all[i].Containers // only the node knows these
@@ -67,7 +62,25 @@ func (h *handlers) networks(ctx context.Context) ([]network.Inspect, error) {
 		}
 		all = append(all, n)
 	}
-	return all, nil
+	return all, nil, nil
+}
+
+func (h *handlers) clusterNetworks(ctx context.Context) ([]network.Inspect, error) {
+	ctl, err := h.control(ctx)
+	if err != nil {
+		return nil, err
+	}
+	objs, err := ctl.ListNetworks(ctx, &api.ListRequest{})
+	if err != nil {
+		return nil, err
+	}
+	list := make([]network.Inspect, len(objs.GetJson()))
+	for i, raw := range objs.GetJson() {
+		if err := decodeObject(raw, &list[i], "a network"); err != nil {
+			return nil, err
+		}
+	}
+	return list, nil
 }
 
 func (h *handlers) networkList(w http.ResponseWriter, r *http.Request) error {
@@ -75,9 +88,12 @@ func (h *handlers) networkList(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	all, err := h.networks(r.Context())
+	all, clusterErr, err := h.networks(r.Context())
 	if err != nil {
 		return err
+	}
+	if clusterErr != nil {
+		h.Logger.Warn("networks are listed without the cluster's", "err", clusterErr)
 	}
 	keep, err := networkMatcher(f)
 	if err != nil {
@@ -137,7 +153,7 @@ func labelsMatch(want []string, have map[string]string) bool {
 
 // findNetwork resolves a name, id or unique id prefix; an exact id wins over a name, a name over a prefix.
 func (h *handlers) findNetwork(ctx context.Context, ref, scope string) (network.Inspect, error) {
-	all, err := h.networks(ctx)
+	all, clusterErr, err := h.networks(ctx)
 	if err != nil {
 		return network.Inspect{}, err
 	}
@@ -161,6 +177,9 @@ func (h *handlers) findNetwork(ctx context.Context, ref, scope string) (network.
 		case len(found) > 1:
 			return network.Inspect{}, invalid("network %s is ambiguous (%d matches found based on ID prefix)", ref, len(found))
 		}
+	}
+	if clusterErr != nil {
+		return network.Inspect{}, clusterErr // it may be one of those that cannot be seen now
 	}
 	return network.Inspect{}, notFound("network %s not found", ref)
 }

@@ -14,8 +14,6 @@ import (
 	"strconv"
 	"sync"
 	"time"
-
-	"golang.org/x/net/netutil"
 )
 
 const (
@@ -62,7 +60,7 @@ func Serve(ctx context.Context, l net.Listener, h http.Handler, logger *slog.Log
 			_ = srv.Close()
 		}
 	}()
-	err := srv.Serve(netutil.LimitListener(l, maxConns))
+	err := srv.Serve(limit(l, maxConns))
 	if errors.Is(err, http.ErrServerClosed) {
 		err = nil
 	}

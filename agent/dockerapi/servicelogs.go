@@ -3,6 +3,7 @@ package dockerapi
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"slices"
@@ -119,6 +120,11 @@ func (h *handlers) streamTaskLogs(w http.ResponseWriter, r *http.Request, q logQ
 	}
 	defer f.close()
 	m := newLogMerge(r.Context(), h, q, lw)
+	if !q.Follow {
+		m.inOrder(tasks)
+		m.wait()
+		return nil
+	}
 	m.add(tasks)
 	for watch {
 		select {
@@ -154,24 +160,78 @@ func newLogMerge(ctx context.Context, h *handlers, q logQuery, out *logWriter) *
 	return m
 }
 
-// add starts reading the tasks that are not read yet, up to the bound.
+// add starts reading the tasks that are not read yet; lines are written as they come.
 func (m *logMerge) add(tasks []logTask) {
 	for _, t := range tasks {
-		if m.seen[t.ID] || !t.started() {
-			continue
+		details := t.details()
+		m.start(t, func(c *api.LogChunk) error { return m.write(c, details) }, func() {})
+	}
+}
+
+// mergeAhead is how many lines of a task wait for their turn.
+const mergeAhead = 16
+
+// inOrder reads logs that end, and writes their lines by time across tasks.
+func (m *logMerge) inOrder(tasks []logTask) {
+	type source struct {
+		head    *api.LogChunk
+		lines   chan *api.LogChunk
+		details string
+	}
+	var sources []*source
+	for _, t := range tasks {
+		s := &source{lines: make(chan *api.LogChunk, mergeAhead), details: t.details()}
+		send := func(c *api.LogChunk) error {
+			select {
+			case s.lines <- c:
+				return nil
+			case <-m.ctx.Done():
+				return m.ctx.Err()
+			}
 		}
-		if len(m.seen) >= maxLogTasks {
-			m.fail("only the first 500 tasks are shown: ask for the logs of single tasks")
+		if m.start(t, send, func() { close(s.lines) }) {
+			sources = append(sources, s)
+		}
+	}
+	for {
+		var first *source
+		sources = slices.DeleteFunc(sources, func(s *source) bool {
+			if s.head == nil {
+				s.head = <-s.lines // nil when closed; readers end with the context
+			}
+			if s.head != nil && (first == nil || s.head.GetTime() < first.head.GetTime()) {
+				first = s
+			}
+			return s.head == nil
+		})
+		if first == nil {
 			return
 		}
-		m.seen[t.ID] = true
-		m.wg.Go(func() {
-			if err := m.read(t); err != nil && m.ctx.Err() == nil {
-				_, text := statusOf(err)
-				m.fail("task " + t.ID + " on node " + t.NodeID + ": " + text)
-			}
-		})
+		if err := m.write(first.head, first.details); err != nil {
+			m.cancel() // the client is gone
+		}
+		first.head = nil
 	}
+}
+
+// start reads a task's log in a goroutine of its own, once, up to the bound of tasks. It reports whether it did.
+func (m *logMerge) start(t logTask, emit func(*api.LogChunk) error, done func()) bool {
+	if m.seen[t.ID] || !t.started() {
+		return false
+	}
+	if len(m.seen) >= maxLogTasks {
+		m.fail(fmt.Sprintf("only %d tasks are shown: ask for the logs of single tasks", maxLogTasks))
+		return false
+	}
+	m.seen[t.ID] = true
+	m.wg.Go(func() {
+		defer done()
+		if err := m.read(t, emit); err != nil && m.ctx.Err() == nil {
+			_, text := statusOf(err)
+			m.fail("task " + t.ID + " on node " + t.NodeID + ": " + text)
+		}
+	})
+	return true
 }
 
 func (m *logMerge) fail(text string) {
@@ -182,7 +242,7 @@ func (m *logMerge) fail(text string) {
 	}
 }
 
-func (m *logMerge) read(t logTask) error {
+func (m *logMerge) read(t logTask, emit func(*api.LogChunk) error) error {
 	ag, err := m.h.Swarm.Agent(m.ctx, t.NodeID)
 	if err != nil {
 		return err
@@ -201,7 +261,6 @@ func (m *logMerge) read(t logTask) error {
 	if err != nil {
 		return err
 	}
-	details := t.details()
 	for {
 		c, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
@@ -210,7 +269,7 @@ func (m *logMerge) read(t logTask) error {
 		if err != nil {
 			return err
 		}
-		if err := m.write(c, details); err != nil {
+		if err := emit(c); err != nil {
 			m.cancel() // the client is gone
 			return err
 		}

@@ -171,6 +171,11 @@ func TestServiceLogs(t *testing.T) {
 			t.Errorf("task %s is missing in\n%s%s", task.ID, out.String(), errOut.String())
 		}
 	}
+	// Lines of all tasks come by time: first every task's first line.
+	order := do(h, "GET", "/services/a/logs?stdout=1&stderr=1", "").Body.String()
+	if strings.LastIndex(order, "out of") > strings.Index(order, "err of") {
+		t.Errorf("lines are not in order: %q", order)
+	}
 	c.AgentErr = api.Errorf(errdefs.ErrUnavailable, "connection refused")
 	w = do(h, "GET", "/tasks/"+c.Tasks[0].ID+"/logs?stdout=1", "")
 	_, err := stdcopy.StdCopy(io.Discard, io.Discard, w.Body)

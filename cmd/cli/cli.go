@@ -62,6 +62,8 @@ func New(ver string, extra ...*cobra.Command) *cobra.Command {
 	a.opts, _ = dockercli.SetupRootCommand(root)
 	root.Annotations = nil // docker's pointer to its guides
 	root.SetVersionTemplate("Skein version {{.Version}}\n")
+	root.Flags().Lookup("context").Usage = "Name of a docker context that says which daemon to connect to"
+	root.Flags().Lookup("host").Usage = "Daemon to connect to (default SKEIN_HOST, DOCKER_HOST, or " + DefaultHost + ")"
 	root.Flags().BoolP("version", "v", false, "Print the version and quit")
 
 	// Only its streams are set up here; what reads files or connects waits for prepare.

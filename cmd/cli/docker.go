@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"runtime"
 	"strings"
 
@@ -45,10 +46,17 @@ func adaptDocker(root *cobra.Command, docker *command.DockerCli) {
 	}
 }
 
-// ourName puts our name into docker's help. Docker Hub is theirs.
+// dockersName is docker's name as a word; Docker Hub is theirs, and a Dockerfile keeps its name.
+var dockersName = regexp.MustCompile(`\bDocker\b( Hub\b)?`)
+
+// ourName puts our name into docker's help.
 func ourName(s string) string {
-	s = strings.ReplaceAll(s, "Docker", "Skein")
-	return strings.ReplaceAll(s, "Skein Hub", "Docker Hub")
+	return dockersName.ReplaceAllStringFunc(s, func(m string) string {
+		if m == "Docker" {
+			return "Skein"
+		}
+		return m
+	})
 }
 
 func child(parent *cobra.Command, name string) *cobra.Command {

@@ -81,7 +81,7 @@ func writeHelp(w io.Writer, root *cobra.Command, own map[*cobra.Command]bool) {
 	slices.Sort(rest)
 	fmt.Fprintf(w, "\nMore:\n  %s\n", wrap(rest, 100))
 	fmt.Fprintf(w, "\nOptions:\n%s", root.LocalFlags().FlagUsagesWrapped(110))
-	fmt.Fprint(w, "\nThe daemon is the one of -H, SKEIN_HOST, DOCKER_HOST, or "+DefaultHost+".\nRun 'skein COMMAND --help' for more on a command.\n")
+	fmt.Fprint(w, "\nRun 'skein COMMAND --help' for more on a command.\n")
 }
 
 func wrap(words []string, width int) string {
