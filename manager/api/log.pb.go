@@ -565,6 +565,7 @@ type ClusterRecord struct {
 	DataPort      uint32                 `protobuf:"varint,12,opt,name=data_port,json=dataPort,proto3" json:"data_port,omitempty"`          // VXLAN UDP port, 4789
 	FeatureLevel  uint32                 `protobuf:"varint,13,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
 	GossipKey     []byte                 `protobuf:"bytes,14,opt,name=gossip_key,json=gossipKey,proto3" json:"gossip_key,omitempty"` // 32 bytes, memberlist packets
+	Removed       []*RemovedNode         `protobuf:"bytes,15,rep,name=removed,proto3" json:"removed,omitempty"`                      // nodes whose certificate may still be good: refused everywhere
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -697,6 +698,66 @@ func (x *ClusterRecord) GetGossipKey() []byte {
 	return nil
 }
 
+func (x *ClusterRecord) GetRemoved() []*RemovedNode {
+	if x != nil {
+		return x.Removed
+	}
+	return nil
+}
+
+// RemovedNode is kept until the last certificate of a removed node has expired.
+type RemovedNode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Until         int64                  `protobuf:"varint,2,opt,name=until,proto3" json:"until,omitempty"` // unix nanos
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemovedNode) Reset() {
+	*x = RemovedNode{}
+	mi := &file_log_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemovedNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemovedNode) ProtoMessage() {}
+
+func (x *RemovedNode) ProtoReflect() protoreflect.Message {
+	mi := &file_log_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemovedNode.ProtoReflect.Descriptor instead.
+func (*RemovedNode) Descriptor() ([]byte, []int) {
+	return file_log_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *RemovedNode) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *RemovedNode) GetUntil() int64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
+}
+
 type NodeRecord struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Id              string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -718,7 +779,7 @@ type NodeRecord struct {
 
 func (x *NodeRecord) Reset() {
 	*x = NodeRecord{}
-	mi := &file_log_proto_msgTypes[6]
+	mi := &file_log_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -730,7 +791,7 @@ func (x *NodeRecord) String() string {
 func (*NodeRecord) ProtoMessage() {}
 
 func (x *NodeRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[6]
+	mi := &file_log_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -743,7 +804,7 @@ func (x *NodeRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeRecord.ProtoReflect.Descriptor instead.
 func (*NodeRecord) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{6}
+	return file_log_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *NodeRecord) GetId() string {
@@ -848,7 +909,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_log_proto_msgTypes[7]
+	mi := &file_log_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -860,7 +921,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[7]
+	mi := &file_log_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -873,7 +934,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{7}
+	return file_log_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *NodeStatus) GetNodeId() string {
@@ -918,7 +979,7 @@ type ServiceRecord struct {
 
 func (x *ServiceRecord) Reset() {
 	*x = ServiceRecord{}
-	mi := &file_log_proto_msgTypes[8]
+	mi := &file_log_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -930,7 +991,7 @@ func (x *ServiceRecord) String() string {
 func (*ServiceRecord) ProtoMessage() {}
 
 func (x *ServiceRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[8]
+	mi := &file_log_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -943,7 +1004,7 @@ func (x *ServiceRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceRecord.ProtoReflect.Descriptor instead.
 func (*ServiceRecord) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{8}
+	return file_log_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ServiceRecord) GetId() string {
@@ -1048,7 +1109,7 @@ type Revision struct {
 
 func (x *Revision) Reset() {
 	*x = Revision{}
-	mi := &file_log_proto_msgTypes[9]
+	mi := &file_log_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1060,7 +1121,7 @@ func (x *Revision) String() string {
 func (*Revision) ProtoMessage() {}
 
 func (x *Revision) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[9]
+	mi := &file_log_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1073,7 +1134,7 @@ func (x *Revision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revision.ProtoReflect.Descriptor instead.
 func (*Revision) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{9}
+	return file_log_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Revision) GetNumber() uint64 {
@@ -1108,7 +1169,7 @@ type VIP struct {
 
 func (x *VIP) Reset() {
 	*x = VIP{}
-	mi := &file_log_proto_msgTypes[10]
+	mi := &file_log_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1120,7 +1181,7 @@ func (x *VIP) String() string {
 func (*VIP) ProtoMessage() {}
 
 func (x *VIP) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[10]
+	mi := &file_log_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1133,7 +1194,7 @@ func (x *VIP) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VIP.ProtoReflect.Descriptor instead.
 func (*VIP) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{10}
+	return file_log_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *VIP) GetNetworkId() string {
@@ -1170,7 +1231,7 @@ type PortConfig struct {
 
 func (x *PortConfig) Reset() {
 	*x = PortConfig{}
-	mi := &file_log_proto_msgTypes[11]
+	mi := &file_log_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1182,7 +1243,7 @@ func (x *PortConfig) String() string {
 func (*PortConfig) ProtoMessage() {}
 
 func (x *PortConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[11]
+	mi := &file_log_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1195,7 +1256,7 @@ func (x *PortConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortConfig.ProtoReflect.Descriptor instead.
 func (*PortConfig) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{11}
+	return file_log_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PortConfig) GetProtocol() string {
@@ -1246,7 +1307,7 @@ type UpdateStatus struct {
 
 func (x *UpdateStatus) Reset() {
 	*x = UpdateStatus{}
-	mi := &file_log_proto_msgTypes[12]
+	mi := &file_log_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1258,7 +1319,7 @@ func (x *UpdateStatus) String() string {
 func (*UpdateStatus) ProtoMessage() {}
 
 func (x *UpdateStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[12]
+	mi := &file_log_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1271,7 +1332,7 @@ func (x *UpdateStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateStatus.ProtoReflect.Descriptor instead.
 func (*UpdateStatus) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{12}
+	return file_log_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *UpdateStatus) GetServiceId() string {
@@ -1330,7 +1391,7 @@ type NetworkRecord struct {
 
 func (x *NetworkRecord) Reset() {
 	*x = NetworkRecord{}
-	mi := &file_log_proto_msgTypes[13]
+	mi := &file_log_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1342,7 +1403,7 @@ func (x *NetworkRecord) String() string {
 func (*NetworkRecord) ProtoMessage() {}
 
 func (x *NetworkRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[13]
+	mi := &file_log_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1355,7 +1416,7 @@ func (x *NetworkRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkRecord.ProtoReflect.Descriptor instead.
 func (*NetworkRecord) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{13}
+	return file_log_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *NetworkRecord) GetId() string {
@@ -1461,7 +1522,7 @@ type TaskCreate struct {
 
 func (x *TaskCreate) Reset() {
 	*x = TaskCreate{}
-	mi := &file_log_proto_msgTypes[14]
+	mi := &file_log_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1473,7 +1534,7 @@ func (x *TaskCreate) String() string {
 func (*TaskCreate) ProtoMessage() {}
 
 func (x *TaskCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[14]
+	mi := &file_log_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1486,7 +1547,7 @@ func (x *TaskCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskCreate.ProtoReflect.Descriptor instead.
 func (*TaskCreate) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{14}
+	return file_log_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TaskCreate) GetServiceId() string {
@@ -1523,7 +1584,7 @@ type TaskPlacement struct {
 
 func (x *TaskPlacement) Reset() {
 	*x = TaskPlacement{}
-	mi := &file_log_proto_msgTypes[15]
+	mi := &file_log_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1535,7 +1596,7 @@ func (x *TaskPlacement) String() string {
 func (*TaskPlacement) ProtoMessage() {}
 
 func (x *TaskPlacement) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[15]
+	mi := &file_log_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1548,7 +1609,7 @@ func (x *TaskPlacement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskPlacement.ProtoReflect.Descriptor instead.
 func (*TaskPlacement) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{15}
+	return file_log_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TaskPlacement) GetTaskIds() []string {
@@ -1591,7 +1652,7 @@ type TaskReport struct {
 
 func (x *TaskReport) Reset() {
 	*x = TaskReport{}
-	mi := &file_log_proto_msgTypes[16]
+	mi := &file_log_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1603,7 +1664,7 @@ func (x *TaskReport) String() string {
 func (*TaskReport) ProtoMessage() {}
 
 func (x *TaskReport) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[16]
+	mi := &file_log_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1616,7 +1677,7 @@ func (x *TaskReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskReport.ProtoReflect.Descriptor instead.
 func (*TaskReport) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{16}
+	return file_log_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TaskReport) GetTaskId() string {
@@ -1699,7 +1760,7 @@ type TaskDesire struct {
 
 func (x *TaskDesire) Reset() {
 	*x = TaskDesire{}
-	mi := &file_log_proto_msgTypes[17]
+	mi := &file_log_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1711,7 +1772,7 @@ func (x *TaskDesire) String() string {
 func (*TaskDesire) ProtoMessage() {}
 
 func (x *TaskDesire) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[17]
+	mi := &file_log_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1724,7 +1785,7 @@ func (x *TaskDesire) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskDesire.ProtoReflect.Descriptor instead.
 func (*TaskDesire) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{17}
+	return file_log_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *TaskDesire) GetTaskIds() []string {
@@ -1750,7 +1811,7 @@ type TaskDelete struct {
 
 func (x *TaskDelete) Reset() {
 	*x = TaskDelete{}
-	mi := &file_log_proto_msgTypes[18]
+	mi := &file_log_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1762,7 +1823,7 @@ func (x *TaskDelete) String() string {
 func (*TaskDelete) ProtoMessage() {}
 
 func (x *TaskDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[18]
+	mi := &file_log_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1775,7 +1836,7 @@ func (x *TaskDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskDelete.ProtoReflect.Descriptor instead.
 func (*TaskDelete) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{18}
+	return file_log_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TaskDelete) GetTaskIds() []string {
@@ -1812,7 +1873,7 @@ type TaskRecord struct {
 
 func (x *TaskRecord) Reset() {
 	*x = TaskRecord{}
-	mi := &file_log_proto_msgTypes[19]
+	mi := &file_log_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1824,7 +1885,7 @@ func (x *TaskRecord) String() string {
 func (*TaskRecord) ProtoMessage() {}
 
 func (x *TaskRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[19]
+	mi := &file_log_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1837,7 +1898,7 @@ func (x *TaskRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskRecord.ProtoReflect.Descriptor instead.
 func (*TaskRecord) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{19}
+	return file_log_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TaskRecord) GetId() string {
@@ -1979,7 +2040,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_log_proto_msgTypes[20]
+	mi := &file_log_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1991,7 +2052,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[20]
+	mi := &file_log_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2004,7 +2065,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{20}
+	return file_log_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Attachment) GetNetworkId() string {
@@ -2055,7 +2116,7 @@ type SnapshotChunk struct {
 
 func (x *SnapshotChunk) Reset() {
 	*x = SnapshotChunk{}
-	mi := &file_log_proto_msgTypes[21]
+	mi := &file_log_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2067,7 +2128,7 @@ func (x *SnapshotChunk) String() string {
 func (*SnapshotChunk) ProtoMessage() {}
 
 func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[21]
+	mi := &file_log_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2080,7 +2141,7 @@ func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotChunk.ProtoReflect.Descriptor instead.
 func (*SnapshotChunk) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{21}
+	return file_log_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SnapshotChunk) GetKind() isSnapshotChunk_Kind {
@@ -2227,7 +2288,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_log_proto_msgTypes[22]
+	mi := &file_log_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2239,7 +2300,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[22]
+	mi := &file_log_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2252,7 +2313,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{22}
+	return file_log_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -2302,7 +2363,7 @@ type Quarantine struct {
 
 func (x *Quarantine) Reset() {
 	*x = Quarantine{}
-	mi := &file_log_proto_msgTypes[23]
+	mi := &file_log_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2314,7 +2375,7 @@ func (x *Quarantine) String() string {
 func (*Quarantine) ProtoMessage() {}
 
 func (x *Quarantine) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[23]
+	mi := &file_log_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2327,7 +2388,7 @@ func (x *Quarantine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quarantine.ProtoReflect.Descriptor instead.
 func (*Quarantine) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{23}
+	return file_log_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Quarantine) GetPool() string {
@@ -2361,7 +2422,7 @@ type SnapshotEnd struct {
 
 func (x *SnapshotEnd) Reset() {
 	*x = SnapshotEnd{}
-	mi := &file_log_proto_msgTypes[24]
+	mi := &file_log_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2373,7 +2434,7 @@ func (x *SnapshotEnd) String() string {
 func (*SnapshotEnd) ProtoMessage() {}
 
 func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[24]
+	mi := &file_log_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2386,7 +2447,7 @@ func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEnd.ProtoReflect.Descriptor instead.
 func (*SnapshotEnd) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{24}
+	return file_log_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SnapshotEnd) GetChunks() uint64 {
@@ -2416,7 +2477,7 @@ type TaskCreate_Item struct {
 
 func (x *TaskCreate_Item) Reset() {
 	*x = TaskCreate_Item{}
-	mi := &file_log_proto_msgTypes[27]
+	mi := &file_log_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2428,7 +2489,7 @@ func (x *TaskCreate_Item) String() string {
 func (*TaskCreate_Item) ProtoMessage() {}
 
 func (x *TaskCreate_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[27]
+	mi := &file_log_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2441,7 +2502,7 @@ func (x *TaskCreate_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskCreate_Item.ProtoReflect.Descriptor instead.
 func (*TaskCreate_Item) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{14, 0}
+	return file_log_proto_rawDescGZIP(), []int{15, 0}
 }
 
 func (x *TaskCreate_Item) GetSlot() uint64 {
@@ -2523,7 +2584,7 @@ const file_log_proto_rawDesc = "" +
 	"\x04Meta\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x18\n" +
 	"\acreated\x18\x02 \x01(\x03R\acreated\x12\x18\n" +
-	"\aupdated\x18\x03 \x01(\x03R\aupdated\"\xcd\x03\n" +
+	"\aupdated\x18\x03 \x01(\x03R\aupdated\"\x82\x04\n" +
 	"\rClusterRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12&\n" +
 	"\x04meta\x18\x02 \x01(\v2\x12.skein.api.v1.MetaR\x04meta\x12\x1b\n" +
@@ -2542,7 +2603,11 @@ const file_log_proto_rawDesc = "" +
 	"\tdata_port\x18\f \x01(\rR\bdataPort\x12#\n" +
 	"\rfeature_level\x18\r \x01(\rR\ffeatureLevel\x12\x1d\n" +
 	"\n" +
-	"gossip_key\x18\x0e \x01(\fR\tgossipKey\"\xf4\x03\n" +
+	"gossip_key\x18\x0e \x01(\fR\tgossipKey\x123\n" +
+	"\aremoved\x18\x0f \x03(\v2\x19.skein.api.v1.RemovedNodeR\aremoved\"<\n" +
+	"\vRemovedNode\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x14\n" +
+	"\x05until\x18\x02 \x01(\x03R\x05until\"\xf4\x03\n" +
 	"\n" +
 	"NodeRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12&\n" +
@@ -2736,7 +2801,7 @@ func file_log_proto_rawDescGZIP() []byte {
 	return file_log_proto_rawDescData
 }
 
-var file_log_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_log_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_log_proto_goTypes = []any{
 	(*Entry)(nil),           // 0: skein.api.v1.Entry
 	(*Txn)(nil),             // 1: skein.api.v1.Txn
@@ -2744,73 +2809,75 @@ var file_log_proto_goTypes = []any{
 	(*Change)(nil),          // 3: skein.api.v1.Change
 	(*Meta)(nil),            // 4: skein.api.v1.Meta
 	(*ClusterRecord)(nil),   // 5: skein.api.v1.ClusterRecord
-	(*NodeRecord)(nil),      // 6: skein.api.v1.NodeRecord
-	(*NodeStatus)(nil),      // 7: skein.api.v1.NodeStatus
-	(*ServiceRecord)(nil),   // 8: skein.api.v1.ServiceRecord
-	(*Revision)(nil),        // 9: skein.api.v1.Revision
-	(*VIP)(nil),             // 10: skein.api.v1.VIP
-	(*PortConfig)(nil),      // 11: skein.api.v1.PortConfig
-	(*UpdateStatus)(nil),    // 12: skein.api.v1.UpdateStatus
-	(*NetworkRecord)(nil),   // 13: skein.api.v1.NetworkRecord
-	(*TaskCreate)(nil),      // 14: skein.api.v1.TaskCreate
-	(*TaskPlacement)(nil),   // 15: skein.api.v1.TaskPlacement
-	(*TaskReport)(nil),      // 16: skein.api.v1.TaskReport
-	(*TaskDesire)(nil),      // 17: skein.api.v1.TaskDesire
-	(*TaskDelete)(nil),      // 18: skein.api.v1.TaskDelete
-	(*TaskRecord)(nil),      // 19: skein.api.v1.TaskRecord
-	(*Attachment)(nil),      // 20: skein.api.v1.Attachment
-	(*SnapshotChunk)(nil),   // 21: skein.api.v1.SnapshotChunk
-	(*SnapshotHeader)(nil),  // 22: skein.api.v1.SnapshotHeader
-	(*Quarantine)(nil),      // 23: skein.api.v1.Quarantine
-	(*SnapshotEnd)(nil),     // 24: skein.api.v1.SnapshotEnd
-	nil,                     // 25: skein.api.v1.NodeRecord.LabelsEntry
-	nil,                     // 26: skein.api.v1.NetworkRecord.LabelsEntry
-	(*TaskCreate_Item)(nil), // 27: skein.api.v1.TaskCreate.Item
+	(*RemovedNode)(nil),     // 6: skein.api.v1.RemovedNode
+	(*NodeRecord)(nil),      // 7: skein.api.v1.NodeRecord
+	(*NodeStatus)(nil),      // 8: skein.api.v1.NodeStatus
+	(*ServiceRecord)(nil),   // 9: skein.api.v1.ServiceRecord
+	(*Revision)(nil),        // 10: skein.api.v1.Revision
+	(*VIP)(nil),             // 11: skein.api.v1.VIP
+	(*PortConfig)(nil),      // 12: skein.api.v1.PortConfig
+	(*UpdateStatus)(nil),    // 13: skein.api.v1.UpdateStatus
+	(*NetworkRecord)(nil),   // 14: skein.api.v1.NetworkRecord
+	(*TaskCreate)(nil),      // 15: skein.api.v1.TaskCreate
+	(*TaskPlacement)(nil),   // 16: skein.api.v1.TaskPlacement
+	(*TaskReport)(nil),      // 17: skein.api.v1.TaskReport
+	(*TaskDesire)(nil),      // 18: skein.api.v1.TaskDesire
+	(*TaskDelete)(nil),      // 19: skein.api.v1.TaskDelete
+	(*TaskRecord)(nil),      // 20: skein.api.v1.TaskRecord
+	(*Attachment)(nil),      // 21: skein.api.v1.Attachment
+	(*SnapshotChunk)(nil),   // 22: skein.api.v1.SnapshotChunk
+	(*SnapshotHeader)(nil),  // 23: skein.api.v1.SnapshotHeader
+	(*Quarantine)(nil),      // 24: skein.api.v1.Quarantine
+	(*SnapshotEnd)(nil),     // 25: skein.api.v1.SnapshotEnd
+	nil,                     // 26: skein.api.v1.NodeRecord.LabelsEntry
+	nil,                     // 27: skein.api.v1.NetworkRecord.LabelsEntry
+	(*TaskCreate_Item)(nil), // 28: skein.api.v1.TaskCreate.Item
 }
 var file_log_proto_depIdxs = []int32{
 	1,  // 0: skein.api.v1.Entry.txns:type_name -> skein.api.v1.Txn
 	3,  // 1: skein.api.v1.Txn.changes:type_name -> skein.api.v1.Change
 	2,  // 2: skein.api.v1.Change.expect:type_name -> skein.api.v1.Expect
 	5,  // 3: skein.api.v1.Change.put_cluster:type_name -> skein.api.v1.ClusterRecord
-	6,  // 4: skein.api.v1.Change.put_node:type_name -> skein.api.v1.NodeRecord
-	7,  // 5: skein.api.v1.Change.node_status:type_name -> skein.api.v1.NodeStatus
-	8,  // 6: skein.api.v1.Change.put_service:type_name -> skein.api.v1.ServiceRecord
-	12, // 7: skein.api.v1.Change.update_status:type_name -> skein.api.v1.UpdateStatus
-	13, // 8: skein.api.v1.Change.put_network:type_name -> skein.api.v1.NetworkRecord
-	14, // 9: skein.api.v1.Change.create_tasks:type_name -> skein.api.v1.TaskCreate
-	15, // 10: skein.api.v1.Change.place_tasks:type_name -> skein.api.v1.TaskPlacement
-	16, // 11: skein.api.v1.Change.report_task:type_name -> skein.api.v1.TaskReport
-	17, // 12: skein.api.v1.Change.desire_tasks:type_name -> skein.api.v1.TaskDesire
-	18, // 13: skein.api.v1.Change.delete_tasks:type_name -> skein.api.v1.TaskDelete
+	7,  // 4: skein.api.v1.Change.put_node:type_name -> skein.api.v1.NodeRecord
+	8,  // 5: skein.api.v1.Change.node_status:type_name -> skein.api.v1.NodeStatus
+	9,  // 6: skein.api.v1.Change.put_service:type_name -> skein.api.v1.ServiceRecord
+	13, // 7: skein.api.v1.Change.update_status:type_name -> skein.api.v1.UpdateStatus
+	14, // 8: skein.api.v1.Change.put_network:type_name -> skein.api.v1.NetworkRecord
+	15, // 9: skein.api.v1.Change.create_tasks:type_name -> skein.api.v1.TaskCreate
+	16, // 10: skein.api.v1.Change.place_tasks:type_name -> skein.api.v1.TaskPlacement
+	17, // 11: skein.api.v1.Change.report_task:type_name -> skein.api.v1.TaskReport
+	18, // 12: skein.api.v1.Change.desire_tasks:type_name -> skein.api.v1.TaskDesire
+	19, // 13: skein.api.v1.Change.delete_tasks:type_name -> skein.api.v1.TaskDelete
 	4,  // 14: skein.api.v1.ClusterRecord.meta:type_name -> skein.api.v1.Meta
-	4,  // 15: skein.api.v1.NodeRecord.meta:type_name -> skein.api.v1.Meta
-	25, // 16: skein.api.v1.NodeRecord.labels:type_name -> skein.api.v1.NodeRecord.LabelsEntry
-	7,  // 17: skein.api.v1.NodeRecord.status:type_name -> skein.api.v1.NodeStatus
-	4,  // 18: skein.api.v1.ServiceRecord.meta:type_name -> skein.api.v1.Meta
-	10, // 19: skein.api.v1.ServiceRecord.vips:type_name -> skein.api.v1.VIP
-	11, // 20: skein.api.v1.ServiceRecord.ports:type_name -> skein.api.v1.PortConfig
-	12, // 21: skein.api.v1.ServiceRecord.update_status:type_name -> skein.api.v1.UpdateStatus
-	9,  // 22: skein.api.v1.ServiceRecord.revisions:type_name -> skein.api.v1.Revision
-	4,  // 23: skein.api.v1.NetworkRecord.meta:type_name -> skein.api.v1.Meta
-	26, // 24: skein.api.v1.NetworkRecord.labels:type_name -> skein.api.v1.NetworkRecord.LabelsEntry
-	27, // 25: skein.api.v1.TaskCreate.items:type_name -> skein.api.v1.TaskCreate.Item
-	11, // 26: skein.api.v1.TaskReport.ports:type_name -> skein.api.v1.PortConfig
-	16, // 27: skein.api.v1.TaskRecord.status:type_name -> skein.api.v1.TaskReport
-	20, // 28: skein.api.v1.TaskRecord.attachments:type_name -> skein.api.v1.Attachment
-	11, // 29: skein.api.v1.TaskRecord.host_ports:type_name -> skein.api.v1.PortConfig
-	22, // 30: skein.api.v1.SnapshotChunk.header:type_name -> skein.api.v1.SnapshotHeader
-	5,  // 31: skein.api.v1.SnapshotChunk.cluster:type_name -> skein.api.v1.ClusterRecord
-	6,  // 32: skein.api.v1.SnapshotChunk.node:type_name -> skein.api.v1.NodeRecord
-	8,  // 33: skein.api.v1.SnapshotChunk.service:type_name -> skein.api.v1.ServiceRecord
-	13, // 34: skein.api.v1.SnapshotChunk.network:type_name -> skein.api.v1.NetworkRecord
-	19, // 35: skein.api.v1.SnapshotChunk.task:type_name -> skein.api.v1.TaskRecord
-	23, // 36: skein.api.v1.SnapshotChunk.quarantine:type_name -> skein.api.v1.Quarantine
-	24, // 37: skein.api.v1.SnapshotChunk.end:type_name -> skein.api.v1.SnapshotEnd
-	38, // [38:38] is the sub-list for method output_type
-	38, // [38:38] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	6,  // 15: skein.api.v1.ClusterRecord.removed:type_name -> skein.api.v1.RemovedNode
+	4,  // 16: skein.api.v1.NodeRecord.meta:type_name -> skein.api.v1.Meta
+	26, // 17: skein.api.v1.NodeRecord.labels:type_name -> skein.api.v1.NodeRecord.LabelsEntry
+	8,  // 18: skein.api.v1.NodeRecord.status:type_name -> skein.api.v1.NodeStatus
+	4,  // 19: skein.api.v1.ServiceRecord.meta:type_name -> skein.api.v1.Meta
+	11, // 20: skein.api.v1.ServiceRecord.vips:type_name -> skein.api.v1.VIP
+	12, // 21: skein.api.v1.ServiceRecord.ports:type_name -> skein.api.v1.PortConfig
+	13, // 22: skein.api.v1.ServiceRecord.update_status:type_name -> skein.api.v1.UpdateStatus
+	10, // 23: skein.api.v1.ServiceRecord.revisions:type_name -> skein.api.v1.Revision
+	4,  // 24: skein.api.v1.NetworkRecord.meta:type_name -> skein.api.v1.Meta
+	27, // 25: skein.api.v1.NetworkRecord.labels:type_name -> skein.api.v1.NetworkRecord.LabelsEntry
+	28, // 26: skein.api.v1.TaskCreate.items:type_name -> skein.api.v1.TaskCreate.Item
+	12, // 27: skein.api.v1.TaskReport.ports:type_name -> skein.api.v1.PortConfig
+	17, // 28: skein.api.v1.TaskRecord.status:type_name -> skein.api.v1.TaskReport
+	21, // 29: skein.api.v1.TaskRecord.attachments:type_name -> skein.api.v1.Attachment
+	12, // 30: skein.api.v1.TaskRecord.host_ports:type_name -> skein.api.v1.PortConfig
+	23, // 31: skein.api.v1.SnapshotChunk.header:type_name -> skein.api.v1.SnapshotHeader
+	5,  // 32: skein.api.v1.SnapshotChunk.cluster:type_name -> skein.api.v1.ClusterRecord
+	7,  // 33: skein.api.v1.SnapshotChunk.node:type_name -> skein.api.v1.NodeRecord
+	9,  // 34: skein.api.v1.SnapshotChunk.service:type_name -> skein.api.v1.ServiceRecord
+	14, // 35: skein.api.v1.SnapshotChunk.network:type_name -> skein.api.v1.NetworkRecord
+	20, // 36: skein.api.v1.SnapshotChunk.task:type_name -> skein.api.v1.TaskRecord
+	24, // 37: skein.api.v1.SnapshotChunk.quarantine:type_name -> skein.api.v1.Quarantine
+	25, // 38: skein.api.v1.SnapshotChunk.end:type_name -> skein.api.v1.SnapshotEnd
+	39, // [39:39] is the sub-list for method output_type
+	39, // [39:39] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_log_proto_init() }
@@ -2835,7 +2902,7 @@ func file_log_proto_init() {
 		(*Change_DesireTasks)(nil),
 		(*Change_DeleteTasks)(nil),
 	}
-	file_log_proto_msgTypes[21].OneofWrappers = []any{
+	file_log_proto_msgTypes[22].OneofWrappers = []any{
 		(*SnapshotChunk_Header)(nil),
 		(*SnapshotChunk_Cluster)(nil),
 		(*SnapshotChunk_Node)(nil),
@@ -2851,7 +2918,7 @@ func file_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_log_proto_rawDesc), len(file_log_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
