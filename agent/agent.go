@@ -84,8 +84,8 @@ func New(cfg Config) (*Agent, error) {
 		return nil, err
 	}
 	a := &Agent{cfg: cfg, outbox: newOutbox(), known: newKnowledge()}
-	a.tasks = task.New(task.Config{Executor: cfg.Executor, Report: a.report, Log: cfg.Log})
 	a.tables = newApplier(cfg.Network, a.currentTables, cfg.Log)
+	a.tasks = task.New(task.Config{Executor: gatedExecutor{cfg.Executor, a.tables}, Report: a.report, Log: cfg.Log})
 	file, err := openJournal(filepath.Join(cfg.StateDir, "agent.journal"), a.replay)
 	if err != nil {
 		return nil, fmt.Errorf("agent: %w", err)

@@ -2,6 +2,8 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"sync"
@@ -27,12 +29,14 @@ type applier struct {
 	applied map[string]uint64
 	failed  map[string]string
 	unsent  map[string]bool // tables whose ack is to be sent
+	last    Tables          // given to the network last
+	changed chan struct{}   // closed and made anew at each application
 }
 
 func newApplier(n Network, current func() (Tables, bool), log *slog.Logger) *applier {
 	return &applier{
 		network: n, current: current, log: log, wake: make(chan struct{}, 1), acked: make(chan struct{}, 1),
-		applied: map[string]uint64{}, failed: map[string]string{}, unsent: map[string]bool{},
+		applied: map[string]uint64{}, failed: map[string]string{}, unsent: map[string]bool{}, changed: make(chan struct{}),
 	}
 }
 
@@ -75,6 +79,9 @@ func (p *applier) run(ctx context.Context) error {
 func (p *applier) note(t Tables, errs map[string]error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.last = t
+	close(p.changed)
+	p.changed = make(chan struct{})
 	outcome := func(id string, version uint64) {
 		before, known := p.applied[id]
 		failedBefore := p.failed[id]
@@ -105,6 +112,44 @@ func (p *applier) note(t Tables, errs map[string]error) {
 		default:
 		}
 	}
+}
+
+// await waits until a task's endpoint is in the applied tables; at the end of ctx it tells what is missing.
+func (p *applier) await(ctx context.Context, a *api.Assignment) error {
+	for {
+		p.mu.Lock()
+		missing, changed := p.missingLocked(a), p.changed
+		p.mu.Unlock()
+		if missing == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return missing
+		case <-changed:
+		}
+	}
+}
+
+func (p *applier) missingLocked(a *api.Assignment) error {
+	for _, at := range a.Attachments {
+		t, known := p.last.Networks[at.NetworkId]
+		switch {
+		case !known:
+			return fmt.Errorf("the managers sent no table of network %s", at.NetworkId)
+		case p.failed[at.NetworkId] != "":
+			return fmt.Errorf("network %s: %s", t.Network.GetName(), p.failed[at.NetworkId])
+		case t.Endpoints[a.TaskId] == nil:
+			return fmt.Errorf("network %s: the managers' table lacks this task", t.Network.GetName())
+		}
+	}
+	if a.Gateway4 == "" && a.Gateway6 == "" {
+		return nil
+	}
+	if _, ok := p.applied[api.MeshTable]; !ok {
+		return errors.New("the routing mesh is not set up")
+	}
+	return nil
 }
 
 // acks returns what was applied: everything, or what was not returned before.

@@ -164,11 +164,22 @@ func describe(rec *store.Node, h *api.Hello) []*api.Change {
 		return nil
 	}
 	ready := &api.NodeStatus{NodeId: rec.Id, State: nodeReady}
-	if rec.Hostname == h.Hostname && string(rec.DescriptionJson) == string(h.DescriptionJson) && rec.UnderlayAddr == h.UnderlayAddr && rec.RpcAddr == h.RpcAddr {
+	next := proto.Clone(rec).(*api.NodeRecord)
+	update := func(field *string, said string) { // what an agent does not say stays as it was registered
+		if said != "" {
+			*field = said
+		}
+	}
+	update(&next.Hostname, h.Hostname)
+	update(&next.UnderlayAddr, h.UnderlayAddr)
+	update(&next.RpcAddr, h.RpcAddr)
+	if len(h.DescriptionJson) > 0 {
+		next.DescriptionJson = h.DescriptionJson
+	}
+	if proto.Equal(next, rec) {
 		return []*api.Change{{Kind: &api.Change_NodeStatus{NodeStatus: ready}}}
 	}
-	next := proto.Clone(rec).(*api.NodeRecord)
-	next.Hostname, next.DescriptionJson, next.UnderlayAddr, next.RpcAddr, next.Status = h.Hostname, h.DescriptionJson, h.UnderlayAddr, h.RpcAddr, ready
+	next.Status = ready
 	return []*api.Change{
 		{Kind: &api.Change_Expect{Expect: &api.Expect{Kind: "node", Id: rec.Id, Version: rec.Meta.GetVersion()}}},
 		{Kind: &api.Change_PutNode{PutNode: next}},
