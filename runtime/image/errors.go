@@ -93,13 +93,13 @@ func temporary(err error) bool {
 	if errors.As(err, &status) {
 		return status.StatusCode >= 500 || status.StatusCode == http.StatusTooManyRequests || status.StatusCode == http.StatusRequestTimeout
 	}
-	var ne net.Error
+	// Timeouts are not among these: the client below has made several attempts already.
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE),
 		errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF), errors.Is(err, errStalled):
 		return true
 	}
-	return errors.As(err, &ne) && ne.Timeout()
+	return false
 }
 
 // wrap prefixes err with the operation and the image, once.

@@ -88,7 +88,10 @@ func (s *store) fetch(ctx context.Context, src source, d ocispec.Descriptor, rep
 	}
 	defer unlock()
 	err = retry(ctx, fetchAttempts, func() (bool, error) { return s.fetchOnce(ctx, src, d, report) })
-	return diskError(s.root, err)
+	if err == nil || src.fetcher == nil {
+		return err
+	}
+	return fmt.Errorf("blob %s: %w", d.Digest, explain(src.host, err))
 }
 
 func (s *store) fetchOnce(ctx context.Context, src source, d ocispec.Descriptor, report func(int64)) (progress bool, err error) {

@@ -37,11 +37,7 @@ func (s *store) entries(ctx context.Context) ([]*entry, error) {
 		}
 		e := byID[d.configD.Digest]
 		if e == nil {
-			e, err = s.newEntry(ctx, r, d)
-			if err != nil {
-				s.log.Warn("image cannot be read", "image", r.Name, "error", err)
-				continue
-			}
+			e = newEntry(r, d)
 			byID[d.configD.Digest] = e
 			out = append(out, e)
 		}
@@ -56,19 +52,12 @@ func (s *store) entries(ctx context.Context) ([]*entry, error) {
 	return out, nil
 }
 
-func (s *store) newEntry(ctx context.Context, r images.Image, d *details) (*entry, error) {
-	e := &entry{details: d, img: Image{ID: d.configD.Digest, Target: r.Target, Config: d.config, Labels: d.config.Config.Labels}}
+func newEntry(r images.Image, d *details) *entry {
+	e := &entry{details: d, img: Image{ID: d.configD.Digest, Target: r.Target, Config: d.config, Labels: d.config.Config.Labels, Size: d.size}}
 	if d.config.Created != nil {
 		e.img.Created = *d.config.Created
 	}
-	for _, c := range d.chain {
-		u, err := s.snaps.Usage(ctx, c.String())
-		if err != nil {
-			return nil, err
-		}
-		e.img.Size += u.Size
-	}
-	return e, nil
+	return e
 }
 
 func (e *entry) add(r images.Image) {
@@ -236,7 +225,7 @@ func (s *store) remove(ctx context.Context, ref string, force bool) (untagged, d
 			return nil, nil, fmt.Errorf("image is being used by %s: remove the container first, or force to take only the name away: %w",
 				strings.Join(users[:min(len(users), 5)], ", "), errdefs.ErrConflict)
 		}
-		if err := s.setName(ctx, danglingPrefix+e.img.Target.Digest.String(), e.img.Target); err != nil {
+		if err := s.createDangling(ctx, e.img.Target); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -273,7 +262,7 @@ func (e *entry) repositories() int {
 
 // purge collects now and tells which of the image's parts are gone.
 func (s *store) purge(ctx context.Context, e *entry) ([]string, error) {
-	if _, err := s.meta.GarbageCollect(ctx); err != nil {
+	if err := s.collect(ctx); err != nil {
 		return nil, err
 	}
 	deleted := []string{e.img.ID.String()}

@@ -31,8 +31,8 @@ type details struct {
 	layers   []ocispec.Descriptor
 	configD  ocispec.Descriptor
 	config   ocispec.Image
-	chain    []digest.Digest      // chain ID of each layer
-	parents  []ocispec.Descriptor // the indexes on the way, outermost first
+	chain    []digest.Digest // chain ID of each layer
+	size     int64           // unpacked
 }
 
 func (d *details) top() string {
@@ -80,6 +80,17 @@ type envelope struct {
 	FSLayers      json.RawMessage      `json:"fsLayers"`
 }
 
+// checkType refuses what is neither an image nor an index of images, before it is fetched.
+func checkType(d ocispec.Descriptor) error {
+	switch {
+	case images.IsIndexType(d.MediaType), images.IsManifestType(d.MediaType):
+		return nil
+	case strings.HasPrefix(d.MediaType, "application/vnd.docker.distribution.manifest.v1+"):
+		return fmt.Errorf("manifest %s is of the old schema 1: push the image again with a current tool: %w", d.Digest, errdefs.ErrInvalidArgument)
+	}
+	return fmt.Errorf("manifest %s: media type %.100q is neither an image manifest nor an index: %w", d.Digest, d.MediaType, errdefs.ErrInvalidArgument)
+}
+
 // decodeManifest checks that a manifest or index is what its descriptor says and nothing else at the same time.
 func decodeManifest(d ocispec.Descriptor, b []byte) (envelope, error) {
 	bad := func(format string, a ...any) (envelope, error) {
@@ -91,10 +102,10 @@ func decodeManifest(d ocispec.Descriptor, b []byte) (envelope, error) {
 	}
 	index, manifest := images.IsIndexType(d.MediaType), images.IsManifestType(d.MediaType)
 	switch {
-	case len(e.FSLayers) > 0 || d.MediaType == images.MediaTypeDockerSchema1Manifest:
-		return bad("is of the old schema 1: push the image again with a current tool")
+	case len(e.FSLayers) > 0:
+		return envelope{}, checkType(ocispec.Descriptor{Digest: d.Digest, MediaType: images.MediaTypeDockerSchema1Manifest})
 	case !index && !manifest:
-		return bad("media type %q is neither an image manifest nor an index", d.MediaType)
+		return envelope{}, checkType(d)
 	case e.MediaType != "" && e.MediaType != d.MediaType:
 		return bad("says it is %q, but was served as %q", e.MediaType, d.MediaType)
 	case index && (e.Config != nil || e.Layers != nil):
@@ -115,6 +126,9 @@ func (s *store) choose(ctx context.Context, src source, d ocispec.Descriptor, wa
 	for depth := 0; ; depth++ {
 		if depth >= maxNesting {
 			return nil, fmt.Errorf("index %s is nested too deep: %w", d.Digest, errdefs.ErrInvalidArgument)
+		}
+		if err := checkType(d); err != nil {
+			return nil, err
 		}
 		if d.Size > maxDocument {
 			return nil, fmt.Errorf("manifest %s has %d bytes, %d are allowed: %w", d.Digest, d.Size, maxDocument, errdefs.ErrInvalidArgument)
@@ -141,7 +155,6 @@ func (s *store) choose(ctx context.Context, src source, d ocispec.Descriptor, wa
 		if err := s.label(ctx, d.Digest, map[string]string{"containerd.io/gc.ref.content.m.0": child.Digest.String()}); err != nil {
 			return nil, err
 		}
-		out.parents = append(out.parents, d)
 		d = child
 	}
 	if out.configD.Size > maxDocument {
@@ -252,11 +265,17 @@ func (s *store) describe(ctx context.Context, target ocispec.Descriptor) (*detai
 		if i < 0 || depth >= maxNesting {
 			return nil, fmt.Errorf("index %s has no local manifest: pull it again: %w", d.Digest, errdefs.ErrNotFound)
 		}
-		out.parents = append(out.parents, d)
 		d = e.Manifests[i]
 	}
 	if err := s.readConfig(ctx, out, nil, ""); err != nil {
 		return nil, err
+	}
+	for _, c := range out.chain {
+		u, err := s.snaps.Usage(ctx, c.String())
+		if err != nil {
+			return nil, err
+		}
+		out.size += u.Size
 	}
 	s.details.put(target.Digest, out)
 	return out, nil

@@ -64,7 +64,8 @@ type store struct {
 	unpacking chan struct{}
 
 	// names orders changes of names and roots: a Remove must see the snapshots that a Prepare makes, and a Pull the names a Tag moves.
-	names sync.RWMutex
+	names      sync.RWMutex
+	collecting sync.Mutex
 
 	ctx    context.Context // ends at Close
 	cancel context.CancelFunc
@@ -111,6 +112,10 @@ func open(cfg Config) (_ *store, err error) {
 		}
 		return nil, err
 	}
+	// Downloads are resumed within one pull, never over a restart. Ours alone since the database is locked.
+	if err := os.RemoveAll(filepath.Join(cfg.Root, "content", "ingest")); err != nil {
+		return nil, err
+	}
 	blobs, err := local.NewStore(filepath.Join(cfg.Root, "content"))
 	if err != nil {
 		return nil, err
@@ -118,6 +123,9 @@ func open(cfg Config) (_ *store, err error) {
 	// Short: the directories of all layers must fit into the options of one mount.
 	s.overlay, err = overlay.NewSnapshotter(filepath.Join(cfg.Root, "o"))
 	if err != nil {
+		return nil, err
+	}
+	if err := s.removeUnnumbered(s.ctx, filepath.Join(cfg.Root, "o", "snapshots")); err != nil {
 		return nil, err
 	}
 	s.meta = metadata.NewDB(s.bolt, blobs, map[string]snapshots.Snapshotter{snapshotter: s.overlay})
@@ -131,6 +139,17 @@ func open(cfg Config) (_ *store, err error) {
 	}
 	s.wg.Go(s.collectGarbage)
 	return s, nil
+}
+
+// removeUnnumbered deletes the directories of snapshots that a crash left before their numbers were recorded: they would be in the way
+// of the next ones with these numbers.
+func (s *store) removeUnnumbered(ctx context.Context, dir string) error {
+	err := s.overlay.(snapshots.Cleaner).Cleanup(ctx)
+	if !errdefs.IsNotFound(err) {
+		return err
+	}
+	// No number was ever recorded.
+	return errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700))
 }
 
 // scope puts our namespace into ctx and keeps containerd's own log quiet: errors are returned, and one voice is enough.
@@ -167,8 +186,7 @@ func (s *store) removeLeftovers(ctx context.Context) error {
 	if err := s.content.Delete(ctx, d.Digest); err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
-	_, err = s.meta.GarbageCollect(ctx)
-	return err
+	return s.collect(ctx)
 }
 
 // collectGarbage runs a collection after each removal; several removals share one.
@@ -179,10 +197,19 @@ func (s *store) collectGarbage() {
 			return
 		case <-s.sweep:
 		}
-		if _, err := s.meta.GarbageCollect(s.ctx); err != nil && s.ctx.Err() == nil {
+		if err := s.collect(s.ctx); err != nil && s.ctx.Err() == nil {
 			s.log.Warn("collect garbage", "error", err)
 		}
 	}
+}
+
+// collect frees what nothing refers to. One at a time: the files go after the database's lock is released, and who comes second must
+// not return before they are gone.
+func (s *store) collect(ctx context.Context) error {
+	s.collecting.Lock()
+	defer s.collecting.Unlock()
+	_, err := s.meta.GarbageCollect(ctx)
+	return err
 }
 
 // sweepSoon asks for a collection without waiting for it.

@@ -74,11 +74,12 @@ func (s *store) pull(ctx context.Context, named reference.Named, want platforms.
 	}
 	d, err := s.choose(ctx, src, target, want, wantName)
 	if err != nil {
-		return Image{}, explain(src.host, err)
+		return Image{}, err
 	}
 	if err := s.assemble(ctx, src, d, report); err != nil {
-		return Image{}, explain(src.host, err)
+		return Image{}, err
 	}
+	s.details.drop() // the same index may now mean another platform
 	if err := s.name(ctx, recordName(named), target); err != nil {
 		return Image{}, err
 	}
@@ -202,7 +203,11 @@ func (s *store) keepDangling(ctx context.Context, losing string, target ocispec.
 			return nil
 		}
 	}
-	_, err = s.images.Create(ctx, images.Image{Name: danglingPrefix + target.Digest.String(), Target: target})
+	return s.createDangling(ctx, target)
+}
+
+func (s *store) createDangling(ctx context.Context, target ocispec.Descriptor) error {
+	_, err := s.images.Create(ctx, images.Image{Name: danglingPrefix + target.Digest.String(), Target: target})
 	if errdefs.IsAlreadyExists(err) {
 		return nil
 	}
@@ -234,9 +239,12 @@ func (s *store) askRegistry(ctx context.Context, named reference.Named, a *Auth)
 	if err != nil {
 		return d, nil, err
 	}
+	if err := checkType(d); err != nil {
+		return d, nil, err
+	}
 	b, err := fetchDocument(ctx, src, d)
 	if err != nil {
-		return d, nil, explain(src.host, err)
+		return d, nil, err
 	}
 	e, err := decodeManifest(d, b)
 	if err != nil {
@@ -253,7 +261,7 @@ func (s *store) askRegistry(ctx context.Context, named reference.Named, a *Auth)
 	}
 	b, err = fetchDocument(ctx, src, *e.Config)
 	if err != nil {
-		return d, nil, explain(src.host, err)
+		return d, nil, err
 	}
 	var c ocispec.Image
 	if err := json.Unmarshal(b, &c); err != nil {
@@ -287,7 +295,7 @@ func fetchDocument(ctx context.Context, src source, d ocispec.Descriptor) (b []b
 		return false, err
 	})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("document %s: %w", d.Digest, explain(src.host, err))
 	}
 	if d.Digest.Algorithm().FromBytes(b) != d.Digest {
 		return nil, errors.Join(fmt.Errorf("registry %s served wrong bytes for %s", src.host, d.Digest), errdefs.ErrDataLoss)

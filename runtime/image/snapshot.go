@@ -60,7 +60,7 @@ func (s *store) prepare(ctx context.Context, key string, img Image) ([]runtime.M
 	if err := likeBelow(mounts); err != nil {
 		return nil, err
 	}
-	return toRuntime(mounts), nil
+	return toRuntime(mounts)
 }
 
 // likeBelow gives the new top directory the attributes of the image's root: overlayfs shows those of the top.
@@ -96,15 +96,21 @@ func (s *store) mounts(ctx context.Context, key string) ([]runtime.Mount, error)
 	if err != nil {
 		return nil, err
 	}
-	return toRuntime(ms), nil
+	return toRuntime(ms)
 }
 
-func toRuntime(ms []mount.Mount) []runtime.Mount {
+// maxMountData is what mount(2) takes: a page with its final zero.
+const maxMountData = 4096 - 1
+
+func toRuntime(ms []mount.Mount) ([]runtime.Mount, error) {
 	out := make([]runtime.Mount, len(ms))
 	for i, m := range ms {
+		if len(strings.Join(m.Options, ",")) > maxMountData {
+			return nil, fmt.Errorf("the image's layers do not fit into one mount: use a state directory with a shorter path: %w", errdefs.ErrFailedPrecondition)
+		}
 		out[i] = runtime.Mount{Type: m.Type, Source: m.Source, Options: m.Options}
 	}
-	return out
+	return out, nil
 }
 
 // RemoveSnapshot implements Store. The files go a moment later, the key at once.

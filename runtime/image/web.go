@@ -22,8 +22,8 @@ import (
 )
 
 const (
-	dialTimeout   = 10 * time.Second
-	headerTimeout = 30 * time.Second
+	dialTimeout   = 5 * time.Second // five attempts are made
+	headerTimeout = 15 * time.Second
 	maxToken      = 1 << 20
 	plainHosts    = 256 // remembered hosts that speak plain HTTP
 	dockerHub     = "docker.io"
