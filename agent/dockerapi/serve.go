@@ -84,8 +84,8 @@ func waitFor(wg *sync.WaitGroup) error {
 	}
 }
 
-// ListenUnix listens on a socket that its owner and the group may use (0660). An empty group leaves the owner's. The path of a daemon that
-// is gone is taken over; that of a living one is an error. The socket appears with its rights already set.
+// ListenUnix listens on a socket that its owner and the group may use (0660). Without a group, or where it
+// does not exist, that is the owner's. The path of a daemon that is gone is taken over; that of a living one is an error. The socket appears with its rights already set.
 func ListenUnix(path, group string) (net.Listener, error) {
 	if conn, err := net.DialTimeout("unix", path, dialTimeout); err == nil {
 		conn.Close()
@@ -127,8 +127,12 @@ func lookupGroup(group string) (int, error) {
 		return gid, nil
 	}
 	g, err := user.LookupGroup(group)
+	var unknown user.UnknownGroupError
+	if errors.As(err, &unknown) {
+		return -1, nil // as docker does: only the owner may use the socket then
+	}
 	if err != nil {
-		return 0, fmt.Errorf("group %q of the socket: %w: create it, or name another", group, err)
+		return 0, fmt.Errorf("group %q of the socket: %w", group, err)
 	}
 	return strconv.Atoi(g.Gid)
 }
