@@ -41,7 +41,7 @@ type Config struct {
 	Stream    raft.StreamLayer // listens for and dials the other managers; closed with the Node
 	Advertise string           // host:port the others dial
 	Logger    *slog.Logger
-	Store     *store.Store
+	Store     *store.Store // empty: its content comes from the log
 	// Fatal must end the process. It is called when going on would break a guarantee; nothing is acknowledged afterwards.
 	Fatal func(exitCode int, err error)
 

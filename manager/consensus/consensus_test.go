@@ -21,6 +21,7 @@ import (
 
 	"skein/manager/api"
 	"skein/manager/store"
+	"skein/manager/store/storetest"
 )
 
 // hub joins managers by pipes in memory; a cut manager neither hears nor is heard.
@@ -626,4 +627,8 @@ func TestLeadershipIsToldInOrder(t *testing.T) {
 			}
 		}
 	}
+}
+
+func TestProposer(t *testing.T) {
+	storetest.TestProposer(t, func(t *testing.T) *store.Store { return newHub().bootstrapped(t, "m1").store })
 }
