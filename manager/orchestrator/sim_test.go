@@ -18,7 +18,7 @@ import (
 // TestSimulation drives the controllers through random histories on a virtual clock, with agents that are slow, fail and disappear,
 // checks after every step what must always hold, and at the end what must hold once everything is quiet.
 func TestSimulation(t *testing.T) {
-	seeds := uint64(250)
+	seeds := uint64(200)
 	if testing.Short() {
 		seeds = 60
 	}

@@ -26,11 +26,8 @@ type survey struct {
 func (p *pass) rollout() bool {
 	st := p.svc.UpdateStatus
 	state := swarm.UpdateState(st.GetState())
-	if p.superseded(state) {
-		state = ""
-	}
-	switch state {
-	case swarm.UpdateStatePaused, swarm.UpdateStateRollbackPaused:
+	void := p.superseded(state)
+	if !void && (state == swarm.UpdateStatePaused || state == swarm.UpdateStateRollbackPaused) {
 		p.paused = true
 		return false
 	}
@@ -40,10 +37,10 @@ func (p *pass) rollout() bool {
 	}
 	cfg := updateConfig(config)
 	sv := p.survey(&cfg)
-	switch state {
-	case swarm.UpdateStateUpdating, swarm.UpdateStateRollbackStarted:
-	default:
-		if len(sv.dirty) == 0 {
+	active := state == swarm.UpdateStateUpdating || state == swarm.UpdateStateRollbackStarted
+	if !active || void {
+		// An update that was superseded by a spec which leaves nothing to do still has to be called complete.
+		if len(sv.dirty) == 0 && (!void || state == swarm.UpdateStateCompleted) {
 			return false
 		}
 		state = swarm.UpdateStateUpdating
