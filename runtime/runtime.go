@@ -87,6 +87,9 @@ type Streams struct {
 	Stdout, Stderr io.Writer
 	// CloseStdin propagates end of file on Stdin to the process (half close).
 	CloseStdin bool
+	// Attached, when set, is called once after the connection stands and before output flows, so that a created container can be
+	// attached to before it starts and no byte is missed.
+	Attached func()
 }
 
 // Process is an additional process in a running container.

@@ -1,0 +1,276 @@
+// Package cgroup makes, limits, freezes, kills and removes control groups on v1, v2 and hybrid hosts behind one type.
+//
+// A Group is one directory per hierarchy: each v1 controller that is mounted, and the v2 tree. Limits go to whichever hierarchy has
+// the controller; killing, freezing and emptiness use the v2 tree wherever there is one, with or without controllers. Only
+// directories below the parent that the caller names are touched, by absolute paths below the mount points. Used by
+// runtime/supervisor, and by whoever takes a whole node down.
+package cgroup
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Host is this machine's hierarchies.
+type Host struct {
+	v1          map[string]string // controller → mount point
+	v2          string            // mount point, empty without
+	controllers map[string]bool   // of the v2 tree
+}
+
+// nodeLeaf holds the node's own processes: on v2 a group with controllers for its children may not hold processes itself.
+const nodeLeaf = "_node"
+
+func v1Controllers() []string {
+	return []string{"cpuset", "cpu", "cpuacct", "pids", "devices", "freezer", "blkio", "memory"}
+}
+
+// Probe reads what is mounted in this mount namespace.
+func Probe() (*Host, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, fmt.Errorf("find cgroup mounts: %w", err)
+	}
+	defer f.Close()
+	h := &Host{v1: map[string]string{}, controllers: map[string]bool{}}
+	sc := bufio.NewScanner(f)
+	for sc.Scan() {
+		left, right, ok := strings.Cut(sc.Text(), " - ")
+		fields, fs := strings.Fields(left), strings.Fields(right)
+		if !ok || len(fields) < 5 || len(fs) < 3 {
+			continue
+		}
+		switch fs[0] {
+		case "cgroup2":
+			if h.v2 == "" {
+				h.v2 = fields[4]
+			}
+		case "cgroup":
+			for o := range strings.SplitSeq(fs[2], ",") {
+				if slices.Contains(v1Controllers(), o) && h.v1[o] == "" {
+					h.v1[o] = fields[4]
+				}
+			}
+		}
+	}
+	if err := sc.Err(); err != nil {
+		return nil, fmt.Errorf("find cgroup mounts: %w", err)
+	}
+	if h.v2 == "" && len(h.v1) == 0 {
+		return nil, errors.New("no cgroup hierarchy is mounted: mount cgroup2 on /sys/fs/cgroup")
+	}
+	if h.v2 != "" {
+		b, err := os.ReadFile(filepath.Join(h.v2, "cgroup.controllers"))
+		if err != nil {
+			return nil, fmt.Errorf("read cgroup v2 controllers: %w", err)
+		}
+		for _, c := range strings.Fields(string(b)) {
+			h.controllers[c] = true
+		}
+	}
+	return h, nil
+}
+
+// Dir is one hierarchy's directory of a group; the controller is empty for v2.
+type Dir struct{ Controller, Path string }
+
+// Group is one container's groups.
+type Group struct {
+	host *Host
+	name string
+	v1   []Dir
+	v2   string
+}
+
+// checkParent keeps callers from naming a hierarchy's root or leaving it.
+func checkParent(parent string) error {
+	if parent == "/" || parent != filepath.Clean(parent) || !filepath.IsAbs(parent) {
+		return fmt.Errorf("cgroup parent %q: want an absolute path below the root, like /skein/node: %w", parent, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// Open names the groups of a container below parent without touching them.
+func (h *Host) Open(parent, id string) (*Group, error) {
+	if err := checkParent(parent); err != nil {
+		return nil, err
+	}
+	if id == "" || id == "." || id == ".." || id == nodeLeaf || strings.Contains(id, "/") {
+		return nil, fmt.Errorf("cgroup name %q: %w", id, errdefs.ErrInvalidArgument)
+	}
+	g := &Group{host: h, name: filepath.Join(parent, id)}
+	seen := map[string]bool{}
+	for _, c := range v1Controllers() {
+		// Controllers mounted together, like cpu,cpuacct, share a directory.
+		if m, ok := h.v1[c]; ok && !seen[m] {
+			seen[m] = true
+			g.v1 = append(g.v1, Dir{c, filepath.Join(m, g.name)})
+		}
+	}
+	if h.v2 != "" {
+		g.v2 = filepath.Join(h.v2, g.name)
+	}
+	return g, nil
+}
+
+// Create makes the groups and sets their limits; a failure removes what was made.
+func (h *Host) Create(parent, id string, r *specs.LinuxResources) (*Group, error) {
+	g, err := h.Open(parent, id)
+	if err != nil {
+		return nil, err
+	}
+	if err := g.make(); err == nil {
+		err = g.Update(r)
+		if err == nil && r != nil {
+			err = g.devices(r.Devices)
+		}
+		if err == nil {
+			return g, nil
+		}
+		return nil, errors.Join(err, g.Remove())
+	} else {
+		return nil, errors.Join(err, g.Remove())
+	}
+}
+
+func (g *Group) make() error {
+	for _, d := range g.v1 {
+		mount := strings.TrimSuffix(d.Path, g.name)
+		if d.Controller == "cpuset" {
+			if err := mkdirCpuset(mount, g.name); err != nil {
+				return err
+			}
+		} else if err := os.MkdirAll(d.Path, 0o755); err != nil {
+			return fmt.Errorf("make cgroup: %w", err)
+		}
+	}
+	if g.v2 == "" {
+		return nil
+	}
+	if err := os.MkdirAll(g.v2, 0o755); err != nil {
+		return fmt.Errorf("make cgroup: %w", err)
+	}
+	return g.host.delegate(filepath.Dir(g.name))
+}
+
+// mkdirCpuset makes each level usable: an empty cpuset takes no process.
+func mkdirCpuset(mount, name string) error {
+	dir := mount
+	for _, part := range strings.Split(strings.Trim(name, "/"), "/") {
+		parent := dir
+		dir = filepath.Join(dir, part)
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return fmt.Errorf("make cgroup: %w", err)
+		}
+		for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
+			have, err := os.ReadFile(filepath.Join(dir, f))
+			if err != nil {
+				return fmt.Errorf("make cgroup: %w", err)
+			}
+			if strings.TrimSpace(string(have)) != "" {
+				continue
+			}
+			v, err := os.ReadFile(filepath.Join(parent, f))
+			if err == nil {
+				err = write(dir, f, string(v))
+			}
+			if err != nil {
+				return fmt.Errorf("make cgroup: copy %s: %w", f, err)
+			}
+		}
+	}
+	return nil
+}
+
+// delegate turns the v2 controllers on from the root down to the parent of the containers.
+func (h *Host) delegate(parent string) error {
+	for _, c := range []string{"cpuset", "cpu", "io", "memory", "pids", "hugetlb"} {
+		if !h.controllers[c] {
+			continue
+		}
+		dir := h.v2
+		for _, part := range append([]string{""}, strings.Split(strings.Trim(parent, "/"), "/")...) {
+			dir = filepath.Join(dir, part)
+			b, err := os.ReadFile(filepath.Join(dir, "cgroup.subtree_control"))
+			if err == nil && slices.Contains(strings.Fields(string(b)), c) {
+				continue
+			}
+			if err == nil {
+				err = write(dir, "cgroup.subtree_control", "+"+c)
+			}
+			if err != nil {
+				return fmt.Errorf("enable cgroup controller %s: %w", c, err)
+			}
+		}
+	}
+	return nil
+}
+
+func write(dir, file, value string) error {
+	f, err := os.OpenFile(filepath.Join(dir, file), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.WriteString(value); err != nil {
+		return fmt.Errorf("set %s to %q: %w", file, value, err)
+	}
+	return nil
+}
+
+// Dirs are the group's directories, v2 last.
+func (g *Group) Dirs() []Dir {
+	out := slices.Clone(g.v1)
+	if g.v2 != "" {
+		out = append(out, Dir{"", g.v2})
+	}
+	return out
+}
+
+// OpenTasks opens what a new process needs to be in the group: the v1 tasks files, to which a single-threaded process writes "0" (writes
+// to cgroup.procs take a lock whose first use after a rest waits for a grace period), and the v2 directory to be born in, or -1.
+func (g *Group) OpenTasks() (tasks []int, dir int, err error) {
+	for _, d := range g.v1 {
+		fd, err := unix.Open(filepath.Join(d.Path, "tasks"), unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			closeAll(tasks)
+			return nil, -1, fmt.Errorf("open cgroup %s: %w", d.Path, err)
+		}
+		tasks = append(tasks, fd)
+	}
+	if g.v2 == "" {
+		return tasks, -1, nil
+	}
+	dir, err = unix.Open(g.v2, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		closeAll(tasks)
+		return nil, -1, fmt.Errorf("open cgroup %s: %w", g.v2, err)
+	}
+	return tasks, dir, nil
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}
+
+// dir is the directory that has the controller: v1 first, since a controller is in one hierarchy only.
+func (g *Group) dir(controller string) (path string, v1, ok bool) {
+	if m, has := g.host.v1[controller]; has {
+		return filepath.Join(m, g.name), true, true
+	}
+	if g.host.controllers[controller] {
+		return g.v2, false, true
+	}
+	return "", false, false
+}

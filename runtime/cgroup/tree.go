@@ -1,0 +1,92 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+)
+
+// roots are the directories of parent in every hierarchy.
+func (h *Host) roots(parent string) []string {
+	var out []string
+	seen := map[string]bool{}
+	for _, c := range v1Controllers() {
+		if m, ok := h.v1[c]; ok && !seen[m] {
+			seen[m] = true
+			out = append(out, filepath.Join(m, parent))
+		}
+	}
+	if h.v2 != "" {
+		out = append(out, filepath.Join(h.v2, parent))
+	}
+	return out
+}
+
+func probeParent(parent string) (*Host, error) {
+	if err := checkParent(parent); err != nil {
+		return nil, err
+	}
+	return Probe()
+}
+
+// Join puts a process, with all its threads and future children, into the subtree of parent in every hierarchy.
+func Join(parent string, pid int) error {
+	h, err := probeParent(parent)
+	if err != nil {
+		return err
+	}
+	g := &Group{host: h, name: filepath.Join(parent, nodeLeaf)}
+	for _, c := range v1Controllers() {
+		if m, ok := h.v1[c]; ok {
+			g.v1 = append(g.v1, Dir{c, filepath.Join(m, g.name)})
+		}
+	}
+	if h.v2 != "" {
+		g.v2 = filepath.Join(h.v2, g.name)
+	}
+	for _, d := range g.Dirs() {
+		if d.Controller == "cpuset" {
+			err = mkdirCpuset(h.v1["cpuset"], g.name)
+		} else {
+			err = os.MkdirAll(d.Path, 0o755)
+		}
+		if err == nil {
+			err = write(d.Path, "cgroup.procs", strconv.Itoa(pid))
+		}
+		if err != nil {
+			return fmt.Errorf("put process %d into cgroup %s: %w", pid, d.Path, err)
+		}
+	}
+	return nil
+}
+
+// KillTree kills every process in the subtree of parent, the caller too if it is there. A subtree that does not exist is fine.
+func KillTree(parent string) error {
+	h, err := probeParent(parent)
+	if err != nil {
+		return err
+	}
+	if h.v2 != "" {
+		err = killV2(filepath.Join(h.v2, parent))
+	}
+	// Processes may be in a v1 group alone, when they were put there by somebody else.
+	for _, dir := range h.roots(parent) {
+		err = errors.Join(err, killV1(dir))
+	}
+	return err
+}
+
+// RemoveTree removes all groups of the subtree in every hierarchy; its processes must be dead or dying.
+func RemoveTree(parent string) error {
+	h, err := probeParent(parent)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, dir := range h.roots(parent) {
+		errs = append(errs, removeDir(dir))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,306 @@
+// Package rootfs compiles a container's view of the filesystem into a program: its root, mounts, device nodes, masked and read-only
+// paths, and the pivot into it.
+//
+// Everything runs in the child, in its own mount namespace, so nothing is left on the host when it ends. Paths inside the root are
+// resolved once by openat2 with RESOLVE_IN_ROOT and only the handles are used; a symbolic link planted in an image or a volume cannot
+// lead a mount, a new file or a device node outside. Sources of bind mounts are host paths and trusted. Used by runtime/sandbox.
+package rootfs
+
+import (
+	"fmt"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"skein/runtime"
+	"skein/runtime/zygote"
+)
+
+// Plan is what the container shall see.
+type Plan struct {
+	Spec *specs.Spec
+	// Rootfs is mounted on Spec.Root.Path; empty: that path is the root filesystem already.
+	Rootfs []runtime.Mount
+	// Cgroups are the container's groups, shown under a mount of type cgroup.
+	Cgroups []CgroupDir
+	// LowerdirAppend: this kernel takes overlay layers one by one (6.8), see Probe.
+	LowerdirAppend bool
+	// Mounted, when set, adds what must be done with the mounts complete but nothing protected yet: kernel parameters.
+	Mounted func(Built) error
+}
+
+// CgroupDir is one group of the container: a v1 controller's, or the v2 group with an empty controller.
+type CgroupDir struct{ Controller, Path string }
+
+// Built are handles and results that later parts of the program need.
+type Built struct {
+	// Proc is the container's own procfs, or invalid when the spec mounts none.
+	Proc    zygote.Slot
+	HasProc bool
+	// Console is the master of the terminal made for Spec.Process.Terminal; descriptors 0-2 are its slave.
+	Console zygote.Slot
+}
+
+const (
+	resolve   = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS
+	cloneTree = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC
+	moveFlags = unix.MOVE_MOUNT_F_EMPTY_PATH | unix.MOVE_MOUNT_T_EMPTY_PATH
+)
+
+// builder adds ops to one program.
+type builder struct {
+	*zygote.Program
+	plan    Plan
+	root    zygote.Slot
+	howPath zygote.Addr
+	dev     zygote.Slot // our tmpfs on /dev
+	hasDev  bool
+	pts     zygote.Slot
+	hasPTS  bool
+	out     Built
+}
+
+// Add appends the whole set-up up to a working directory of "/" inside the new root.
+func Add(p *zygote.Program, plan Plan) (Built, error) {
+	b := &builder{Program: p, plan: plan}
+	b.howPath = p.Words(unix.O_PATH|unix.O_CLOEXEC, 0, resolve)
+	p.Do("umask", unix.SYS_UMASK, 0)
+	p.Do("make mounts private", unix.SYS_MOUNT, 0, "/", 0, unix.MS_REC|unix.MS_PRIVATE, 0)
+	if err := b.mountRoot(); err != nil {
+		return b.out, err
+	}
+	for _, m := range plan.Spec.Mounts {
+		if err := b.mount(m); err != nil {
+			return b.out, err
+		}
+	}
+	if err := b.console(); err != nil {
+		return b.out, err
+	}
+	if plan.Mounted != nil {
+		if err := plan.Mounted(b.out); err != nil {
+			return b.out, err
+		}
+	}
+	b.protect()
+	if cwd := plan.Spec.Process.Cwd; cwd != "/" {
+		if !path.IsAbs(cwd) {
+			return b.out, fmt.Errorf("working directory %q is not absolute: %w", cwd, errdefs.ErrInvalidArgument)
+		}
+		done := p.Scope()
+		b.target(cwd, true)
+		done()
+	}
+	if plan.Spec.Root.Readonly {
+		b.setAttr("read-only root", b.root, 0, unix.MOUNT_ATTR_RDONLY, 0)
+	}
+	p.Do("enter root", unix.SYS_FCHDIR, b.root)
+	p.Do("pivot_root", unix.SYS_PIVOT_ROOT, ".", ".")
+	p.Do("detach old root", unix.SYS_UMOUNT2, ".", unix.MNT_DETACH)
+	p.Do("chdir /", unix.SYS_CHDIR, "/")
+	return b.out, nil
+}
+
+// setAttr changes mount attributes of a handle.
+func (b *builder) setAttr(name string, fd zygote.Slot, flags int, set, clr uint64) {
+	b.Do(name, unix.SYS_MOUNT_SETATTR, fd, "", unix.AT_EMPTY_PATH|flags, b.Words(set, clr, 0, 0), 32)
+}
+
+// clean is a path relative to the root, "." for the root itself.
+func clean(p string) string {
+	if p = strings.TrimPrefix(path.Clean("/"+p), "/"); p == "" {
+		return "."
+	}
+	return p
+}
+
+// target resolves dst inside the root and makes it, directory or empty file, when it is missing.
+func (b *builder) target(dst string, dir bool) zygote.Slot {
+	dst = clean(dst)
+	t := b.NewSlot()
+	found := b.TryInto(t, "open "+dst, unix.SYS_OPENAT2, b.root, dst, b.howPath, 24)
+	parts := strings.Split(dst, "/")
+	parent := b.root
+	for i, name := range parts {
+		sub := strings.Join(parts[:i+1], "/")
+		if i == len(parts)-1 && !dir {
+			b.Try("create "+sub, unix.SYS_MKNODAT, parent, name, unix.S_IFREG|0o644, 0)
+		} else {
+			b.Try("mkdir "+sub, unix.SYS_MKDIRAT, parent, name, 0o755)
+		}
+		next := t
+		if i < len(parts)-1 {
+			next = b.NewSlot()
+		}
+		b.GetInto(next, "open "+sub, unix.SYS_OPENAT2, b.root, sub, b.howPath, 24)
+		parent = next
+	}
+	b.SkipOnSuccess(found)
+	return t
+}
+
+func (b *builder) mount(m specs.Mount) error {
+	defer b.Scope()()
+	o, err := parseOptions(m.Options)
+	if err != nil {
+		return fmt.Errorf("mount %s: %w", m.Destination, err)
+	}
+	if !path.IsAbs(m.Destination) {
+		return fmt.Errorf("mount %q: the destination is not absolute: %w", m.Destination, errdefs.ErrInvalidArgument)
+	}
+	if m.Type == "bind" || o.bind {
+		return b.bind(m, o)
+	}
+	switch m.Type {
+	case "cgroup", "cgroup2":
+		return b.cgroups(m, o)
+	case "proc", "sysfs", "tmpfs", "devpts", "mqueue", "overlay", "ramfs":
+	default:
+		return fmt.Errorf("mount %s: filesystem type %q is not offered: mount it on the host and bind it: %w", m.Destination, m.Type, errdefs.ErrInvalidArgument)
+	}
+	// The slots of handles that are used later must outlive this mount's scope; they are reserved by mountRoot.
+	fd := b.NewSlot()
+	switch dst := clean(m.Destination); {
+	case dst == "dev" && m.Type == "tmpfs":
+		fd, b.hasDev = b.dev, true
+	case m.Type == "devpts" && dst == "dev/pts":
+		fd, b.hasPTS = b.pts, true
+	case m.Type == "proc" && dst == "proc":
+		fd, b.out.HasProc = b.out.Proc, true
+	}
+	b.newFS(fd, m.Type, m.Source, o)
+	if fd == b.dev {
+		if err := b.devices(); err != nil {
+			return err
+		}
+	}
+	t := b.target(m.Destination, true)
+	b.Do("mount "+m.Type+" on "+m.Destination, unix.SYS_MOVE_MOUNT, fd, "", t, "", moveFlags)
+	return nil
+}
+
+// newFS makes a detached mount of a new filesystem.
+func (b *builder) newFS(fd zygote.Slot, typ, source string, o options) {
+	f := b.Get("fsopen "+typ, unix.SYS_FSOPEN, typ, unix.FSOPEN_CLOEXEC)
+	if source != "" && typ == "overlay" {
+		b.Do("fsconfig source", unix.SYS_FSCONFIG, f, unix.FSCONFIG_SET_STRING, "source", source, 0)
+	}
+	for _, kv := range o.data {
+		if kv.flag {
+			b.Do("fsconfig "+typ+" "+kv.key, unix.SYS_FSCONFIG, f, unix.FSCONFIG_SET_FLAG, kv.key, 0, 0)
+		} else {
+			b.Do("fsconfig "+typ+" "+kv.key, unix.SYS_FSCONFIG, f, unix.FSCONFIG_SET_STRING, kv.key, kv.value, 0)
+		}
+	}
+	b.Do("create "+typ, unix.SYS_FSCONFIG, f, unix.FSCONFIG_CMD_CREATE, 0, 0, 0)
+	b.GetInto(fd, "fsmount "+typ, unix.SYS_FSMOUNT, f, unix.FSMOUNT_CLOEXEC, uintptr(o.set))
+	b.Do("close", unix.SYS_CLOSE, f)
+}
+
+func (b *builder) bind(m specs.Mount, o options) error {
+	st, err := os.Stat(m.Source)
+	if err != nil {
+		return fmt.Errorf("bind mount on %s: source %s: %w: create it first: %w", m.Destination, m.Source, err, errdefs.ErrInvalidArgument)
+	}
+	if len(o.data) > 0 {
+		return fmt.Errorf("bind mount on %s: option %q does not apply to a bind mount: %w", m.Destination, o.data[0].key, errdefs.ErrInvalidArgument)
+	}
+	rec := 0
+	if o.recursive {
+		rec = unix.AT_RECURSIVE
+	}
+	src := b.Get("bind source "+m.Source, unix.SYS_OPEN_TREE, unix.AT_FDCWD, m.Source, cloneTree|rec)
+	if o.set|o.clr != 0 {
+		b.setAttr("options of "+m.Destination, src, 0, o.set, o.clr)
+	}
+	if o.recSet|o.recClr != 0 {
+		b.setAttr("recursive options of "+m.Destination, src, unix.AT_RECURSIVE, o.recSet, o.recClr)
+	}
+	t := b.target(m.Destination, st.IsDir())
+	b.Do("bind "+m.Source+" on "+m.Destination, unix.SYS_MOVE_MOUNT, src, "", t, "", moveFlags)
+	return nil
+}
+
+// cgroups shows the container its own groups: the v2 filesystem, or a tmpfs with one bind per v1 controller.
+func (b *builder) cgroups(m specs.Mount, o options) error {
+	t := b.target(m.Destination, true)
+	v1 := slices.ContainsFunc(b.plan.Cgroups, func(c CgroupDir) bool { return c.Controller != "" })
+	if !v1 {
+		for _, c := range b.plan.Cgroups {
+			src := b.Get("cgroup2", unix.SYS_OPEN_TREE, unix.AT_FDCWD, c.Path, cloneTree)
+			b.setAttr("cgroup2 options", src, 0, o.set, o.clr)
+			b.Do("mount cgroup2 on "+m.Destination, unix.SYS_MOVE_MOUNT, src, "", t, "", moveFlags)
+		}
+		return nil
+	}
+	tmp := b.NewSlot()
+	ro := o.set & unix.MOUNT_ATTR_RDONLY
+	top := options{set: o.set &^ unix.MOUNT_ATTR_RDONLY}
+	top.data = []option{{key: "mode", value: "755"}, {key: "size", value: "64k"}}
+	b.newFS(tmp, "tmpfs", "", top)
+	b.Do("mount cgroup tmpfs on "+m.Destination, unix.SYS_MOVE_MOUNT, tmp, "", t, "", moveFlags)
+	for _, c := range b.plan.Cgroups {
+		name := c.Controller
+		if name == "" {
+			name = "unified"
+		}
+		end := b.Scope()
+		src := b.Get("cgroup "+name, unix.SYS_OPEN_TREE, unix.AT_FDCWD, c.Path, cloneTree)
+		b.setAttr("cgroup options", src, 0, o.set, o.clr)
+		b.Do("mkdir "+name, unix.SYS_MKDIRAT, tmp, name, 0o755)
+		b.Do("mount cgroup "+name, unix.SYS_MOVE_MOUNT, src, "", tmp, name, unix.MOVE_MOUNT_F_EMPTY_PATH)
+		b.Do("close", unix.SYS_CLOSE, src)
+		end()
+	}
+	if ro != 0 {
+		b.setAttr("cgroup tmpfs read-only", tmp, 0, ro, 0)
+	}
+	return nil
+}
+
+// protect masks and write-protects paths, by objects of our own making.
+func (b *builder) protect() {
+	for _, m := range b.plan.Spec.Linux.MaskedPaths {
+		b.mask(clean(m))
+	}
+	for _, m := range b.plan.Spec.Linux.ReadonlyPaths {
+		m = clean(m)
+		end := b.Scope()
+		t, n := b.NewSlot(), b.NewSlot()
+		missing := b.TryInto(t, "open "+m, unix.SYS_OPENAT2, b.root, m, b.howPath, 24)
+		b.GetInto(n, "clone "+m, unix.SYS_OPEN_TREE, t, "", cloneTree|unix.AT_EMPTY_PATH|unix.AT_RECURSIVE)
+		b.setAttr("protect "+m, n, unix.AT_RECURSIVE, unix.MOUNT_ATTR_RDONLY, 0)
+		b.Do("read-only "+m, unix.SYS_MOVE_MOUNT, n, "", t, "", moveFlags)
+		b.Do("close", unix.SYS_CLOSE, n)
+		b.Do("close", unix.SYS_CLOSE, t)
+		b.SkipOnError(missing)
+		end()
+	}
+}
+
+// mask covers a file by the null device and a directory by an empty read-only tmpfs; what does not exist needs no mask.
+func (b *builder) mask(m string) {
+	defer b.Scope()()
+	t, n := b.NewSlot(), b.NewSlot()
+	missing := b.TryInto(t, "open "+m, unix.SYS_OPENAT2, b.root, m, b.howPath, 24)
+	if b.hasDev {
+		b.GetInto(n, "null", unix.SYS_OPEN_TREE, b.dev, "null", cloneTree)
+	} else {
+		b.GetInto(n, "null", unix.SYS_OPEN_TREE, unix.AT_FDCWD, "/dev/null", cloneTree)
+		b.setAttr("null read-only", n, 0, unix.MOUNT_ATTR_RDONLY, 0)
+	}
+	file := b.Try("mask file "+m, unix.SYS_MOVE_MOUNT, n, "", t, "", moveFlags)
+	b.Do("close", unix.SYS_CLOSE, n)
+	std := uint64(unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC)
+	b.newFS(n, "tmpfs", "", options{set: std, data: []option{{key: "size", value: "4k"}}})
+	b.Do("mask directory "+m, unix.SYS_MOVE_MOUNT, n, "", t, "", moveFlags)
+	b.SkipOnSuccess(file)
+	b.Do("close", unix.SYS_CLOSE, n)
+	b.Do("close", unix.SYS_CLOSE, t)
+	b.SkipOnError(missing)
+}

@@ -1,0 +1,264 @@
+package sandbox
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"path"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"skein/runtime/rootfs"
+	"skein/runtime/zygote"
+)
+
+// maxPathEntries bounds the candidates tried for a command without a slash.
+const maxPathEntries = 64
+
+// Execs remembers the execve candidates of a program, to say what went wrong.
+type Execs struct {
+	Command string
+	slots   []zygote.Slot
+	paths   []string
+}
+
+// drop adds everything from limits to execve: after it the process is the user's.
+func drop(p *zygote.Program, h Host, proc *specs.Process, filter Filter) (Execs, error) {
+	if err := rlimits(p, h, proc.Rlimits); err != nil {
+		return Execs{}, err
+	}
+	caps, err := wanted(h, proc.Capabilities)
+	if err != nil {
+		return Execs{}, err
+	}
+	for i := range capNames() {
+		if h.Bounding&^caps.bounding>>i&1 != 0 {
+			p.Do("drop "+capNames()[i], unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, i, 0, 0, 0)
+		}
+	}
+	p.Do("clear ambient", unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+	if !proc.NoNewPrivileges {
+		install(p, filter)
+	}
+	user(p, proc.User)
+	p.Do("capset", unix.SYS_CAPSET, p.Bytes(capHeader()), p.Bytes(caps.data()))
+	for i := range capNames() {
+		if caps.ambient>>i&1 != 0 {
+			p.Do("ambient "+capNames()[i], unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, i, 0, 0)
+		}
+	}
+	p.Do("close on exec", unix.SYS_CLOSE_RANGE, 3, uintptr(^uint32(0)), unix.CLOSE_RANGE_CLOEXEC)
+	p.Do("signal mask", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, p.Words(0), 0, 8)
+	if proc.NoNewPrivileges {
+		p.Do("no new privileges", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+		install(p, filter)
+	}
+	return execve(p, proc), nil
+}
+
+func install(p *zygote.Program, f Filter) {
+	if len(f.Code) == 0 {
+		return
+	}
+	prog := p.Words(uint64(len(f.Code)/8), uint64(p.Bytes(f.Code)))
+	p.Do("seccomp", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(f.Flags), prog)
+}
+
+// user changes identity; capabilities are kept over the change and set exactly afterwards.
+func user(p *zygote.Program, u specs.User) {
+	umask := uint32(0o022)
+	if u.Umask != nil {
+		umask = *u.Umask
+	}
+	p.Do("umask", unix.SYS_UMASK, uintptr(umask))
+	groups := make([]byte, 4*len(u.AdditionalGids))
+	for i, g := range u.AdditionalGids {
+		binary.LittleEndian.PutUint32(groups[4*i:], g)
+	}
+	if len(groups) == 0 {
+		p.Do("setgroups", unix.SYS_SETGROUPS, 0, 0)
+	} else {
+		p.Do("setgroups", unix.SYS_SETGROUPS, len(u.AdditionalGids), p.Bytes(groups))
+	}
+	p.Do("keep capabilities", unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 1, 0, 0, 0)
+	p.Do("setgid", unix.SYS_SETRESGID, uintptr(u.GID), uintptr(u.GID), uintptr(u.GID))
+	p.Do("setuid", unix.SYS_SETRESUID, uintptr(u.UID), uintptr(u.UID), uintptr(u.UID))
+	p.Do("keep no capabilities", unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 0, 0, 0, 0)
+}
+
+type capSets struct{ bounding, effective, permitted, inheritable, ambient uint64 }
+
+// wanted intersects the sets with what this process may give away.
+func wanted(h Host, c *specs.LinuxCapabilities) (capSets, error) {
+	var s capSets
+	if c == nil {
+		return s, nil
+	}
+	for _, x := range []struct {
+		to   *uint64
+		from []string
+	}{{&s.bounding, c.Bounding}, {&s.effective, c.Effective}, {&s.permitted, c.Permitted}, {&s.inheritable, c.Inheritable}, {&s.ambient, c.Ambient}} {
+		bits, err := capBits(x.from)
+		if err != nil {
+			return s, err
+		}
+		*x.to = bits & h.Bounding
+	}
+	s.effective &= s.permitted
+	s.ambient &= s.permitted & s.inheritable
+	return s, nil
+}
+
+func capHeader() []byte {
+	return binary.LittleEndian.AppendUint64(nil, unix.LINUX_CAPABILITY_VERSION_3) // pid 0
+}
+
+func (c capSets) data() []byte {
+	var b []byte
+	for _, shift := range []uint{0, 32} {
+		for _, set := range []uint64{c.effective, c.permitted, c.inheritable} {
+			b = binary.LittleEndian.AppendUint32(b, uint32(set>>shift))
+		}
+	}
+	return b
+}
+
+func rlimitOf(name string) (int, bool) {
+	n, ok := map[string]int{"RLIMIT_AS": unix.RLIMIT_AS, "RLIMIT_CORE": unix.RLIMIT_CORE, "RLIMIT_CPU": unix.RLIMIT_CPU,
+		"RLIMIT_DATA": unix.RLIMIT_DATA, "RLIMIT_FSIZE": unix.RLIMIT_FSIZE, "RLIMIT_LOCKS": unix.RLIMIT_LOCKS,
+		"RLIMIT_MEMLOCK": unix.RLIMIT_MEMLOCK, "RLIMIT_MSGQUEUE": unix.RLIMIT_MSGQUEUE, "RLIMIT_NICE": unix.RLIMIT_NICE,
+		"RLIMIT_NOFILE": unix.RLIMIT_NOFILE, "RLIMIT_NPROC": unix.RLIMIT_NPROC, "RLIMIT_RSS": unix.RLIMIT_RSS,
+		"RLIMIT_RTPRIO": unix.RLIMIT_RTPRIO, "RLIMIT_RTTIME": unix.RLIMIT_RTTIME, "RLIMIT_SIGPENDING": unix.RLIMIT_SIGPENDING,
+		"RLIMIT_STACK": unix.RLIMIT_STACK}[name]
+	return n, ok
+}
+
+// rlimits sets the asked limits; open files go back to the customary soft limit, which Go raised for the supervisor.
+func rlimits(p *zygote.Program, h Host, list []specs.POSIXRlimit) error {
+	files := false
+	for _, l := range list {
+		n, ok := rlimitOf(l.Type)
+		if !ok {
+			return fmt.Errorf("limit %q is unknown: %w", l.Type, errdefs.ErrInvalidArgument)
+		}
+		if l.Soft > l.Hard {
+			return fmt.Errorf("limit %s: soft %d is above hard %d: %w", l.Type, l.Soft, l.Hard, errdefs.ErrInvalidArgument)
+		}
+		files = files || n == unix.RLIMIT_NOFILE
+		p.Do(fmt.Sprintf("set %s to %d:%d", l.Type, l.Soft, l.Hard), unix.SYS_PRLIMIT64, 0, n, p.Words(l.Soft, l.Hard), 0)
+	}
+	if !files {
+		p.Do("set RLIMIT_NOFILE", unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, p.Words(min(1024, h.FilesHard), h.FilesHard), 0)
+	}
+	return nil
+}
+
+// execve tries the command, or its candidates in $PATH, inside the container.
+func execve(p *zygote.Program, proc *specs.Process) Execs {
+	e := Execs{Command: proc.Args[0]}
+	argv, envp := p.Strings(proc.Args), p.Strings(proc.Env)
+	if strings.Contains(e.Command, "/") {
+		e.paths = []string{e.Command}
+	} else {
+		search := DefaultPath
+		for _, v := range proc.Env {
+			if s, ok := strings.CutPrefix(v, "PATH="); ok {
+				search = s
+			}
+		}
+		for dir := range strings.SplitSeq(search, ":") {
+			if path.IsAbs(dir) && len(e.paths) < maxPathEntries {
+				e.paths = append(e.paths, path.Join(dir, e.Command))
+			}
+		}
+	}
+	for _, c := range e.paths {
+		s := p.KeptSlot()
+		p.TryInto(s, "execve "+c, unix.SYS_EXECVE, p.String(c), argv, envp)
+		e.slots = append(e.slots, s)
+	}
+	p.Exit(127)
+	return e
+}
+
+// Failed says why none of the candidates ran, nil when the child ended for another reason, with the exit code engines give: 127 for a
+// command that is not there, 126 for one that cannot be run.
+func (e Execs) Failed(p *zygote.Program) (int, error) {
+	var found error
+	where := e.Command
+	for i, s := range e.slots {
+		errno := unix.Errno(-p.Result(s))
+		switch {
+		case errno == 0:
+			return 0, nil // not reached
+		case errno == unix.ENOENT || errno == unix.ENOTDIR:
+		case found == nil || errors.Is(found, unix.EACCES):
+			found, where = errno, e.paths[i]
+		}
+	}
+	search := !strings.Contains(e.Command, "/")
+	switch {
+	case found == nil && search:
+		return 127, fmt.Errorf("exec: %q: executable file not found in $PATH", e.Command)
+	case found == nil:
+		return 127, fmt.Errorf("exec: %q: stat %s: no such file or directory", e.Command, e.Command)
+	case errors.Is(found, unix.ENOEXEC):
+		return 126, fmt.Errorf("exec %s: exec format error", where)
+	}
+	return 126, fmt.Errorf("exec: %q: %w", where, found)
+}
+
+// ExecInput is an additional process for a running container.
+type ExecInput struct {
+	Host    Host
+	Process *specs.Process
+	Filter  Filter
+	// Namespaces are the clone flags of those that differ from the supervisor's.
+	Namespaces uint64
+	Tasks      int
+	HasCgroup  bool
+}
+
+// ExecOutput is where results will be: PID of the process (the first child only joins and ends), terminal master.
+type ExecOutput struct {
+	Execs   Execs
+	PID     zygote.Slot
+	Console zygote.Slot
+}
+
+// CompileExec adds the program of an additional process. Descriptors after stdio: gate, tasks files, v2 directory, pidfd of the
+// container's first process. The child joins the groups and namespaces, and clones once more into the pid namespace; the second child
+// is the supervisor's too.
+func CompileExec(p *zygote.Program, in ExecInput) (ExecOutput, error) {
+	var out ExecOutput
+	out.PID, out.Console = p.KeptSlot(), p.KeptSlot()
+	p.Enter()
+	gate := zygote.FileFD(3)
+	fd := joinGroups(p, gate+1, in.Tasks, in.HasCgroup)
+	p.Do("join the container's namespaces", unix.SYS_SETNS, fd, uintptr(in.Namespaces))
+	args := make([]uint64, 11)
+	args[0] = unix.CLONE_PARENT | unix.CLONE_CLEAR_SIGHAND
+	fork := p.Fork(out.PID, "clone3", unix.SYS_CLONE3, p.Words(args...), 8*len(args))
+	p.Do("setsid", unix.SYS_SETSID)
+	p.Do("close", unix.SYS_CLOSE, fd)
+	if in.Process.Terminal {
+		how := p.Words(unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0, unix.RESOLVE_NO_MAGICLINKS)
+		rootfs.AddTerminal(p, out.Console, func() {
+			p.GetInto(out.Console, "open /dev/pts/ptmx", unix.SYS_OPENAT2, unix.AT_FDCWD, "/dev/pts/ptmx", how, 24)
+		}, in.Process.ConsoleSize, in.Process.User.UID)
+		p.Gate(gate)
+	}
+	p.Do("close all", unix.SYS_CLOSE_RANGE, gate+1, uintptr(^uint32(0)), 0)
+	p.Do("chdir "+in.Process.Cwd, unix.SYS_CHDIR, in.Process.Cwd)
+	if !in.Process.Terminal {
+		p.Gate(gate)
+	}
+	var err error
+	out.Execs, err = drop(p, in.Host, in.Process, in.Filter)
+	p.SkipOnSuccess(fork)
+	p.Exit(0)
+	return out, err
+}

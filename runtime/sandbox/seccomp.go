@@ -1,0 +1,294 @@
+package sandbox
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"sort"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/profiles/seccomp"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// DefaultSeccomp is the filter the field's engines use by default, for a process whose bounding set is caps.
+func DefaultSeccomp(caps []string) *specs.LinuxSeccomp {
+	s, err := seccomp.GetDefaultProfile(&specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: caps}}})
+	if err != nil { // only its own table can be at fault
+		panic(fmt.Sprintf("default seccomp profile: %v", err))
+	}
+	return s
+}
+
+// LoadSeccomp reads a profile in the engines' JSON format for a process whose bounding set is caps.
+func LoadSeccomp(profile string, caps []string) (*specs.LinuxSeccomp, error) {
+	s, err := seccomp.LoadProfile(profile, &specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: caps}}})
+	if err != nil {
+		return nil, fmt.Errorf("seccomp profile: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return s, nil
+}
+
+// Filter is a compiled seccomp filter: flags for seccomp(2) and the instructions as the kernel reads them.
+type Filter struct {
+	Flags uint64
+	Code  []byte
+}
+
+// maxInstructions is the kernel's limit of one filter.
+const maxInstructions = 4096
+
+// arch is one calling convention that a filter covers.
+type arch struct {
+	audit   uint32
+	numbers map[string]uint32
+	x86_64  bool // numbers with bit 30 set are x32's: refused
+}
+
+func archOf(a specs.Arch) (arch, bool) {
+	switch a {
+	case specs.ArchX86_64:
+		return arch{unix.AUDIT_ARCH_X86_64, syscallsX8664(), true}, true
+	case specs.ArchX86:
+		return arch{unix.AUDIT_ARCH_I386, syscallsX86(), false}, true
+	case specs.ArchAARCH64:
+		return arch{unix.AUDIT_ARCH_AARCH64, syscallsARM64(), false}, true
+	case specs.ArchARM:
+		return arch{unix.AUDIT_ARCH_ARM, syscallsARM(), false}, true
+	}
+	return arch{}, false
+}
+
+// CompileSeccomp turns a filter of the OCI specification into instructions. For one system call the first rule whose conditions hold
+// decides, rules without conditions after those with; without one the default action. Numbers above every one the profile knows give
+// ENOSYS where the default is an errno, so that programs fall back from calls newer than the profile. Names unknown here, and
+// conventions this machine cannot run, are left out; x32 is always refused.
+func CompileSeccomp(s *specs.LinuxSeccomp) (Filter, error) {
+	var f Filter
+	if s == nil {
+		return f, nil
+	}
+	if s.ListenerPath != "" {
+		return f, fmt.Errorf("seccomp listener %s: user notification is not built yet: %w", s.ListenerPath, errdefs.ErrNotImplemented)
+	}
+	for _, fl := range s.Flags {
+		switch fl {
+		case specs.LinuxSeccompFlagLog:
+			f.Flags |= unix.SECCOMP_FILTER_FLAG_LOG
+		case specs.LinuxSeccompFlagSpecAllow:
+			f.Flags |= unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW
+		case "SECCOMP_FILTER_FLAG_TSYNC": // one thread only
+		default:
+			return f, fmt.Errorf("seccomp flag %q is not built yet: %w", fl, errdefs.ErrNotImplemented)
+		}
+	}
+	def, err := action(s.DefaultAction, s.DefaultErrnoRet)
+	if err != nil {
+		return f, err
+	}
+	names := s.Architectures
+	if len(names) == 0 {
+		names = []specs.Arch{nativeArch}
+	}
+	c := compiler{spec: s, def: def}
+	for _, n := range names {
+		if a, ok := archOf(n); ok && runnable(n) {
+			if err := c.arch(a); err != nil {
+				return f, err
+			}
+		}
+	}
+	c.out = append(c.out, ret(def)) // any other calling convention
+	if len(c.out) > maxInstructions {
+		return f, fmt.Errorf("seccomp filter of %d instructions, the kernel takes %d: use fewer conditions: %w", len(c.out), maxInstructions, errdefs.ErrInvalidArgument)
+	}
+	f.Code = make([]byte, 8*len(c.out))
+	for i, x := range c.out {
+		binary.LittleEndian.PutUint16(f.Code[8*i:], x.code)
+		f.Code[8*i+2], f.Code[8*i+3] = x.jt, x.jf
+		binary.LittleEndian.PutUint32(f.Code[8*i+4:], x.k)
+	}
+	return f, nil
+}
+
+func action(a specs.LinuxSeccompAction, errno *uint) (uint32, error) {
+	data := uint32(unix.EPERM)
+	if errno != nil {
+		data = uint32(*errno) & 0xffff
+	}
+	switch a {
+	case specs.ActAllow:
+		return unix.SECCOMP_RET_ALLOW, nil
+	case specs.ActErrno:
+		return unix.SECCOMP_RET_ERRNO | data, nil
+	case specs.ActKill, specs.ActKillThread:
+		return unix.SECCOMP_RET_KILL_THREAD, nil
+	case specs.ActKillProcess:
+		return unix.SECCOMP_RET_KILL_PROCESS, nil
+	case specs.ActTrap:
+		return unix.SECCOMP_RET_TRAP, nil
+	case specs.ActTrace:
+		return unix.SECCOMP_RET_TRACE | data, nil
+	case specs.ActLog:
+		return unix.SECCOMP_RET_LOG, nil
+	case specs.ActNotify:
+		return 0, fmt.Errorf("seccomp action %s is not built yet: %w", a, errdefs.ErrNotImplemented)
+	}
+	return 0, fmt.Errorf("seccomp action %q: %w", a, errdefs.ErrInvalidArgument)
+}
+
+// leaf is what happens for one system call: conditional rules in order, then an action.
+type leaf struct {
+	rules []rule
+	act   uint32
+}
+
+type rule struct {
+	args []specs.LinuxSeccompArg
+	act  uint32
+}
+
+type span struct {
+	start uint32
+	leaf  leaf
+}
+
+type compiler struct {
+	spec *specs.LinuxSeccomp
+	def  uint32
+	out  []instr
+}
+
+// arch adds the block for one calling convention; it falls through when another one called.
+func (c *compiler) arch(a arch) error {
+	leaves, max, err := c.leaves(a)
+	if err != nil {
+		return err
+	}
+	spans := c.spans(leaves, max)
+	var body []instr
+	body = append(body, load(0))
+	if a.x86_64 {
+		const x32 = 0x40000000
+		body = append(body, jump(jge, x32, 0, 1), ret(unix.SECCOMP_RET_ERRNO|uint32(unix.ENOSYS)))
+	}
+	body = append(body, tree(spans)...)
+	c.out = append(c.out, load(4), jump(jeq, a.audit, 1, 0), instr{code: ja, k: uint32(len(body))})
+	c.out = append(c.out, body...)
+	return nil
+}
+
+func (c *compiler) leaves(a arch) (map[uint32]leaf, uint32, error) {
+	leaves := map[uint32]leaf{}
+	always := map[uint32]bool{}
+	var max uint32
+	for _, r := range c.spec.Syscalls {
+		act, err := action(r.Action, r.ErrnoRet)
+		if err != nil {
+			return nil, 0, err
+		}
+		for _, arg := range r.Args {
+			if arg.Index > 5 {
+				return nil, 0, fmt.Errorf("seccomp rule of %v: argument %d, a system call has 6: %w", r.Names, arg.Index, errdefs.ErrInvalidArgument)
+			}
+			if !knownOp(arg.Op) {
+				return nil, 0, fmt.Errorf("seccomp rule of %v: operator %q: %w", r.Names, arg.Op, errdefs.ErrInvalidArgument)
+			}
+		}
+		for _, n := range r.Names {
+			nr, ok := a.numbers[n]
+			if !ok {
+				continue
+			}
+			l, seen := leaves[nr]
+			if !seen {
+				l.act = c.def
+			}
+			switch {
+			case len(r.Args) > 0:
+				l.rules = append(l.rules, split(r.Args, act)...)
+			case !always[nr]:
+				l.act, always[nr] = act, true
+			}
+			leaves[nr] = l
+			if nr < 1<<16 && nr > max {
+				max = nr
+			}
+		}
+	}
+	return leaves, max, nil
+}
+
+// split makes several conditions on one argument alternatives and conditions on different arguments a conjunction, as runtimes do.
+func split(args []specs.LinuxSeccompArg, act uint32) []rule {
+	seen := map[uint]bool{}
+	for _, a := range args {
+		if seen[a.Index] {
+			var out []rule
+			for _, a := range args {
+				out = append(out, rule{[]specs.LinuxSeccompArg{a}, act})
+			}
+			return out
+		}
+		seen[a.Index] = true
+	}
+	return []rule{{args, act}}
+}
+
+// spans are the leaves as ranges of numbers that start where behaviour changes.
+func (c *compiler) spans(leaves map[uint32]leaf, max uint32) []span {
+	numbers := make([]uint32, 0, len(leaves))
+	for nr := range leaves {
+		numbers = append(numbers, nr)
+	}
+	slices.Sort(numbers)
+	beyond := leaf{act: c.def}
+	if c.def&unix.SECCOMP_RET_ACTION_FULL == unix.SECCOMP_RET_ERRNO {
+		beyond.act = unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)
+	}
+	out := []span{{0, leaf{act: c.def}}}
+	add := func(start uint32, l leaf) {
+		last := &out[len(out)-1]
+		if last.start == start {
+			last.leaf = l
+			if n := len(out); n > 1 && same(out[n-2].leaf, l) {
+				out = out[:n-1]
+			}
+		} else if !same(last.leaf, l) {
+			out = append(out, span{start, l})
+		}
+	}
+	for _, nr := range numbers {
+		add(nr, leaves[nr])
+		if nr < max {
+			add(nr+1, leaf{act: c.def})
+		} else {
+			add(nr+1, beyond)
+		}
+	}
+	return out
+}
+
+func same(a, b leaf) bool { return len(a.rules) == 0 && len(b.rules) == 0 && a.act == b.act }
+
+// tree is a balanced search over the spans, the number being in the accumulator.
+func tree(s []span) []instr {
+	if len(s) == 1 {
+		return s[0].leaf.code()
+	}
+	mid := sort.Search(len(s)-1, func(i int) bool { return i >= len(s)/2 })
+	l, r := tree(s[:mid]), tree(s[mid:])
+	if len(l) < 255 {
+		return append(append([]instr{jump(jge, s[mid].start, uint8(len(l)), 0)}, l...), r...)
+	}
+	return append(append([]instr{jump(jge, s[mid].start, 0, 1), {code: ja, k: uint32(len(l))}}, l...), r...)
+}
+
+func (l leaf) code() []instr {
+	var out []instr
+	for _, r := range l.rules {
+		out = append(out, r.code()...)
+	}
+	return append(out, ret(l.act))
+}

@@ -1,0 +1,451 @@
+package supervisor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"skein/runtime"
+	"skein/runtime/logs"
+	"skein/runtime/rootfs"
+	"skein/runtime/sandbox"
+	"skein/runtime/zygote"
+)
+
+// setupLimit bounds set-up and execve of a process.
+const setupLimit = 30 * time.Second
+
+// stdio are the descriptors of a new process and our ends of them.
+type stdio struct {
+	child          []int
+	stdin          *os.File
+	stdout, stderr *os.File
+}
+
+func (s *stdio) closeChild() {
+	for _, fd := range s.child {
+		unix.Close(fd)
+	}
+	s.child = nil
+}
+
+func (s *stdio) close() {
+	s.closeChild()
+	for _, f := range []*os.File{s.stdin, s.stdout, s.stderr} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+func (s *server) create(cfg *runtime.Config) (err error) {
+	if cfg == nil || !validID(cfg.ID) {
+		return fmt.Errorf("container id: want [a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}: %w", errdefs.ErrInvalidArgument)
+	}
+	c := &container{srv: s, id: cfg.ID, dir: filepath.Join(s.containersDir(), cfg.ID), cfg: *cfg, execs: map[string]*process{}}
+	if err := sandbox.Check(cfg.Spec); err != nil {
+		return c.wrap("create", err)
+	}
+	c.op.Lock()
+	defer c.op.Unlock()
+	if err := s.add(c); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.remove())
+			s.forget(c)
+		}
+	}()
+	if err := os.Mkdir(c.dir, 0o700); err != nil {
+		return c.wrap("create", err)
+	}
+	b, err := json.Marshal(cfg)
+	if err == nil {
+		err = replaceFile(filepath.Join(c.dir, "config.json"), b)
+	}
+	if err != nil {
+		return c.wrap("create", err)
+	}
+	if c.group, err = s.cgroups.Create(s.cfg.Cgroup, c.id, cfg.Spec.Linux.Resources); err != nil {
+		return c.wrap("create", err)
+	}
+	if cfg.LogPath != "" {
+		if c.log, err = logs.Open(cfg.LogPath, cfg.LogMaxSize, cfg.LogMaxFiles); err != nil {
+			return c.wrap("create", err)
+		}
+	}
+	if err := c.spawn(); err != nil {
+		return c.wrap("create", err)
+	}
+	return nil
+}
+
+// spawn makes the first process and brings it to its gate.
+func (c *container) spawn() (err error) {
+	io, err := c.openStdio()
+	if err != nil {
+		return err
+	}
+	defer func() {
+		io.closeChild()
+		if err != nil {
+			io.close()
+		}
+	}()
+	prog, err := c.srv.pool.Program()
+	if err != nil {
+		return fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
+	}
+	start := &pendingStart{prog: prog, gate: -1}
+	req, out, files, err := c.compile(prog, io, start)
+	defer closeFDs(files)
+	if err != nil {
+		prog.Release()
+		if start.gate >= 0 {
+			unix.Close(start.gate)
+		}
+		return err
+	}
+	deadline := time.Now().Add(setupLimit)
+	if start.child, err = c.srv.zygote.Spawn(req, deadline); err != nil {
+		prog.Release()
+		unix.Close(start.gate)
+		return setupError(err)
+	}
+	start.execs = out.Execs
+	p := &process{pid: start.child.PID, ours: true, done: make(chan struct{}), stdin: io.stdin}
+	if p.fd, err = openPID(p.pid); err == nil {
+		io.closeChild()
+		err = c.prepare(p, start, out, io, deadline)
+	}
+	if err != nil {
+		_ = unix.Kill(p.pid, unix.SIGKILL)
+		reap(p.pid)
+		start.release()
+		if p.fd != nil {
+			p.fd.Close()
+		}
+		if p.console != nil {
+			p.console.Close()
+		}
+		return setupError(err)
+	}
+	p.out = newOutput(c.srv.buffers, false)
+	p.out.pump(io.stdout, io.stderr, c.log)
+	c.mu.Lock()
+	c.init, c.pending = p, start
+	c.mu.Unlock()
+	c.srv.work.Add(1)
+	go func() {
+		defer c.srv.work.Done()
+		c.watch(p)
+	}()
+	return nil
+}
+
+// prepare waits for the gate, fetches the terminal and records the container.
+func (c *container) prepare(p *process, start *pendingStart, out sandbox.Output, io *stdio, deadline time.Time) error {
+	if err := start.child.Ready(deadline); err != nil {
+		return err
+	}
+	if c.cfg.Spec.Process.Terminal {
+		console, err := fetchConsole(p.fd, int(start.prog.Result(out.Console)))
+		if err != nil {
+			return err
+		}
+		p.console, p.stdin = console, console
+		if io.stdout, err = dupFile(console); err != nil {
+			console.Close()
+			return err
+		}
+	}
+	if err := setOOMScore(p.pid, c.cfg.Spec.Process.OOMScoreAdj); err != nil {
+		return err
+	}
+	ticks, err := startTicks(p.pid)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.rec = record{State: runtime.State{ID: c.id, Status: runtime.Created, Pid: p.pid, CreatedAt: time.Now().UTC()}, Ticks: ticks, Boot: c.srv.boot}
+	return c.save()
+}
+
+// compile builds the program and the list of descriptors it refers to; the returned ones are to be closed after the spawn.
+func (c *container) compile(prog *zygote.Program, io *stdio, start *pendingStart) (req zygote.Request, out sandbox.Output, opened []int, err error) {
+	spec := c.cfg.Spec
+	gate := [2]int{-1, -1}
+	if err := unix.Pipe2(gate[:], unix.O_CLOEXEC); err != nil {
+		return req, out, nil, err
+	}
+	start.gate = gate[1]
+	opened = append(opened, gate[0])
+	tasks, dir, err := c.group.OpenTasks()
+	if err != nil {
+		return req, out, opened, err
+	}
+	opened = append(opened, tasks...)
+	cgroupAt := -1
+	if dir >= 0 {
+		cgroupAt = 3 + len(opened)
+		opened = append(opened, dir)
+	}
+	_, join, err := sandbox.Namespaces(spec)
+	if err != nil {
+		return req, out, opened, err
+	}
+	for _, n := range join {
+		fd, err := unix.Open(n.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return req, out, opened, fmt.Errorf("open %s namespace %s: %w: %w", n.Type, n.Path, err, errdefs.ErrInvalidArgument)
+		}
+		opened = append(opened, fd)
+	}
+	filter, err := c.srv.filter(spec.Linux.Seccomp)
+	if err != nil {
+		return req, out, opened, err
+	}
+	var dirs []rootfs.CgroupDir
+	for _, d := range c.group.Dirs() {
+		dirs = append(dirs, rootfs.CgroupDir(d))
+	}
+	out, err = sandbox.Compile(prog, sandbox.Input{Host: c.srv.host, Spec: spec, Rootfs: c.cfg.Rootfs, Cgroups: dirs, Filter: filter,
+		Tasks: len(tasks), HasCgroup: dir >= 0})
+	files := append(append([]int{}, io.child...), opened...)
+	req = zygote.Request{Program: prog, Flags: out.Flags, Files: files, Cgroup: cgroupAt}
+	return req, out, opened, errors.Join(err, prog.Err())
+}
+
+func closeFDs(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}
+
+// setupError gives a failed call a kind: what the caller named and does not exist is his to mend.
+func setupError(err error) error {
+	var f *zygote.Failure
+	if errors.As(err, &f) {
+		switch f.Errno {
+		case unix.ENOENT, unix.ENOTDIR, unix.EINVAL, unix.ELOOP, unix.EEXIST:
+			return fmt.Errorf("set-up: %w: %w", err, errdefs.ErrInvalidArgument)
+		}
+	}
+	return fmt.Errorf("set-up: %w", err)
+}
+
+// setOOMScore is written from outside, so that the value cannot stick to the zygote.
+func setOOMScore(pid int, adj *int) error {
+	v := 0
+	if adj != nil {
+		v = *adj
+	} else if own, err := os.ReadFile("/proc/self/oom_score_adj"); err == nil && string(own) == "0\n" {
+		return nil
+	}
+	if err := os.WriteFile("/proc/"+strconv.Itoa(pid)+"/oom_score_adj", []byte(strconv.Itoa(v)), 0); err != nil {
+		if errors.Is(err, os.ErrPermission) {
+			return fmt.Errorf("set oom_score_adj to %d: lowering it needs CAP_SYS_RESOURCE: %w", v, errdefs.ErrPermissionDenied)
+		}
+		return fmt.Errorf("set oom_score_adj to %d: %w", v, err)
+	}
+	return nil
+}
+
+// openStdio makes the descriptors of the first process. Output goes through named pipes in the state directory: a new supervisor can
+// open them again, and a daemon that holds their reading ends keeps writers alive in between.
+func (c *container) openStdio() (*stdio, error) {
+	io := &stdio{}
+	if c.cfg.Spec.Process.Terminal {
+		return io, io.null(3)
+	}
+	if c.cfg.OpenStdin {
+		var err error
+		if io.stdin, err = io.pipeIn(); err != nil {
+			return nil, err
+		}
+	} else if err := io.null(1); err != nil {
+		return nil, err
+	}
+	for _, f := range []struct {
+		name string
+		to   **os.File
+	}{{"stdout", &io.stdout}, {"stderr", &io.stderr}} {
+		path := filepath.Join(c.dir, f.name)
+		if err := unix.Mkfifo(path, 0o600); err != nil {
+			io.close()
+			return nil, fmt.Errorf("make %s: %w", f.name, err)
+		}
+		var err error
+		if *f.to, err = openFIFO(path); err != nil {
+			io.close()
+			return nil, err
+		}
+		fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			io.close()
+			return nil, fmt.Errorf("open %s: %w", f.name, err)
+		}
+		io.child = append(io.child, fd)
+	}
+	return io, io.own(c.cfg.Spec.Process.User.UID)
+}
+
+// own lets a process that is not root open its own output again, through /dev/stdout.
+func (s *stdio) own(uid uint32) error {
+	if uid == 0 {
+		return nil
+	}
+	for _, fd := range s.child {
+		var st unix.Stat_t
+		if unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFIFO {
+			continue // never the host's null device
+		}
+		if err := unix.Fchown(fd, int(uid), -1); err != nil {
+			s.close()
+			return fmt.Errorf("give the output pipes to user %d: %w", uid, err)
+		}
+	}
+	return nil
+}
+
+func openFIFO(path string) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", filepath.Base(path), err)
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// null adds n descriptors of the null device.
+func (s *stdio) null(n int) error {
+	for range n {
+		fd, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if err != nil {
+			s.close()
+			return fmt.Errorf("open /dev/null: %w", err)
+		}
+		s.child = append(s.child, fd)
+	}
+	return nil
+}
+
+// pipeIn adds the reading end of a new pipe and returns the writing end.
+func (s *stdio) pipeIn() (*os.File, error) {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		return nil, err
+	}
+	s.child = append(s.child, p[0])
+	if err := unix.SetNonblock(p[1], true); err != nil {
+		unix.Close(p[1])
+		return nil, err
+	}
+	return os.NewFile(uintptr(p[1]), "stdin"), nil
+}
+
+// pipeOut adds the writing end of a new pipe and returns the reading end.
+func (s *stdio) pipeOut(name string) (*os.File, error) {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		return nil, err
+	}
+	s.child = append(s.child, p[1])
+	if err := unix.SetNonblock(p[0], true); err != nil {
+		unix.Close(p[0])
+		return nil, err
+	}
+	return os.NewFile(uintptr(p[0]), name), nil
+}
+
+// fetchConsole takes the terminal's master from the waiting process and makes sure that it is one.
+func fetchConsole(pidfd *os.File, n int) (*os.File, error) {
+	fd, err := getFD(pidfd, n)
+	if err != nil {
+		return nil, fmt.Errorf("take the terminal: %w", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR || unix.Major(uint64(st.Rdev)) != 5 || unix.Minor(uint64(st.Rdev)) != 2 {
+		unix.Close(fd)
+		return nil, fmt.Errorf("take the terminal: /dev/ptmx of the container is something else: %w", errdefs.ErrFailedPrecondition)
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "console"), nil
+}
+
+func dupFile(f *os.File) (*os.File, error) {
+	got := -1
+	err := control(f, func(fd int) error {
+		var err error
+		got, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(got), f.Name()), nil
+}
+
+// start opens the gate of a created container.
+func (c *container) start(_ context.Context) (int, error) {
+	c.op.Lock()
+	defer c.op.Unlock()
+	c.mu.Lock()
+	start, p := c.pending, c.init
+	if c.rec.State.Status != runtime.Created || start == nil {
+		st := c.rec.State.Status
+		c.mu.Unlock()
+		return 0, c.errf(errdefs.ErrFailedPrecondition, "start: it is %s, not created", st)
+	}
+	settled := make(chan struct{})
+	c.settled, c.pending = settled, nil
+	c.rec.State.Status, c.rec.State.StartedAt = runtime.Running, time.Now().UTC()
+	err := c.save()
+	c.mu.Unlock()
+	if err == nil {
+		err = openGate(start)
+	}
+	if err == nil {
+		err = start.child.Executed(time.Now().Add(setupLimit))
+	}
+	code := 126
+	if err == nil {
+		code, err = start.execs.Failed(start.prog)
+	}
+	if err != nil {
+		_ = sendSignal(p.fd, int(unix.SIGKILL))
+		_ = start.child.Executed(time.Now().Add(drainLimit))
+		c.mu.Lock()
+		c.failure = runtime.Exit{Code: code, Err: err.Error()}
+		c.mu.Unlock()
+	}
+	start.release()
+	close(settled)
+	if err != nil {
+		<-p.done
+		return 0, c.errf(errdefs.ErrInvalidArgument, "start: %v", err)
+	}
+	return p.pid, nil
+}
+
+// openGate lets the process run.
+func openGate(p *pendingStart) error {
+	for {
+		_, err := unix.Write(p.gate, []byte{1})
+		if !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}

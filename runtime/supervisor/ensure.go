@@ -1,0 +1,96 @@
+package supervisor
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"skein/runtime"
+)
+
+// readyLimit bounds the start of a supervisor, adoption of its containers included.
+const readyLimit = 30 * time.Second
+
+// Ensure connects to the supervisor at cfg.SocketPath and starts one, `exe supervisor --state-dir … --socket … --cgroup …`, when none
+// answers. It runs in a session of its own and survives this process; its messages go to supervisor.log in the state directory. The
+// client starts it again when it is found dead.
+func Ensure(ctx context.Context, exe string, cfg Config) (runtime.Supervisor, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	var once sync.Mutex
+	c, err := dial(ctx, cfg.SocketPath)
+	if errdefs.IsUnavailable(err) {
+		if err = launch(ctx, exe, cfg); err == nil {
+			c, err = dial(ctx, cfg.SocketPath)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	c.revive = func(ctx context.Context) error {
+		once.Lock()
+		defer once.Unlock()
+		if c.hello(ctx) == nil {
+			return nil // somebody else did it
+		}
+		cfg.Logger.Warn("the supervisor is gone: starting another, which adopts the containers", "socket", cfg.SocketPath)
+		if err := launch(ctx, exe, cfg); err != nil {
+			return err
+		}
+		return c.hello(ctx)
+	}
+	return c, nil
+}
+
+// launch starts the process and waits until its socket is open.
+func launch(ctx context.Context, exe string, cfg Config) error {
+	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
+		return fmt.Errorf("start supervisor: %w", err)
+	}
+	logPath := filepath.Join(cfg.StateDir, "supervisor.log")
+	out, err := os.OpenFile(logPath, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return fmt.Errorf("start supervisor: %w", err)
+	}
+	defer out.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("start supervisor: %w", err)
+	}
+	defer r.Close()
+	cmd := exec.Command(exe, "supervisor", "--state-dir", cfg.StateDir, "--socket", cfg.SocketPath, "--cgroup", cfg.Cgroup)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", out, out
+	cmd.Env = append(os.Environ(), readyEnv+"=3")
+	cmd.ExtraFiles = []*os.File{w}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = cmd.Start()
+	w.Close()
+	if err != nil {
+		return fmt.Errorf("start supervisor %s: %w", exe, err)
+	}
+	// Reaps the supervisor if it ends before this process does; nobody waits for this.
+	go func() { _ = cmd.Wait() }()
+	deadline := time.Now().Add(readyLimit)
+	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
+		deadline = d
+	}
+	_ = r.SetReadDeadline(deadline)
+	defer context.AfterFunc(ctx, func() { _ = r.SetReadDeadline(time.Unix(1, 0)) })()
+	var b [1]byte
+	if _, err := r.Read(b[:]); err != nil {
+		// It may have lost against another one that was started at the same time.
+		if c, derr := dial(ctx, cfg.SocketPath); derr == nil {
+			return c.Close()
+		}
+		return fmt.Errorf("start supervisor: it did not open %s: see %s: %w", cfg.SocketPath, logPath, errdefs.ErrUnavailable)
+	}
+	return nil
+}

@@ -1,0 +1,311 @@
+package supervisor
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"skein/runtime"
+	"skein/runtime/sandbox"
+	"skein/runtime/zygote"
+)
+
+const (
+	// maxExecs bounds the additional processes of one container.
+	maxExecs = 256
+	// attachLimit is how long an additional process's output waits for its first client before it is discarded.
+	attachLimit = 5 * time.Second
+)
+
+// exec starts an additional process.
+func (c *container) exec(p *runtime.Process) (int, error) {
+	if p == nil || !validID(p.ID) {
+		return 0, c.errf(errdefs.ErrInvalidArgument, "exec: bad process id")
+	}
+	if len(p.Args) == 0 || p.Args[0] == "" {
+		return 0, c.errf(errdefs.ErrInvalidArgument, "exec %s: no command given", p.ID)
+	}
+	c.mu.Lock()
+	st, init := c.rec.State.Status, c.init
+	_, taken := c.execs[p.ID]
+	n := len(c.execs)
+	c.mu.Unlock()
+	switch {
+	case st != runtime.Running:
+		return 0, c.errf(errdefs.ErrFailedPrecondition, "exec %s: it is %s, not running", p.ID, st)
+	case taken:
+		return 0, c.errf(errdefs.ErrAlreadyExists, "exec %s", p.ID)
+	case n >= maxExecs:
+		return 0, c.errf(errdefs.ErrResourceExhausted, "exec %s: %d processes were added already", p.ID, n)
+	}
+	pid, err := c.spawnExec(p, init)
+	if err != nil {
+		return 0, c.wrap("exec "+p.ID, err)
+	}
+	return pid, nil
+}
+
+// execProcess is the OCI process of an additional one: the container's own confinement unless it is privileged.
+func (c *container) execProcess(p *runtime.Process) (*specs.Process, *specs.LinuxSeccomp) {
+	own := c.cfg.Spec.Process
+	out := &specs.Process{Args: p.Args, Env: p.Env, Cwd: p.Cwd, User: p.User, Terminal: p.Terminal, Capabilities: own.Capabilities,
+		Rlimits: own.Rlimits, NoNewPrivileges: own.NoNewPrivileges}
+	if out.Cwd == "" {
+		out.Cwd = "/"
+	}
+	if !p.Privileged {
+		if caps := own.Capabilities; caps != nil && own.User.UID != p.User.UID {
+			// A root process in a container of another user has what the bounding set allows, and the other way round nothing.
+			out.Capabilities = &specs.LinuxCapabilities{Bounding: caps.Bounding}
+			if p.User.UID == 0 {
+				out.Capabilities.Effective, out.Capabilities.Permitted = caps.Bounding, caps.Bounding
+			}
+		}
+		return out, c.cfg.Spec.Linux.Seccomp
+	}
+	all := sandbox.AllCaps()
+	out.Capabilities = &specs.LinuxCapabilities{Bounding: all, Effective: all, Permitted: all}
+	out.NoNewPrivileges = false
+	return out, nil
+}
+
+func (c *container) execStdio(p *runtime.Process) (*stdio, error) {
+	io := &stdio{}
+	if p.Terminal {
+		return io, io.null(3)
+	}
+	var err error
+	if p.OpenStdin {
+		io.stdin, err = io.pipeIn()
+	} else {
+		err = io.null(1)
+	}
+	if err == nil {
+		io.stdout, err = io.pipeOut("stdout")
+	}
+	if err == nil {
+		io.stderr, err = io.pipeOut("stderr")
+	}
+	if err == nil {
+		err = io.own(p.User.UID)
+	}
+	if err != nil {
+		io.close()
+		return nil, err
+	}
+	return io, nil
+}
+
+// spawnExec runs the program of an additional process: a first child joins the container and makes the process, both ours.
+func (c *container) spawnExec(p *runtime.Process, init *process) (pid int, err error) {
+	io, err := c.execStdio(p)
+	if err != nil {
+		return 0, err
+	}
+	defer func() {
+		io.closeChild()
+		if err != nil {
+			io.close()
+		}
+	}()
+	prog, err := c.srv.pool.Program()
+	if err != nil {
+		return 0, fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
+	}
+	start := &pendingStart{prog: prog, gate: -1}
+	req, out, files, err := c.compileExec(prog, p, io, init, start)
+	defer closeFDs(files)
+	if err != nil {
+		prog.Release()
+		if start.gate >= 0 {
+			unix.Close(start.gate)
+		}
+		return 0, err
+	}
+	start.execs = out.Execs
+	deadline := time.Now().Add(setupLimit)
+	if start.child, err = c.srv.zygote.Spawn(req, deadline); err != nil {
+		prog.Release()
+		unix.Close(start.gate)
+		return 0, setupError(err)
+	}
+	ready := start.child.Ready(deadline)
+	if ready != nil {
+		_ = unix.Kill(start.child.PID, unix.SIGKILL)
+	}
+	reap(start.child.PID) // it ends when it has made the process, or could not
+	pid = int(prog.Result(out.PID))
+	if pid <= 0 {
+		start.release()
+		return 0, setupError(errors.Join(ready, errIfNil(ready)))
+	}
+	np := &process{id: p.ID, pid: pid, ours: true, stdin: io.stdin, done: make(chan struct{})}
+	io.closeChild()
+	if err = ready; err == nil {
+		err = c.beginExec(np, p, start, out, io)
+	}
+	if err != nil {
+		_ = unix.Kill(pid, unix.SIGKILL)
+		reap(pid)
+		_ = start.child.Executed(time.Now().Add(drainLimit))
+		np.closeAll()
+	}
+	start.release()
+	if err != nil {
+		return 0, setupError(err)
+	}
+	return pid, nil
+}
+
+func errIfNil(err error) error {
+	if err == nil {
+		return zygote.ErrGone
+	}
+	return nil
+}
+
+// closeAll is close for a process that never ran.
+func (p *process) closeAll() {
+	if p.console != nil {
+		p.console.Close()
+	}
+	if p.fd != nil {
+		p.fd.Close()
+	}
+}
+
+// beginExec takes over a process that waits at its gate and lets it execute.
+func (c *container) beginExec(np *process, p *runtime.Process, start *pendingStart, out sandbox.ExecOutput, io *stdio) error {
+	var err error
+	if np.fd, err = openPID(np.pid); err != nil {
+		return err
+	}
+	if p.Terminal {
+		if np.console, err = fetchConsole(np.fd, int(start.prog.Result(out.Console))); err != nil {
+			return err
+		}
+		np.stdin = np.console
+		if io.stdout, err = dupFile(np.console); err != nil {
+			return err
+		}
+	}
+	if err := setOOMScore(np.pid, c.cfg.Spec.Process.OOMScoreAdj); err != nil {
+		return err
+	}
+	ticks, err := startTicks(np.pid)
+	if err != nil {
+		return err
+	}
+	if err := openGate(start); err != nil {
+		return err
+	}
+	if err := start.child.Executed(time.Now().Add(setupLimit)); err != nil {
+		return err
+	}
+	if _, err := start.execs.Failed(start.prog); err != nil {
+		return err
+	}
+	np.out = newOutput(c.srv.buffers, true)
+	np.out.pump(io.stdout, io.stderr, nil)
+	np.hold = time.AfterFunc(attachLimit, np.out.release)
+	c.mu.Lock()
+	c.execs[np.id] = np
+	c.rec.Execs = append(c.rec.Execs, execRecord{ID: np.id, PID: np.pid, Ticks: ticks})
+	err = c.save()
+	c.mu.Unlock()
+	if err != nil {
+		c.srv.log.Error("cannot save a container's state", "container", c.id, "error", err)
+	}
+	c.srv.work.Add(1)
+	go func() {
+		defer c.srv.work.Done()
+		c.watch(np)
+	}()
+	return nil
+}
+
+func (c *container) compileExec(prog *zygote.Program, p *runtime.Process, io *stdio, init *process, start *pendingStart) (req zygote.Request, out sandbox.ExecOutput, opened []int, err error) {
+	gate := [2]int{-1, -1}
+	if err := unix.Pipe2(gate[:], unix.O_CLOEXEC); err != nil {
+		return req, out, nil, err
+	}
+	start.gate = gate[1]
+	opened = append(opened, gate[0])
+	tasks, dir, err := c.group.OpenTasks()
+	if err != nil {
+		return req, out, opened, err
+	}
+	opened = append(opened, tasks...)
+	cgroupAt := -1
+	if dir >= 0 {
+		cgroupAt = 3 + len(opened)
+		opened = append(opened, dir)
+	}
+	own := -1
+	if err := control(init.fd, func(fd int) error {
+		var err error
+		own, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+		return err
+	}); err != nil {
+		return req, out, opened, err
+	}
+	opened = append(opened, own)
+	proc, seccomp := c.execProcess(p)
+	filter, err := c.srv.filter(seccomp)
+	if err != nil {
+		return req, out, opened, err
+	}
+	made, join, err := sandbox.Namespaces(c.cfg.Spec)
+	if err != nil {
+		return req, out, opened, err
+	}
+	out, err = sandbox.CompileExec(prog, sandbox.ExecInput{Host: c.srv.host, Process: proc, Filter: filter,
+		Namespaces: made | sandbox.Flags(join), Tasks: len(tasks), HasCgroup: dir >= 0})
+	files := append(append([]int{}, io.child...), opened...)
+	req = zygote.Request{Program: prog, Files: files, Cgroup: cgroupAt}
+	return req, out, opened, errors.Join(err, prog.Err())
+}
+
+// execEnded records the end of an additional process.
+func (c *container) execEnded(p *process, exit runtime.Exit) {
+	exit.OOMKilled = exit.Code == 128+int(unix.SIGKILL) && c.group.OOMKills() > 0
+	attached := p.hold == nil || !p.hold.Stop() || p.out.begunReading()
+	if attached {
+		p.drain()
+	}
+	if err := c.srv.journal.append(runtime.Event{ContainerID: c.id, ExecID: p.id, Exit: exit}); err != nil {
+		c.srv.log.Error("cannot record an exit", "container", c.id, "exec", p.id, "error", err)
+	}
+	close(p.done)
+	if !attached {
+		// A short command may have ended before its caller could attach: its output waits in the pipe.
+		t := time.NewTimer(attachLimit)
+		select {
+		case <-p.out.start:
+		case <-t.C:
+		}
+		t.Stop()
+		p.drain()
+	}
+	c.mu.Lock()
+	delete(c.execs, p.id)
+	for i, e := range c.rec.Execs {
+		if e.ID == p.id {
+			c.rec.Execs = append(c.rec.Execs[:i:i], c.rec.Execs[i+1:]...)
+			break
+		}
+	}
+	var err error
+	if !c.deleted {
+		err = c.save()
+	}
+	c.mu.Unlock()
+	if err != nil {
+		c.srv.log.Error("cannot save a container's state", "container", c.id, "error", err)
+	}
+	p.close()
+}

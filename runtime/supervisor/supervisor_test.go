@@ -1,0 +1,728 @@
+package supervisor
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"skein/runtime"
+	"skein/runtime/cgroup"
+	"skein/runtime/logs"
+	"skein/runtime/sandbox"
+)
+
+var base string // directory with the root filesystem of all test containers
+
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "supervisor" { // started by Ensure
+		cfg := Config{StateDir: os.Args[3], SocketPath: os.Args[5], Cgroup: os.Args[7]}
+		if err := Serve(cfg); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	if os.Geteuid() != 0 {
+		fmt.Println("skipped: needs root")
+		os.Exit(0)
+	}
+	dir, err := os.MkdirTemp("", "skein-supervisor-test")
+	if err == nil {
+		err = buildBase(dir)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	base = filepath.Join(dir, "base")
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+func buildBase(dir string) error {
+	for _, d := range []string{"base/bin", "base/etc", "base/mnt", "base/tmp", "base/deep"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			return err
+		}
+	}
+	cmd := exec.Command("go", "build", "-o", filepath.Join(dir, "base/inside"), "./testdata/inside")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build test program: %w\n%s", err, out)
+	}
+	if err := os.Symlink("../inside", filepath.Join(dir, "base/bin/inside")); err != nil {
+		return err
+	}
+	if err := os.Symlink("/", filepath.Join(dir, "base/evil")); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "base/etc/notexec"), []byte("text"), 0o755)
+}
+
+// env is one supervisor of a test.
+type env struct {
+	t   *testing.T
+	cfg Config
+	sup runtime.Supervisor
+	ctx context.Context
+	dir string
+	n   int
+}
+
+func newEnv(t *testing.T) *env {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	dir := t.TempDir()
+	name := strings.NewReplacer("/", "-").Replace(t.Name())
+	e := &env{t: t, ctx: ctx, dir: dir, cfg: Config{StateDir: filepath.Join(dir, "state"), SocketPath: filepath.Join(dir, "s.sock"),
+		Cgroup: fmt.Sprintf("/skein-test-%d/%s", os.Getpid(), name)}}
+	t.Cleanup(e.end)
+	e.ensure()
+	return e
+}
+
+func (e *env) ensure() {
+	e.t.Helper()
+	sup, err := Ensure(e.ctx, "/proc/self/exe", e.cfg)
+	if err != nil {
+		e.t.Fatalf("ensure: %v", err)
+	}
+	e.sup = sup
+}
+
+// end checks that nothing is left.
+func (e *env) end() {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	_ = e.sup.Close()
+	if sup, err := Dial(ctx, e.cfg.SocketPath); err == nil {
+		if list, err := sup.List(ctx); err == nil {
+			for _, st := range list {
+				_ = sup.Signal(ctx, st.ID, 9)
+			}
+		}
+		if err := sup.Shutdown(ctx, true); err != nil {
+			e.t.Errorf("shutdown: %v", err)
+		}
+		_ = sup.Close()
+	}
+	if err := cgroup.KillTree(filepath.Dir(e.cfg.Cgroup)); err != nil {
+		e.t.Errorf("kill tree: %v", err)
+	}
+	if err := cgroup.RemoveTree(filepath.Dir(e.cfg.Cgroup)); err != nil {
+		e.t.Errorf("remove tree: %v", err)
+	}
+	if b, _ := os.ReadFile("/proc/self/mountinfo"); bytes.Contains(b, []byte(e.dir)) {
+		e.t.Errorf("a mount is left below %s", e.dir)
+	}
+	if b, err := os.ReadFile(filepath.Join(e.cfg.StateDir, "supervisor.log")); err == nil && len(b) > 0 {
+		e.t.Logf("supervisor.log: %s", b)
+	}
+}
+
+// config is a container like the engine makes it.
+func (e *env) config(id string, args ...string) runtime.Config {
+	e.t.Helper()
+	root := filepath.Join(e.dir, id)
+	for _, d := range []string{"root", "upper", "work"} {
+		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
+			e.t.Fatal(err)
+		}
+	}
+	s := sandbox.DefaultSpec()
+	s.Process.Args = append([]string{"/inside"}, args...)
+	s.Root.Path = filepath.Join(root, "root")
+	s.Hostname = "box"
+	return runtime.Config{ID: id, Spec: s, LogPath: filepath.Join(root, "log"), Rootfs: []runtime.Mount{{Type: "overlay", Source: "overlay",
+		Options: []string{"lowerdir=" + base, "upperdir=" + filepath.Join(root, "upper"), "workdir=" + filepath.Join(root, "work")}}}}
+}
+
+func (e *env) must(err error) {
+	e.t.Helper()
+	if err != nil {
+		e.t.Fatal(err)
+	}
+}
+
+func (e *env) start(c runtime.Config) int {
+	e.t.Helper()
+	e.must(e.sup.Create(e.ctx, c))
+	pid, err := e.sup.Start(e.ctx, c.ID)
+	e.must(err)
+	return pid
+}
+
+// wait waits for the container's end through the journal.
+func (e *env) wait(id string) runtime.Exit {
+	e.t.Helper()
+	ctx, cancel := context.WithTimeout(e.ctx, 30*time.Second)
+	defer cancel()
+	ch, err := e.sup.Events(ctx, 0)
+	e.must(err)
+	for ev := range ch {
+		if ev.ContainerID == id && ev.ExecID == "" {
+			return ev.Exit
+		}
+	}
+	e.t.Fatalf("container %s did not end", id)
+	return runtime.Exit{}
+}
+
+// run runs a container to its end and returns exit and log.
+func (e *env) run(c runtime.Config) (runtime.Exit, string) {
+	e.t.Helper()
+	e.start(c)
+	x := e.wait(c.ID)
+	out := e.log(c)
+	e.must(e.sup.Delete(e.ctx, c.ID))
+	return x, out
+}
+
+func (e *env) log(c runtime.Config) string {
+	e.t.Helper()
+	var b strings.Builder
+	e.must(logs.Read(e.ctx, c.LogPath, logs.Options{}, func(l logs.Line) error { b.Write(l.Text); return nil }))
+	return b.String()
+}
+
+func TestExitCodes(t *testing.T) {
+	e := newEnv(t)
+	for _, tc := range []struct {
+		args []string
+		code int
+		err  string
+	}{
+		{[]string{"/inside", "exit", "0"}, 0, ""},
+		{[]string{"/inside", "exit", "42"}, 42, ""},
+		{[]string{"inside", "exit", "3"}, 3, ""},
+		{[]string{"nope"}, 127, `exec: "nope": executable file not found in $PATH`},
+		{[]string{"/nope"}, 127, `exec: "/nope": stat /nope: no such file or directory`},
+		{[]string{"/etc"}, 126, `exec: "/etc": permission denied`},
+		{[]string{"/etc/notexec"}, 126, "exec /etc/notexec: exec format error"},
+	} {
+		e.n++
+		c := e.config(fmt.Sprintf("c%d", e.n))
+		c.Spec.Process.Args = tc.args
+		e.must(e.sup.Create(e.ctx, c))
+		_, err := e.sup.Start(e.ctx, c.ID)
+		if (tc.err == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), tc.err) {
+			t.Errorf("%q: start: %v, want %q", tc.args, err, tc.err)
+		}
+		x := e.wait(c.ID)
+		if x.Code != tc.code || x.Err != tc.err {
+			t.Errorf("%q: exit %+v, want code %d err %q", tc.args, x, tc.code, tc.err)
+		}
+		st, err := e.sup.State(e.ctx, c.ID)
+		if err != nil || st.Status != runtime.Stopped || st.Exit.Code != tc.code || st.Pid != 0 || st.FinishedAt.IsZero() {
+			t.Errorf("%q: state %+v %v", tc.args, st, err)
+		}
+		e.must(e.sup.Delete(e.ctx, c.ID))
+	}
+	if _, err := e.sup.State(e.ctx, "c1"); !errdefs.IsNotFound(err) {
+		t.Errorf("state after delete: %v", err)
+	}
+}
+
+func TestSignals(t *testing.T) {
+	e := newEnv(t)
+	c := e.config("sig", "term")
+	e.start(c)
+	if err := e.sup.Delete(e.ctx, "sig"); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("delete of a running container: %v", err)
+	}
+	e.until(func() bool { return strings.Contains(e.log(c), "ready") })
+	e.must(e.sup.Signal(e.ctx, "sig", 15))
+	if x := e.wait("sig"); x.Code != 7 {
+		t.Errorf("exit %+v, want 7", x)
+	}
+	k := e.config("kill", "sleep")
+	e.start(k)
+	e.must(e.sup.Signal(e.ctx, "kill", 9))
+	if x := e.wait("kill"); x.Code != 137 || x.OOMKilled {
+		t.Errorf("exit %+v, want 137", x)
+	}
+	if err := e.sup.Signal(e.ctx, "kill", 15); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("signal to an ended container: %v", err)
+	}
+	if err := e.sup.Create(e.ctx, k); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("create again: %v", err)
+	}
+}
+
+// until polls a condition that has no event of its own.
+func (e *env) until(cond func() bool) {
+	e.t.Helper()
+	for range 500 {
+		if cond() {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	e.t.Fatal("condition did not come true")
+}
+
+func TestConfinement(t *testing.T) {
+	e := newEnv(t)
+	c := e.config("box", "host", "status", "fds", "read", "/proc/keys", "ls", "/sys/firmware", "write", "/proc/sys/kernel/hostname", "x",
+		"write", "/proc/irq/default_smp_affinity", "1", "mount", "unshare", "keyctl", "clone3", "personality", "mknod", "write", "/sys/x", "y",
+		"ls", "/dev", "ls", "/sys/fs/cgroup", "rlimit", "ls", "/", "read", "/proc/self/cgroup")
+	x, out := e.run(c)
+	t.Log(out)
+	if x.Code != 0 {
+		t.Fatalf("exit %+v", x)
+	}
+	for _, want := range []string{"host box pid 1 cwd /\n", "CapEff:\t00000000a80425fb", "CapBnd:\t00000000a80425fb", "CapInh:\t0000000000000000",
+		"CapAmb:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2", "fds 0 1 2\n", "read /proc/keys 0 <nil>", "ls /sys/firmware <nil>",
+		"write /proc/sys/kernel/hostname open", "write /proc/irq/default_smp_affinity open /proc/irq/default_smp_affinity: read-only", "mount operation not permitted",
+		"unshare operation not permitted", "keyctl operation not permitted", "clone3 function not implemented", "personality errno 0 operation not permitted",
+		"mknod <nil> open /disk: operation not permitted", "ls /dev core fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero <nil>",
+		"SigBlk:\t0000000000000000", "0::/\n"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("missing %q", want)
+		}
+	}
+	if strings.Contains(out, "skein-test") {
+		t.Error("the container sees its cgroup path on the host")
+	}
+}
+
+func TestUserAndFiles(t *testing.T) {
+	e := newEnv(t)
+	c := e.config("u", "status", "host", "env", "read", "/data/f", "write", "/data/g", "1", "write", "/ro/f", "1", "read", "/new/dir/file", "write", "/root-owned", "1", "sysctl", "net/ipv4/ip_unprivileged_port_start")
+	src := filepath.Join(e.dir, "src")
+	e.must(os.MkdirAll(src, 0o777))
+	e.must(os.Chmod(src, 0o777))
+	e.must(os.WriteFile(filepath.Join(src, "f"), []byte("bound"), 0o644))
+	e.must(os.Chmod(filepath.Join(src, "f"), 0o666))
+	umask := uint32(0o77)
+	c.Spec.Process.User = specs.User{UID: 1000, GID: 1001, AdditionalGids: []uint32{5, 6}, Umask: &umask}
+	c.Spec.Process.Cwd = "/work/here"
+	c.Spec.Process.Env = append(c.Spec.Process.Env, "A=b c")
+	c.Spec.Linux.Sysctl = map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"}
+	c.Spec.Mounts = append(c.Spec.Mounts,
+		specs.Mount{Destination: "/data", Type: "bind", Source: src, Options: []string{"rbind", "rprivate"}},
+		specs.Mount{Destination: "/evil/evil/ro", Type: "bind", Source: src, Options: []string{"rbind", "ro"}},
+		specs.Mount{Destination: "/new/dir/file", Type: "bind", Source: filepath.Join(src, "f"), Options: []string{"bind"}})
+	x, out := e.run(c)
+	t.Log(out)
+	if x.Code != 0 {
+		t.Fatalf("exit %+v", x)
+	}
+	for _, want := range []string{"Uid:\t1000\t1000\t1000\t1000", "Gid:\t1001", "Groups:\t5 6", "CapEff:\t0000000000000000", "cwd /work/here", "env A=b c",
+		"read /data/f 5 <nil>\nbound", "write /data/g <nil>", "write /ro/f open /ro/f: read-only", "read /new/dir/file 5 <nil>", "write /root-owned open /root-owned: permission denied",
+		"sysctl net/ipv4/ip_unprivileged_port_start 0 <nil>"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("missing %q", want)
+		}
+	}
+	st, err := os.Stat(filepath.Join(src, "g"))
+	if err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("file made inside: %v %v, want mode 0600", st, err)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	e := newEnv(t)
+	for name, change := range map[string]func(*runtime.Config){
+		"bad id":      func(c *runtime.Config) { c.ID = "../x" },
+		"no args":     func(c *runtime.Config) { c.Spec.Process.Args = nil },
+		"host sysctl": func(c *runtime.Config) { c.Spec.Linux.Sysctl = map[string]string{"kernel.core_pattern": "x"} },
+		"missing source": func(c *runtime.Config) {
+			c.Spec.Mounts = append(c.Spec.Mounts, specs.Mount{Destination: "/x", Type: "bind", Source: "/does/not/exist"})
+		},
+		"missing netns": func(c *runtime.Config) {
+			c.Spec.Linux.Namespaces[2].Path = "/does/not/exist"
+		},
+		"missing cwd parent": func(c *runtime.Config) { c.Spec.Process.Cwd = "/inside/x" },
+		"bad capability":     func(c *runtime.Config) { c.Spec.Process.Capabilities.Bounding = []string{"CAP_NOPE"} },
+		"bad rlimit":         func(c *runtime.Config) { c.Spec.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_X"}} },
+	} {
+		e.n++
+		c := e.config(fmt.Sprintf("r%d", e.n), "exit", "0")
+		change(&c)
+		err := e.sup.Create(e.ctx, c)
+		if !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: %v, want an invalid argument", name, err)
+		}
+		t.Log(name, "→", err)
+	}
+	if list, err := e.sup.List(e.ctx); err != nil || len(list) != 0 {
+		t.Errorf("after refusals: %v %v", list, err)
+	}
+	if err := e.sup.Signal(e.ctx, "none", 9); !errdefs.IsNotFound(err) {
+		t.Errorf("unknown container: %v", err)
+	}
+}
+
+func TestLimits(t *testing.T) {
+	e := newEnv(t)
+	mem, pids := int64(24<<20), int64(20)
+	c := e.config("oom", "eat", "64", "echo", "survived")
+	c.Spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &mem, Swap: &mem}
+	if x, out := e.run(c); x.Code != 137 || !x.OOMKilled || strings.Contains(out, "survived") {
+		t.Errorf("memory limit: exit %+v, log %q", x, out)
+	}
+	c = e.config("forks", "fork")
+	c.Spec.Linux.Resources.Pids = &specs.LinuxPids{Limit: &pids}
+	if x, out := e.run(c); x.Code != 0 || x.OOMKilled || !strings.Contains(out, "forked true") {
+		t.Errorf("pids limit: exit %+v, log %q", x, out)
+	}
+	c = e.config("ok", "echo", "alive")
+	if x, out := e.run(c); x.Code != 0 || out != "alive\n" {
+		t.Errorf("after an OOM kill: exit %+v, log %q", x, out)
+	}
+}
+
+func TestRestarts(t *testing.T) {
+	e := newEnv(t)
+	c := e.config("long", "count")
+	pid := e.start(c)
+	e.must(e.sup.Create(e.ctx, e.config("waiting", "exit", "0")))
+	e.until(func() bool { return strings.Contains(e.log(c), "line 3\n") })
+
+	// The daemon goes and comes back.
+	e.must(e.sup.Close())
+	sup, err := Dial(e.ctx, e.cfg.SocketPath)
+	e.must(err)
+	e.sup = sup
+	st, err := e.sup.State(e.ctx, "long")
+	if err != nil || st.Status != runtime.Running || st.Pid != pid {
+		t.Fatalf("after a new client: %+v %v", st, err)
+	}
+	e.ensure()
+
+	// The supervisor dies; the client brings up another.
+	victim := e.supervisorPID()
+	e.must(unix.Kill(victim, unix.SIGKILL))
+	e.until(func() bool { return !processAlive(victim) })
+	before := len(e.log(c))
+	st, err = e.sup.State(e.ctx, "long")
+	if err != nil || st.Status != runtime.Running || st.Pid != pid {
+		t.Fatalf("after a new supervisor: %+v %v", st, err)
+	}
+	if e.supervisorPID() == victim {
+		t.Fatal("same supervisor")
+	}
+	e.until(func() bool { return len(e.log(c)) > before })
+	if x := e.wait("waiting"); x.Code != runtime.UnknownExit && x.Code != 0 {
+		t.Errorf("created container after its supervisor died: %+v", x)
+	}
+	e.must(e.sup.Signal(e.ctx, "long", 9))
+	if x := e.wait("long"); x.Code != 137 && x.Code != runtime.UnknownExit {
+		t.Errorf("adopted container: %+v", x)
+	} else {
+		t.Logf("adopted container: code %d", x.Code)
+	}
+	checkLines(t, e.log(c))
+	e.must(e.sup.Delete(e.ctx, "long"))
+	e.must(e.sup.Delete(e.ctx, "waiting"))
+}
+
+// checkLines: the numbers are consecutive, so no line was lost over the restarts.
+func checkLines(t *testing.T, log string) {
+	t.Helper()
+	next := 0
+	for l := range strings.Lines(log) {
+		var n int
+		if _, err := fmt.Sscanf(l, "line %d\n", &n); err != nil || n != next {
+			t.Fatalf("log line %q, want number %d", l, next)
+		}
+		next++
+	}
+	t.Logf("%d consecutive lines", next)
+}
+
+func processAlive(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err == nil && !strings.Contains(string(b), ") Z ")
+}
+
+func (e *env) supervisorPID() int {
+	e.t.Helper()
+	c, err := dial(e.ctx, e.cfg.SocketPath)
+	e.must(err)
+	defer c.Close()
+	resp, err := c.once(e.ctx, &request{Op: "hello"})
+	e.must(err)
+	return resp.PID
+}
+
+func TestEventsReplay(t *testing.T) {
+	e := newEnv(t)
+	for i := range 5 {
+		e.run(e.config(fmt.Sprintf("c%d", i), "exit", fmt.Sprint(i)))
+	}
+	ch, err := e.sup.Events(e.ctx, 2)
+	e.must(err)
+	for want := uint64(3); want <= 5; want++ {
+		ev := <-ch
+		if ev.Seq != want || ev.Exit.Code != int(want-1) || ev.ContainerID != fmt.Sprintf("c%d", want-1) {
+			t.Errorf("event %+v, want seq %d", ev, want)
+		}
+	}
+	victim := e.supervisorPID()
+	e.must(unix.Kill(victim, unix.SIGKILL))
+	e.until(func() bool { return !processAlive(victim) })
+	e.run(e.config("c5", "exit", "5")) // starts a new supervisor; the stream goes on by itself
+	if ev := <-ch; ev.Seq != 6 || ev.Exit.Code != 5 {
+		t.Errorf("event after the restart: %+v", ev)
+	}
+}
+
+func TestAttach(t *testing.T) {
+	e := newEnv(t)
+	c := e.config("cat", "cat")
+	c.OpenStdin = true
+	e.must(e.sup.Create(e.ctx, c))
+	var out lockedBuffer
+	attached, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		ended <- e.sup.Attach(e.ctx, "cat", "", runtime.Streams{Stdin: strings.NewReader("hello\n"), Stdout: &out, Stderr: &out, CloseStdin: true,
+			Attached: func() { close(attached) }})
+	}()
+	<-attached
+	_, err := e.sup.Start(e.ctx, "cat")
+	e.must(err)
+	e.must(<-ended)
+	if out.String() != "hello\neof 6 <nil>\n" {
+		t.Errorf("attached output %q", out.String())
+	}
+	if x := e.wait("cat"); x.Code != 0 || e.log(c) != out.String() {
+		t.Errorf("exit %+v, log %q", x, e.log(c))
+	}
+	f := e.config("flood", "flood", "50000")
+	e.must(e.sup.Create(e.ctx, f))
+	var got lockedBuffer
+	on := make(chan struct{})
+	go func() {
+		ended <- e.sup.Attach(e.ctx, "flood", "", runtime.Streams{Stdout: &got, Attached: func() { close(on) }})
+	}()
+	<-on
+	_, err = e.sup.Start(e.ctx, "flood")
+	e.must(err)
+	e.must(<-ended)
+	e.wait("flood")
+	if l := e.log(f); got.String() != l || !strings.HasSuffix(l, "flood 49999\n") {
+		t.Errorf("attached %d bytes, logged %d", len(got.String()), len(l))
+	}
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func TestTerminal(t *testing.T) {
+	e := newEnv(t)
+	c := e.config("tty", "tty")
+	c.OpenStdin = true
+	c.Spec.Process.Terminal = true
+	c.Spec.Process.ConsoleSize = &specs.Box{Height: 24, Width: 80}
+	e.must(e.sup.Create(e.ctx, c))
+	var out lockedBuffer
+	on, ended := make(chan struct{}), make(chan error, 1)
+	r, w, err := os.Pipe()
+	e.must(err)
+	defer r.Close()
+	defer w.Close()
+	go func() {
+		ended <- e.sup.Attach(e.ctx, "tty", "", runtime.Streams{Stdin: r, Stdout: &out, Attached: func() { close(on) }})
+	}()
+	<-on
+	e.must(e.sup.Resize(e.ctx, "tty", "", 40, 132))
+	_, err = e.sup.Start(e.ctx, "tty")
+	e.must(err)
+	_, err = w.WriteString("typed\n")
+	e.must(err)
+	e.must(<-ended)
+	for _, want := range []string{"tty errno 0 40 132 /dev/pts/0", "devtty <nil>", "got typed"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("terminal output %q lacks %q", out.String(), want)
+		}
+	}
+	if x := e.wait("tty"); x.Code != 0 {
+		t.Errorf("exit %+v", x)
+	}
+}
+
+func TestExec(t *testing.T) {
+	e := newEnv(t)
+	c := e.config("box", "sleep")
+	e.start(c)
+	exec := func(p runtime.Process) (string, error) {
+		if _, err := e.sup.Exec(e.ctx, "box", p); err != nil {
+			return "", err
+		}
+		var out lockedBuffer
+		err := e.sup.Attach(e.ctx, "box", p.ID, runtime.Streams{Stdout: &out, Stderr: &out})
+		return out.String(), err
+	}
+	out, err := exec(runtime.Process{ID: "x1", Args: []string{"/inside", "host", "status", "fds", "read", "/proc/self/cgroup", "mount", "exit", "9"}, Cwd: "/tmp", Env: []string{"A=1"}})
+	e.must(err)
+	t.Log(out)
+	for _, want := range []string{"host box pid ", "cwd /tmp", "CapEff:\t00000000a80425fb", "NoNewPrivs:\t1", "Seccomp:\t2", "fds 0 1 2\n", "0::/\n", "mount operation not permitted"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("exec output lacks %q", want)
+		}
+	}
+	if strings.Contains(out, "pid 1 ") {
+		t.Error("exec is pid 1")
+	}
+	if x := e.execExit("x1"); x.Code != 9 {
+		t.Errorf("exec exit %+v, want 9", x)
+	}
+	if _, err := exec(runtime.Process{ID: "x2", Args: []string{"nope"}, Env: []string{"PATH=/bin"}}); err == nil || !strings.Contains(err.Error(), `exec: "nope": executable file not found in $PATH`) {
+		t.Errorf("exec of nothing: %v", err)
+	}
+	out, err = exec(runtime.Process{ID: "x3", Args: []string{"/inside", "status"}, Privileged: true, User: specs.User{UID: 0}})
+	e.must(err)
+	if strings.Contains(out, "CapEff:\t00000000a80425fb") || !strings.Contains(out, "Seccomp:\t0") {
+		t.Errorf("privileged exec: %s", out)
+	}
+	_, err = e.sup.Exec(e.ctx, "box", runtime.Process{ID: "x4", Args: []string{"/inside", "sleep"}})
+	e.must(err)
+	e.must(e.sup.SignalExec(e.ctx, "box", "x4", 9))
+	if x := e.execExit("x4"); x.Code != 137 {
+		t.Errorf("exec exit %+v, want 137", x)
+	}
+	_, err = e.sup.Exec(e.ctx, "box", runtime.Process{ID: "x5", Args: []string{"/inside", "tty"}, Terminal: true, OpenStdin: true})
+	e.must(err)
+	e.must(e.sup.Resize(e.ctx, "box", "x5", 10, 20))
+	var tty lockedBuffer
+	e.must(e.sup.Attach(e.ctx, "box", "x5", runtime.Streams{Stdin: strings.NewReader("hi\n"), Stdout: &tty}))
+	if !strings.Contains(tty.String(), "got hi") || !strings.Contains(tty.String(), "devtty <nil>") {
+		t.Errorf("exec terminal: %q", tty.String())
+	}
+	_, err = e.sup.Exec(e.ctx, "box", runtime.Process{ID: "x6", Args: []string{"/inside", "sleep"}})
+	e.must(err)
+	e.must(e.sup.Signal(e.ctx, "box", 9))
+	if x := e.execExit("x6"); x.Code != 137 {
+		t.Errorf("exec of an ended container: %+v", x)
+	}
+	if x := e.wait("box"); x.Code != 137 {
+		t.Errorf("exit %+v", x)
+	}
+}
+
+func (e *env) execExit(id string) runtime.Exit {
+	e.t.Helper()
+	ctx, cancel := context.WithTimeout(e.ctx, 20*time.Second)
+	defer cancel()
+	ch, err := e.sup.Events(ctx, 0)
+	e.must(err)
+	for ev := range ch {
+		if ev.ExecID == id {
+			return ev.Exit
+		}
+	}
+	e.t.Fatalf("exec %s did not end", id)
+	return runtime.Exit{}
+}
+
+func TestPauseAndUpdate(t *testing.T) {
+	e := newEnv(t)
+	c := e.config("p", "count")
+	e.start(c)
+	e.until(func() bool { return len(e.log(c)) > 0 })
+	e.must(e.sup.Pause(e.ctx, "p"))
+	time.Sleep(20 * time.Millisecond) // what was in the pipe
+	frozen := e.log(c)
+	time.Sleep(50 * time.Millisecond)
+	if e.log(c) != frozen {
+		t.Error("a paused container went on")
+	}
+	if st, _ := e.sup.State(e.ctx, "p"); st.Status != runtime.Paused {
+		t.Errorf("state %+v", st)
+	}
+	if err := e.sup.Pause(e.ctx, "p"); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("pause twice: %v", err)
+	}
+	e.must(e.sup.Resume(e.ctx, "p"))
+	e.until(func() bool { return len(e.log(c)) > len(frozen) })
+	mem, shares := int64(64<<20), uint64(512)
+	e.must(e.sup.Update(e.ctx, "p", &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &mem}, CPU: &specs.LinuxCPU{Shares: &shares}}))
+	e.must(e.sup.Pause(e.ctx, "p"))
+	e.must(e.sup.Signal(e.ctx, "p", 9))
+	if x := e.wait("p"); x.Code != 137 {
+		t.Errorf("exit %+v", x)
+	}
+}
+
+func TestFDStore(t *testing.T) {
+	e := newEnv(t)
+	var want []string
+	for i := range 70 {
+		f, err := os.CreateTemp(e.dir, "fd")
+		e.must(err)
+		name := fmt.Sprintf("dns/%03d", i)
+		_, err = f.WriteString(name)
+		e.must(err)
+		e.must(e.sup.StoreFD(e.ctx, name, int(f.Fd())))
+		f.Close()
+		want = append(want, name)
+	}
+	e.must(e.sup.ReleaseFD(e.ctx, "dns/000"))
+	got, err := e.sup.LoadFDs(e.ctx, "dns/")
+	e.must(err)
+	if len(got) != len(want)-1 {
+		t.Errorf("%d descriptors, want %d", len(got), len(want)-1)
+	}
+	for name, fd := range got {
+		b := make([]byte, 16)
+		n, err := unix.Pread(fd, b, 0)
+		if err != nil || string(b[:n]) != name || !slices.Contains(want, name) {
+			t.Errorf("%s: %q %v", name, b[:n], err)
+		}
+		unix.Close(fd)
+	}
+	if err := e.sup.ReleaseFD(e.ctx, "dns/000"); !errdefs.IsNotFound(err) {
+		t.Errorf("release twice: %v", err)
+	}
+}
+
+func TestShutdown(t *testing.T) {
+	e := newEnv(t)
+	e.start(e.config("run", "sleep"))
+	if err := e.sup.Shutdown(e.ctx, false); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("shutdown while running: %v", err)
+	}
+	pid := e.supervisorPID()
+	e.must(e.sup.Shutdown(e.ctx, true))
+	e.until(func() bool { return !processAlive(pid) })
+	if _, err := Dial(e.ctx, e.cfg.SocketPath); !errdefs.IsUnavailable(err) {
+		t.Errorf("dial after shutdown: %v", err)
+	}
+	if x := e.wait("run"); x.Code != 137 { // the client starts another supervisor, which knows
+		t.Errorf("exit %+v", x)
+	}
+	if errors.Is(e.ctx.Err(), context.DeadlineExceeded) {
+		t.Error("too slow")
+	}
+}

@@ -1,0 +1,354 @@
+// Package zygote starts processes from a tiny helper process, the zygote, that shares no memory with its parent but the programs.
+//
+// A Program is a list of system calls built by the supervisor. The zygote, forked before the supervisor's heap grows, runs only an
+// assembly interpreter: it waits for a request, makes the child by clone3 with CLONE_PARENT, and the child runs its program up to
+// execve. Neither runs Go code, so start time does not depend on the supervisor's heap, an OOM kill in a container's memory group
+// cannot reach the supervisor, and nothing of ours is executed inside a container. Children are children of the supervisor.
+//
+// A child inherits only the descriptors of its request. Until execve it sees its own program, not those of others. Used by
+// runtime/supervisor; programs are compiled by runtime/sandbox and runtime/rootfs.
+package zygote
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	goruntime "runtime"
+	"sync"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	sockFD  = 255 // above the descriptors of a message, at most 253
+	replyFD = 3
+	// MaxFiles bounds the descriptors of one request.
+	MaxFiles = 200
+	// ready is what a child reports when it waits for its start; no pid and no errno looks like it.
+	ready = 0x5245414459
+)
+
+type cloneArgs struct {
+	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
+}
+
+// Zygote is the helper process. Its methods are safe for concurrent use.
+type Zygote struct {
+	pool *Pool
+	mu   sync.Mutex // guards the fields below while the process is replaced
+	sock int
+	pid  int
+}
+
+// Fork makes the zygote. It should be one of the first things the process does.
+func Fork(pool *Pool) (*Zygote, error) {
+	z := &Zygote{pool: pool, sock: -1}
+	if err := z.fork(); err != nil {
+		return nil, err
+	}
+	return z, nil
+}
+
+// Close ends the zygote, which leaves when its socket closes.
+func (z *Zygote) Close() {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	unix.Close(z.sock)
+	var ws unix.WaitStatus
+	for {
+		if _, err := unix.Wait4(z.pid, &ws, 0, nil); !errors.Is(err, unix.EINTR) {
+			return
+		}
+	}
+}
+
+// PID of the zygote process.
+func (z *Zygote) PID() int {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	return z.pid
+}
+
+func (z *Zygote) fork() error {
+	sp, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("fork zygote: socketpair: %w", err)
+	}
+	defer unix.Close(sp[1])
+	p, err := z.pool.Program()
+	if err != nil {
+		unix.Close(sp[0])
+		return fmt.Errorf("fork zygote: %w", err)
+	}
+	loop(p, sp[1])
+	ca := cloneArgs{flags: unix.CLONE_CLEAR_SIGHAND, exitSignal: uint64(unix.SIGCHLD)}
+	pid, err := clone(p, &ca)
+	if err != nil {
+		unix.Close(sp[0])
+		return fmt.Errorf("fork zygote: clone3: %w", err)
+	}
+	z.sock, z.pid = sp[0], pid
+	return nil
+}
+
+// loop is the zygote's own program: keep only its socket and the pages it needs, then serve requests for ever.
+func loop(p *Program, sock int) {
+	const top = uintptr(1)<<47 - 1<<16 // end of user space on amd64; arm64 has at least as much
+	p.Do("dup3", unix.SYS_DUP3, sock, sockFD, unix.O_CLOEXEC)
+	p.Do("close", unix.SYS_CLOSE_RANGE, 0, sockFD-1, 0)
+	p.Do("close", unix.SYS_CLOSE_RANGE, sockFD+1, uintptr(^uint32(0)), 0)
+	p.Do("setsid", unix.SYS_SETSID)
+	p.Do("not dumpable", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	p.Do("name", unix.SYS_PRCTL, unix.PR_SET_NAME, "skein-zygote", 0, 0, 0)
+	p.Do("chdir /", unix.SYS_CHDIR, "/")
+	page := uintptr(os.Getpagesize())
+	code := interpAddr() &^ (page - 1)
+	lo := uintptr(unsafe.Pointer(&p.pool.mem[0]))
+	p.Try("unmap", unix.SYS_MUNMAP, 0, code)
+	p.Try("unmap", unix.SYS_MUNMAP, code+2*page, lo-code-2*page)
+	p.Try("unmap", unix.SYS_MUNMAP, lo+uintptr(len(p.pool.mem)), top-lo-uintptr(len(p.pool.mem)))
+	const program, args, result, received = Slot(0), Slot(1), Slot(2), Slot(3)
+	p.slots = 4
+	slotAt := Addr(p.base() + slotsOff)
+	control := p.Bytes(make([]byte, 1040))
+	iov := p.Words(uint64(slotAt), 16)
+	msg := p.Words(0, 0, uint64(iov), 1, uint64(control), 0, 0)
+	top0 := Addr(p.base() + opsOff + opSize*uintptr(p.nops))
+	p.Do("control length", opStore, msg+40, 1040)
+	i := p.Fork(received, "recvmsg", unix.SYS_RECVMSG, sockFD, msg, 0)
+	p.Exit(0) // the supervisor is gone
+	p.SkipOnSuccess(i)
+	p.emit(op{dst: int(result), tolerate: true, enter: true}, "clone3", unix.SYS_CLONE3, []any{args, int(unsafe.Sizeof(cloneArgs{}))})
+	p.Try("reply", unix.SYS_WRITE, replyFD, slotAt+Addr(8*result), 8)
+	p.Do("close", unix.SYS_CLOSE_RANGE, 0, sockFD-1, 0)
+	p.Do("again", opJump, top0)
+	_ = program
+}
+
+// clone calls clone3 with all signals blocked; the child keeps them blocked until its program says otherwise.
+func clone(p *Program, ca *cloneArgs) (int, error) {
+	all, old := ^uint64(0), uint64(0)
+	goruntime.LockOSThread()
+	defer goruntime.UnlockOSThread()
+	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&all)), uintptr(unsafe.Pointer(&old)), 8, 0, 0)
+	r := cloneRun(unsafe.Pointer(ca), unsafe.Sizeof(*ca), unsafe.Pointer(&p.mem[0]))
+	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&old)), 0, 8, 0, 0)
+	if n := int64(r); n < 0 {
+		return -1, unix.Errno(-n)
+	}
+	return int(r), nil
+}
+
+// Request is one process to start.
+type Request struct {
+	Program *Program
+	// Flags are the namespaces to make, CLONE_NEW…
+	Flags uint64
+	// Files become descriptors 0, 1, 2, 4, 5, … of the child (FileFD); the program closes what execve must not keep.
+	Files []int
+	// Cgroup is the index in Files of a cgroup v2 directory to be born in, or -1.
+	Cgroup int
+}
+
+// FileFD is the child's number of Files[i]; 3 is the reply pipe.
+func FileFD(i int) int {
+	if i < replyFD {
+		return i
+	}
+	return i + 1
+}
+
+// Enter adds what every program must do first: hide other programs and leave the zygote's session.
+func (p *Program) Enter() {
+	lo, n := uintptr(unsafe.Pointer(&p.pool.mem[0])), uintptr(len(p.pool.mem))
+	if d := p.base() - lo; d > 0 {
+		p.Do("hide below", unix.SYS_MUNMAP, Addr(lo), d)
+	}
+	if d := lo + n - p.base() - arenaLen; d > 0 {
+		p.Do("hide above", unix.SYS_MUNMAP, Addr(p.base()+arenaLen), d)
+	}
+	p.Do("leave zygote", unix.SYS_CLOSE, sockFD)
+	p.Do("setsid", unix.SYS_SETSID)
+}
+
+// Gate adds the wait between create and start: report ready, then block until one byte arrives on fd; end of file ends the child.
+func (p *Program) Gate(fd int) {
+	buf := p.Words(ready)
+	p.Do("report ready", unix.SYS_WRITE, replyFD, buf, 8)
+	i := p.Unless0("wait for start", unix.SYS_READ, fd, buf, 1)
+	p.Exit(0)
+	p.SkipOnSuccess(i)
+}
+
+// Child is a process that runs its program.
+type Child struct {
+	PID   int
+	prog  *Program
+	reply *os.File
+	ready bool
+	ended bool
+}
+
+// ErrGone reports a child that ended before it got where it should.
+var ErrGone = errors.New("the process ended during its set-up")
+
+// Spawn starts a process; a dead zygote is replaced once. The reply of a started child must be read to its end by Ready and Executed.
+func (z *Zygote) Spawn(r Request, deadline time.Time) (*Child, error) {
+	if r.Program.err != nil {
+		return nil, r.Program.err
+	}
+	if len(r.Files) > MaxFiles {
+		return nil, fmt.Errorf("%d descriptors for one process, at most %d", len(r.Files), MaxFiles)
+	}
+	c, err := z.spawn(r, deadline)
+	if !errors.Is(err, errZygoteDied) {
+		return c, err
+	}
+	if err := z.replace(); err != nil {
+		return nil, err
+	}
+	return z.spawn(r, deadline)
+}
+
+var errZygoteDied = errors.New("the zygote died")
+
+// replace forks a new zygote for one that died; the fork copies the page tables of the whole supervisor this once.
+func (z *Zygote) replace() error {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	if unix.Kill(z.pid, 0) == nil {
+		var info unix.Siginfo
+		if err := unix.Waitid(unix.P_PID, z.pid, &info, unix.WEXITED|unix.WNOHANG, nil); err != nil || info.Signo == 0 {
+			return nil // somebody replaced it before us
+		}
+	}
+	unix.Close(z.sock)
+	return z.fork()
+}
+
+func (z *Zygote) spawn(r Request, deadline time.Time) (*Child, error) {
+	p := r.Program
+	clear(p.mem[:opsOff])
+	ca := (*cloneArgs)(unsafe.Pointer(&p.mem[argsOff]))
+	// CLONE_PARENT wants no exit signal: the kernel takes the zygote's own, SIGCHLD.
+	*ca = cloneArgs{flags: r.Flags | unix.CLONE_CLEAR_SIGHAND | unix.CLONE_PARENT}
+	if r.Cgroup >= 0 {
+		ca.flags |= unix.CLONE_INTO_CGROUP
+		ca.cgroup = uint64(FileFD(r.Cgroup))
+	}
+	pr, pw, err := pipe()
+	if err != nil {
+		return nil, fmt.Errorf("reply pipe: %w", err)
+	}
+	head := min(replyFD, len(r.Files))
+	fds := append(append(append(make([]int, 0, len(r.Files)+1), r.Files[:head]...), pw), r.Files[head:]...)
+	var msg [16]byte
+	binary.LittleEndian.PutUint64(msg[0:], uint64(p.base()))
+	binary.LittleEndian.PutUint64(msg[8:], uint64(p.base()+argsOff))
+	z.mu.Lock()
+	err = unix.Sendmsg(z.sock, msg[:], unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL)
+	z.mu.Unlock()
+	unix.Close(pw)
+	c := &Child{prog: p, reply: pr}
+	if err != nil {
+		pr.Close()
+		if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
+			return nil, errZygoteDied
+		}
+		return nil, fmt.Errorf("ask the zygote: %w", err)
+	}
+	if err := pr.SetReadDeadline(deadline); err != nil {
+		pr.Close()
+		return nil, err
+	}
+	for c.PID == 0 {
+		v, err := c.read()
+		switch {
+		case errors.Is(err, io.EOF):
+			err = errZygoteDied
+		case err == nil && v < 0:
+			err = fmt.Errorf("clone3: %w", unix.Errno(-v))
+		}
+		if err != nil {
+			pr.Close()
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+// read takes one report: the zygote's with the pid (or minus errno), or the child's that it is ready; they come in any order.
+func (c *Child) read() (int64, error) {
+	var b [8]byte
+	if _, err := io.ReadFull(c.reply, b[:]); err != nil {
+		return 0, err
+	}
+	v := int64(binary.LittleEndian.Uint64(b[:]))
+	if v == ready {
+		c.ready = true
+	} else if v > 0 {
+		c.PID = int(v)
+	}
+	return v, nil
+}
+
+// Ready waits until the child stands at its gate.
+func (c *Child) Ready(deadline time.Time) error {
+	if err := c.reply.SetReadDeadline(deadline); err != nil {
+		return err
+	}
+	for !c.ready {
+		if _, err := c.read(); err != nil {
+			return c.why(err)
+		}
+	}
+	return nil
+}
+
+// Executed waits until execve succeeded (nil) or the child ended.
+func (c *Child) Executed(deadline time.Time) error {
+	if err := c.reply.SetReadDeadline(deadline); err != nil {
+		return err
+	}
+	for {
+		if _, err := c.read(); err != nil {
+			err = c.why(err)
+			if errors.Is(err, ErrGone) {
+				return nil
+			}
+			return err
+		}
+	}
+}
+
+// why turns the end of the reply pipe into its reason. Without a recorded failure the child executed or was killed.
+func (c *Child) why(err error) error {
+	if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("process set-up: %w", err)
+	}
+	c.ended = true
+	if f := c.prog.Failure(); f != nil {
+		return f
+	}
+	return ErrGone
+}
+
+// Close forgets the child; it must have executed or be dead, otherwise its program may still be in use.
+func (c *Child) Close() { c.reply.Close() }
+
+func pipe() (r *os.File, w int, err error) {
+	var pp [2]int
+	if err := unix.Pipe2(pp[:], unix.O_CLOEXEC); err != nil {
+		return nil, -1, err
+	}
+	if err := unix.SetNonblock(pp[0], true); err != nil {
+		unix.Close(pp[0])
+		unix.Close(pp[1])
+		return nil, -1, err
+	}
+	return os.NewFile(uintptr(pp[0]), "reply"), pp[1], nil
+}
