@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -381,14 +382,19 @@ func TestDaemonRestart(t *testing.T) {
 	if ids, err := h.Sandboxes(); err != nil || len(ids) != 1 || ids[0] != "task1" {
 		t.Errorf("sandboxes found: %v, %v", ids, err)
 	}
+	h.cfg = l.baseConfig(h)
 	slots := func() map[string]string {
-		m, err := h.nft.Elements(&nft.Table{Family: nft.IPv4, Name: "skein_mesh", Sets: []*nft.Set{{Name: "slots"}}}, "slots")
-		l.must(err)
-		return m
+		t := nft.MeshTable(false, h.meshParams())
+		l.must(h.nft.Load(t))
+		return maps.Collect(t.Set("slots").All())
 	}
 	before := slots()
 	l.set(h, []Network{webNetwork(Ready, Ready)}, webMesh(1, 2))
-	for k, v := range slots() {
+	after := slots()
+	if len(after) == 0 || len(after) != len(before) {
+		t.Errorf("%d slots before, %d after", len(before), len(after))
+	}
+	for k, v := range after {
 		if before[k] != v {
 			t.Errorf("the successor moved a slot")
 			break
@@ -444,9 +450,9 @@ func TestTeardownLeavesNothing(t *testing.T) {
 	if len(rules)+len(routes)+len(files) != 0 {
 		t.Errorf("left: rules %v, routes %v, files %v", rules, routes, files)
 	}
-	for _, name := range []string{"skein_mesh", "skein_bridge"} {
-		if changed, err := fresh.nft.Elements(&nft.Table{Family: nft.IPv4, Name: name, Sets: []*nft.Set{{Name: "ports"}, {Name: "slots"}}}, "slots"); err != nil || len(changed) != 0 {
-			t.Errorf("table %s left: %v, %v", name, changed, err)
+	for _, table := range []*nft.Table{nft.MeshTable(false, h.meshParams()), nft.BridgeTable(nil)} {
+		if there, err := fresh.nft.Exists(table); err != nil || there {
+			t.Errorf("table %s left: %v, %v", table.Name, there, err)
 		}
 	}
 }
@@ -565,5 +571,70 @@ func TestBridges(t *testing.T) {
 	l.must(h.SetBridges(ctx, nil))
 	if links, err := l.conn(h.ns).Links(); err != nil || len(links) != 2 {
 		t.Errorf("devices left: %v, %v", links, err)
+	}
+}
+
+// Flows to an endpoint that is gone end, so that a UDP client that goes on sending from the same port reaches another one.
+func TestFlowsOfTheGone(t *testing.T) {
+	l, _ := webLab(t, 2)
+	t1 := l.box(1)
+	udp, err := open(t1, "udp4", "10.10.0.2:80")
+	l.must(err)
+	defer udp.Close()
+	name, _, err := udp.ask()
+	l.must(err)
+	keep := []EndpointState{Ready, Ready}
+	gone, other := 0, "task2"
+	if name == "task2" {
+		gone, other = 1, "task1"
+	}
+	nw := webNetwork(keep...)
+	nw.Endpoints = slices.Delete(nw.Endpoints, gone, gone+1)
+	l.setAll([]Network{nw}, webMesh(1, 2))
+	if got, _, err := udp.ask(); err != nil || got != other {
+		t.Errorf("after %s is gone the flow goes to %q (%v), want %s", name, got, err, other)
+	}
+	if len(nw.Endpoints) == 1 {
+		mesh, err := open(l.cl, "udp4", "192.0.2.1:8080")
+		l.must(err)
+		defer mesh.Close()
+		for range 20 { // until one that lives on host 1 is drawn
+			if name, _, err = mesh.ask(); err == nil && name == "task1" {
+				break
+			}
+			mesh.Close()
+			mesh, err = open(l.cl, "udp4", "192.0.2.1:8080")
+			l.must(err)
+		}
+		if n, err := l.hosts[0].nft.ForgetFlows(gatewayOf(1), unix.IPPROTO_TCP); err != nil || n != 0 {
+			t.Errorf("forgot %d TCP flows, %v", n, err)
+		}
+		if n, err := l.hosts[0].nft.ForgetFlows(gatewayOf(1), unix.IPPROTO_UDP); err != nil || n == 0 {
+			t.Errorf("forgot %d UDP flows, %v", n, err)
+		}
+		mesh.Close()
+	}
+}
+
+// IPv6 on an overlay network: endpoints, VIP and names.
+func TestIPv6Overlay(t *testing.T) {
+	l := newLab(t, 2)
+	nw := webNetwork(Ready, Ready)
+	nw.Subnet6 = netip.MustParsePrefix("fd00:10::/64")
+	nw.Services[0].VIP6 = addr("fd00:10::2")
+	nw.Endpoints[0].Addr6, nw.Endpoints[1].Addr6 = addr("fd00:10::11"), addr("fd00:10::12")
+	l.setAll([]Network{nw}, Mesh{})
+	for i, h := range l.hosts {
+		s := webSandbox(i + 1)
+		s.Legs[0].Addr6 = netip.PrefixFrom(nw.Endpoints[i].Addr6, 64)
+		l.serve(l.sandbox(h, s), fmt.Sprintf("task%d", i+1), 80)
+	}
+	t1 := l.box(1)
+	l.spread(t1, "tcp6", "[fd00:10::12]:80", 1, "fd00:10::11")
+	if got := l.spread(t1, "tcp6", "[fd00:10::2]:80", 30, ""); len(got) != 2 {
+		t.Errorf("IPv6 VIP: %v", got)
+	}
+	if m, err := query(t1, "udp", "web", mdns.TypeAAAA); err != nil || answers(m) != "fd00:10::2" {
+		t.Errorf("AAAA: %v, %v", m, err)
 	}
 }

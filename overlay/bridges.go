@@ -134,14 +134,20 @@ func (d *Driver) applyBridgeRules(full bool) error {
 		params = append(params, nft.BridgeParams{Device: b.Name, Subnet: b.Subnet4.Masked(), Internal: b.Internal})
 	}
 	if len(params) == 0 {
-		if !d.bridgeRules && !full {
+		if d.bridgeTable == nil && !full {
 			return nil
 		}
-		d.bridgeRules = false
+		d.bridgeTable = nil
 		return d.nft.Delete(nft.IPv4, "skein_bridge")
 	}
 	slices.SortFunc(params, func(a, b nft.BridgeParams) int { return strings.Compare(a.Device, b.Device) })
-	t := nft.BridgeTable(params)
+	if d.bridgeTable == nil || !slices.Equal(params, d.bridgeParams) {
+		if d.bridgeTable != nil {
+			d.nft.Forget(d.bridgeTable)
+		}
+		d.bridgeTable, d.bridgeParams = nft.BridgeTable(params), params
+	}
+	t := d.bridgeTable
 	ports, hostPorts := map[string]string{}, map[string]string{}
 	for _, b := range d.boxes {
 		for _, l := range b.spec.Bridges {
@@ -156,9 +162,8 @@ func (d *Driver) applyBridgeRules(full bool) error {
 			}
 		}
 	}
-	t.Fill("ports", ports)
-	t.Fill("host_ports", hostPorts)
-	d.bridgeRules = true
+	t.Set("ports").Replace(ports)
+	t.Set("host_ports").Replace(hostPorts)
 	_, err := d.nft.Sync(t, full)
 	return err
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"syscall"
@@ -34,7 +35,7 @@ func (d *Driver) serveDNS(ctx context.Context, ns *link.NS, s Sandbox) error {
 	if err != nil {
 		return fmt.Errorf("open DNS sockets: %w", err)
 	}
-	if err := d.dns.Add(s.ID, d.view(s, zones), udp, tcp); err != nil {
+	if err := d.dns.Add(s.ID, view(s, zones, dns.HostResolvers()), udp, tcp); err != nil {
 		udp.Close()
 		tcp.Close()
 		return err
@@ -155,14 +156,15 @@ func closeFDs(fds map[string]int) {
 func (d *Driver) updateDNS() { d.refreshViews(d.zones()) }
 
 func (d *Driver) refreshViews(zones map[string]*dns.Zone) {
+	resolvers := dns.HostResolvers()
 	for id, b := range d.boxes {
 		if b.spec.DNS {
-			d.dns.SetView(id, d.view(b.spec, zones))
+			d.dns.SetView(id, view(b.spec, zones, resolvers))
 		}
 	}
 }
 
-func (d *Driver) view(s Sandbox, zones map[string]*dns.Zone) *dns.View {
+func view(s Sandbox, zones map[string]*dns.Zone, resolvers []netip.AddrPort) *dns.View {
 	v := &dns.View{Search: s.SearchDNS, Upstreams: s.Upstreams}
 	for _, l := range s.Legs {
 		if z := zones[l.NetworkID]; z != nil {
@@ -175,16 +177,30 @@ func (d *Driver) view(s Sandbox, zones map[string]*dns.Zone) *dns.View {
 		}
 	}
 	if len(v.Upstreams) == 0 {
-		v.Upstreams = dns.HostResolvers()
+		v.Upstreams = resolvers
 	}
 	return v
+}
+
+// cachedZone spares building the names of a network that did not change.
+type cachedZone struct {
+	of   *Network
+	zone *dns.Zone
 }
 
 // zones builds the names of all networks and bridges.
 func (d *Driver) zones() map[string]*dns.Zone {
 	out := map[string]*dns.Zone{}
+	old := d.zoneCache
+	d.zoneCache = make(map[string]cachedZone, len(d.cfg.Networks))
 	for i := range d.cfg.Networks {
-		out[d.cfg.Networks[i].ID] = networkZone(&d.cfg.Networks[i])
+		nw := &d.cfg.Networks[i]
+		c := old[nw.ID]
+		if c.zone == nil || c.of != nw && !sameNetwork(c.of, nw) {
+			c = cachedZone{of: nw, zone: networkZone(nw)}
+		}
+		d.zoneCache[nw.ID] = c
+		out[nw.ID] = c.zone
 	}
 	for id, br := range d.bridges {
 		out[id] = dns.NewZone(strings.TrimSpace(br.Name), br.Subnet4)

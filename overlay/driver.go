@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -49,16 +50,20 @@ type Driver struct {
 	nft  *nft.Syncer
 	dns  *dns.Server
 
-	mu      sync.Mutex
-	cfg     Config
-	have    bool // cfg was set
-	routers map[string]*router
-	boxes   map[string]*box
-	mesh    mesh
-	bridges map[string]Bridge
-	// bridgeRules tells that table skein_bridge exists.
-	bridgeRules bool
-	stored      map[string]int // descriptors from the store that nobody took yet
+	mu   sync.Mutex
+	cfg  Config
+	have bool // cfg was set
+	// peersChanged is true while Set applies a config with other nodes or another place of this one.
+	peersChanged bool
+	routers      map[string]*router
+	boxes        map[string]*box
+	mesh         mesh
+	bridges      map[string]Bridge
+	// bridgeTable is skein_bridge, nil while there is no bridge.
+	bridgeTable  *nft.Table
+	bridgeParams []nft.BridgeParams
+	stored       map[string]int // descriptors from the store that nobody took yet
+	zoneCache    map[string]cachedZone
 }
 
 // New probes the kernel and reads what an earlier driver left. It changes and starts nothing.
@@ -164,7 +169,7 @@ func (d *Driver) Sandboxes() ([]string, error) {
 	return boxes, err
 }
 
-// Set makes the kernel agree with cfg. The result has, per network id and for "mesh", the reason why it could not be applied or nil;
+// Set makes the kernel agree with cfg, which must not be changed afterwards. The result has, per network id and for "mesh", the reason why it could not be applied or nil;
 // the error is for a config that makes no sense at all, then nothing was changed.
 func (d *Driver) Set(ctx context.Context, cfg Config) (Applied, error) {
 	if err := validate(cfg); err != nil {
@@ -173,7 +178,9 @@ func (d *Driver) Set(ctx context.Context, cfg Config) (Applied, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	full := !d.have
+	d.peersChanged = !full && (cfg.Self != d.cfg.Self || cfg.DataPort != d.cfg.DataPort || cfg.MeshPool != d.cfg.MeshPool || !slices.Equal(cfg.Peers, d.cfg.Peers))
 	d.cfg, d.have = cfg, true
+	defer func() { d.peersChanged = false }()
 	return d.apply(ctx, full), nil
 }
 

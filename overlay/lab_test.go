@@ -33,7 +33,6 @@ type labHost struct {
 	ns    *link.NS
 	index uint32
 	addr  netip.Addr
-	cfg   Config
 }
 
 const (
@@ -212,8 +211,8 @@ func (l *lab) serve(ns *link.NS, name string, port int) func() {
 	var tcp net.Listener
 	var udp net.PacketConn
 	l.must(ns.Do(func() (err error) {
-		if tcp, err = net.Listen("tcp4", fmt.Sprintf(":%d", port)); err == nil {
-			udp, err = net.ListenPacket("udp4", fmt.Sprintf(":%d", port))
+		if tcp, err = net.Listen("tcp", fmt.Sprintf(":%d", port)); err == nil {
+			udp, err = net.ListenPacket("udp", fmt.Sprintf(":%d", port))
 		}
 		return err
 	}))
@@ -230,7 +229,7 @@ func (l *lab) serve(ns *link.NS, name string, port int) func() {
 					if _, err := r.ReadString('\n'); err != nil {
 						return
 					}
-					fmt.Fprintf(c, "%s %s\n", name, c.RemoteAddr())
+					fmt.Fprintf(c, "%s %s\n", name, plainAddr(c.RemoteAddr()))
 				}
 			}()
 		}
@@ -242,7 +241,7 @@ func (l *lab) serve(ns *link.NS, name string, port int) func() {
 			if err != nil {
 				return
 			}
-			fmt.Fprintf(&datagram{udp, from}, "%s %s\n", name, from)
+			fmt.Fprintf(&datagram{udp, from}, "%s %s\n", name, plainAddr(from))
 		}
 	}()
 	stop := func() { tcp.Close(); udp.Close() }
@@ -335,4 +334,10 @@ func (l *lab) in(t *testing.T) *lab {
 	c := *l
 	c.t = t
 	return &c
+}
+
+// plainAddr writes IPv4 addresses of dual-stack sockets as such.
+func plainAddr(a net.Addr) string {
+	ap := netip.MustParseAddrPort(a.String())
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()).String()
 }

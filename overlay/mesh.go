@@ -21,7 +21,10 @@ type mesh struct {
 	neighs map[link.NeighKey]link.MAC
 	fdb    map[link.FDBKey]netip.Addr
 	rules  map[link.RuleKey]link.Rule
-	slots  map[string]string
+	// table is skein_mesh; nil before it was looked at or when this node's place in the cluster changed.
+	table  *nft.Table
+	params nft.MeshParams
+	dealer *dealer
 	// targets may be reached through the mesh. One stays as long as its gateway leg, since a packet may be under way to a backend that
 	// has just been taken out.
 	targets map[string]netip.Addr
@@ -30,7 +33,7 @@ type mesh struct {
 	rpWarned bool
 }
 
-func (m *mesh) forget() { m.routes, m.neighs, m.fdb, m.rules, m.slots = nil, nil, nil, nil, nil }
+func (m *mesh) forget() { m.routes, m.neighs, m.fdb, m.rules = nil, nil, nil, nil }
 
 // adoptGateways finds the gateway legs that exist.
 func (d *Driver) adoptGateways() error {
@@ -59,7 +62,7 @@ func (d *Driver) adoptGateways() error {
 
 func (d *Driver) applyMesh(full bool) error {
 	m := &d.mesh
-	if full || m.device == 0 {
+	if full || m.device == 0 || d.peersChanged {
 		m.forget()
 		if err := d.setUpMesh(); err != nil {
 			return fmt.Errorf("mesh: %w", err)
@@ -189,27 +192,39 @@ func (d *Driver) readPeers() (err error) {
 	return err
 }
 
-func (d *Driver) meshTable() *nft.Table {
+func (d *Driver) meshParams() nft.MeshParams {
 	pool, self := d.cfg.MeshPool, d.cfg.Self.Index
-	return nft.MeshTable(false, nft.MeshParams{Device: meshDevice, Gateways: gatewayPrefix + "*", Node: nodeAddr(pool, self),
-		Block: nodeBlock(pool, self), DataPort: d.cfg.DataPort, MarkBase: markBase, MarkMask: markMask})
+	return nft.MeshParams{Device: meshDevice, Gateways: gatewayPrefix + "*", Node: nodeAddr(pool, self), Block: nodeBlock(pool, self),
+		DataPort: d.cfg.DataPort, MarkBase: markBase, MarkMask: markMask}
+}
+
+// loadMesh starts the table from what an earlier driver left in the kernel.
+func (d *Driver) loadMesh() error {
+	m := &d.mesh
+	params := d.meshParams()
+	if m.table != nil && m.params == params {
+		return nil
+	}
+	t := nft.MeshTable(false, params)
+	if err := d.nft.Load(t); err != nil {
+		return err
+	}
+	m.table, m.params, m.dealer = t, params, newDealer(t, "pubs")
+	m.targets = map[string]netip.Addr{}
+	for k := range t.Set("targets").All() {
+		if a, ok := netip.AddrFromSlice([]byte(k[:4])); ok {
+			m.targets[k] = a
+		}
+	}
+	return nil
 }
 
 // applyMeshRules writes table skein_mesh.
 func (d *Driver) applyMeshRules(full bool) error {
-	m := &d.mesh
-	t := d.meshTable()
-	if m.slots == nil {
-		var err error
-		if m.slots, err = d.nft.Elements(t, "slots"); err != nil {
-			return err
-		}
+	if err := d.loadMesh(); err != nil {
+		return err
 	}
-	if m.targets == nil {
-		if err := d.adoptTargets(t); err != nil {
-			return err
-		}
-	}
+	t := d.mesh.table
 	peerMark, peerZone := map[string]string{}, map[string]string{}
 	nodes := map[string]string{}
 	for _, p := range append([]Node{{Index: d.cfg.Self.Index, Underlay: d.underlay()}}, d.cfg.Peers...) {
@@ -222,34 +237,21 @@ func (d *Driver) applyMeshRules(full bool) error {
 			peerZone[string(mac[:])] = nft.ZoneValue(uint16(p.Index))
 		}
 	}
-	t.Fill("peer_mark", peerMark)
-	t.Fill("peer_zone", peerZone)
-	t.Fill("nodes", nodes)
-	slots, targets := d.publishedElements(t)
-	if _, err := d.nft.Sync(t, full); err != nil {
-		return err
-	}
-	m.slots, m.targets = slots, targets
-	return nil
+	t.Set("peer_mark").Replace(peerMark)
+	t.Set("peer_zone").Replace(peerZone)
+	t.Set("nodes").Replace(nodes)
+	d.fillPorts()
+	d.fillGateways()
+	_, err := d.nft.Sync(t, full)
+	return err
 }
 
-// publishedElements fills what follows from published ports and local gateway legs.
-func (d *Driver) publishedElements(t *nft.Table) (slots map[string]string, targets map[string]netip.Addr) {
+// fillPorts fills what follows from published ports.
+func (d *Driver) fillPorts() {
 	m := &d.mesh
-	targets = map[string]netip.Addr{}
-	live := map[netip.Addr]bool{}
-	self := map[string]string{}
-	for _, a := range m.gateways {
-		live[a] = true
-		self[nft.SelfKey(a)] = ""
-	}
-	for k, a := range m.targets {
-		if live[a] {
-			targets[k] = a
-		}
-	}
-	pubs, published := map[string]string{}, map[string]string{}
-	slots = map[string]string{}
+	current := map[string]netip.Addr{}
+	published := make(map[string]string, len(d.cfg.Mesh.Ports))
+	want := make(map[string]share, len(d.cfg.Mesh.Ports))
 	for _, p := range d.portsByPrecedence() {
 		proto, ok := protocolNumber(p.Protocol)
 		if !ok {
@@ -257,7 +259,7 @@ func (d *Driver) publishedElements(t *nft.Table) (slots map[string]string, targe
 			continue
 		}
 		key := nft.PortKey(proto, p.Published)
-		if _, taken := published[key]; taken {
+		if _, taken := published[key]; taken || p.Local && !d.hasBackendHere(p) {
 			continue
 		}
 		published[key] = ""
@@ -268,20 +270,48 @@ func (d *Driver) publishedElements(t *nft.Table) (slots map[string]string, targe
 			}
 			backends = append(backends, nft.AddrPort(b.Addr4, p.Target))
 			if b.Node == d.cfg.Self.Index {
-				targets[nft.TargetKey(b.Addr4, proto, p.Target)] = b.Addr4
+				current[nft.TargetKey(b.Addr4, proto, p.Target)] = b.Addr4
 			}
 		}
 		if len(backends) > 0 {
-			size := deal(slots, m.slots, backends, func(i int) string { return nft.MeshSlotKey(proto, p.Published, i) })
-			pubs[key] = nft.PickChain(size)
+			want[key] = share{backends, func(i int) string { return nft.MeshSlotKey(proto, p.Published, i) }}
 		}
 	}
-	t.Fill("self", self)
-	t.Fill("pubs", pubs)
-	t.Fill("published", published)
-	t.Fill("slots", slots)
-	t.Fill("targets", asSet(targets))
-	return slots, targets
+	m.dealer.update(want)
+	m.table.Set("published").Replace(published)
+	for k, a := range m.targets { // see mesh.targets
+		if _, ok := current[k]; !ok && d.isLocalGateway(a) {
+			current[k] = a
+		}
+	}
+	m.targets = current
+}
+
+func (d *Driver) hasBackendHere(p PublishedPort) bool {
+	return slices.ContainsFunc(p.Backends, func(b Backend) bool { return b.Node == d.cfg.Self.Index })
+}
+
+func (d *Driver) isLocalGateway(a netip.Addr) bool {
+	for _, g := range d.mesh.gateways {
+		if g == a {
+			return true
+		}
+	}
+	return false
+}
+
+// fillGateways fills what follows from local gateway legs.
+func (d *Driver) fillGateways() {
+	m := &d.mesh
+	self, targets := map[string]string{}, make(map[string]string, len(m.targets))
+	for _, a := range m.gateways {
+		self[nft.SelfKey(a)] = ""
+	}
+	for k := range m.targets {
+		targets[k] = ""
+	}
+	m.table.Set("self").Replace(self)
+	m.table.Set("targets").Replace(targets)
 }
 
 // portsByPrecedence puts ports of this node alone before the cluster's, so that they win.
@@ -299,29 +329,6 @@ func (d *Driver) portsByPrecedence() []PublishedPort {
 	return ports
 }
 
-// adoptTargets keeps what an earlier driver allowed for legs that still exist.
-func (d *Driver) adoptTargets(t *nft.Table) error {
-	elems, err := d.nft.Elements(t, "targets")
-	if err != nil {
-		return err
-	}
-	d.mesh.targets = map[string]netip.Addr{}
-	for k := range elems {
-		if a, ok := netip.AddrFromSlice([]byte(k[:4])); ok {
-			d.mesh.targets[k] = a
-		}
-	}
-	return nil
-}
-
-func asSet(m map[string]netip.Addr) map[string]string {
-	out := make(map[string]string, len(m))
-	for k := range m {
-		out[k] = ""
-	}
-	return out
-}
-
 func protocolNumber(name string) (byte, bool) {
 	switch name {
 	case "tcp", "":
@@ -330,10 +337,4 @@ func protocolNumber(name string) (byte, bool) {
 		return unix.IPPROTO_UDP, true
 	}
 	return 0, false
-}
-
-func uniqueSorted(s []string) []string {
-	s = slices.Clone(s)
-	slices.Sort(s)
-	return slices.Compact(s)
 }

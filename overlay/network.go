@@ -5,10 +5,10 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
-	"skein/overlay/lb"
 	"skein/overlay/link"
 	"skein/overlay/nft"
 )
@@ -27,7 +27,16 @@ type router struct {
 	routes map[link.RouteKey]link.Route
 	neighs map[link.NeighKey]link.MAC
 	fdb    map[link.FDBKey]netip.Addr
-	slots  map[bool]map[string]string // by v6
+	// vips are the tables by family, 0 IPv4 and 1 IPv6; nil: not looked at yet.
+	vips [2]*vipTable
+	// applied is the network as it was last applied without error.
+	applied *Network
+}
+
+type vipTable struct {
+	*nft.Table
+	gateway netip.Addr
+	dealer  *dealer
 }
 
 func (r *router) close() {
@@ -43,7 +52,7 @@ func (r *router) close() {
 }
 
 // forget makes the next apply read the kernel.
-func (r *router) forget() { r.routes, r.neighs, r.fdb, r.slots = nil, nil, nil, nil }
+func (r *router) forget() { r.routes, r.neighs, r.fdb, r.applied = nil, nil, nil, nil }
 
 func openRouter(file string, create bool) (*router, error) {
 	r := &router{file: file}
@@ -85,7 +94,10 @@ func (d *Driver) applyNetwork(nw *Network, full bool) error {
 		d.routers[nw.ID] = r
 		full = true
 	}
-	if full || r.vx == 0 {
+	if !full && r.applied != nil && !d.peersChanged && sameNetwork(r.applied, nw) {
+		return nil
+	}
+	if full || r.applied == nil || r.applied.MTU != nw.MTU || r.applied.VNI != nw.VNI || d.peersChanged {
 		r.forget()
 		if err := d.setUpRouter(r, nw); err != nil {
 			return fmt.Errorf("network %q: router: %w", nw.Name, err)
@@ -99,7 +111,44 @@ func (d *Driver) applyNetwork(nw *Network, full bool) error {
 		r.forget()
 		return fmt.Errorf("network %q: %w", nw.Name, err)
 	}
+	if err := r.forgetGone(nw); err != nil {
+		return fmt.Errorf("network %q: %w", nw.Name, err)
+	}
+	r.applied = nw
 	return nil
+}
+
+// forgetGone drops the flows of endpoints that the last config had and this one has not.
+func (r *router) forgetGone(nw *Network) error {
+	if r.applied == nil {
+		return nil
+	}
+	here := make(map[netip.Addr]bool, len(nw.Endpoints))
+	for i := range nw.Endpoints {
+		here[nw.Endpoints[i].Addr4], here[nw.Endpoints[i].Addr6] = true, true
+	}
+	var err error
+	for i := range r.applied.Endpoints {
+		for _, a := range []netip.Addr{r.applied.Endpoints[i].Addr4, r.applied.Endpoints[i].Addr6} {
+			if a.IsValid() && !here[a] {
+				_, e := r.nft.ForgetFlows(a, 0)
+				err = errors.Join(err, e)
+			}
+		}
+	}
+	return err
+}
+
+// sameNetwork compares all that is written into the kernel or answered by DNS.
+func sameNetwork(a, b *Network) bool {
+	return a.ID == b.ID && a.Name == b.Name && a.VNI == b.VNI && a.Subnet4 == b.Subnet4 && a.Subnet6 == b.Subnet6 && a.MTU == b.MTU &&
+		slices.EqualFunc(a.Services, b.Services, func(a, b Service) bool {
+			return a.ID == b.ID && a.VIP4 == b.VIP4 && a.VIP6 == b.VIP6 && a.DNSRR == b.DNSRR && slices.Equal(a.Names, b.Names)
+		}) &&
+		slices.EqualFunc(a.Endpoints, b.Endpoints, func(a, b Endpoint) bool {
+			return a.ID == b.ID && a.ServiceID == b.ServiceID && a.Node == b.Node && a.Addr4 == b.Addr4 && a.Addr6 == b.Addr6 &&
+				a.State == b.State && slices.Equal(a.Names, b.Names)
+		})
 }
 
 // setUpRouter makes what does not change with endpoints: settings, the VXLAN device, the router's own address.
@@ -281,35 +330,29 @@ func (r *router) readEntries() (err error) {
 // applyVIPs writes who answers for which VIP.
 func (d *Driver) applyVIPs(r *router, nw *Network, full bool) error {
 	gw, gw6 := routerAddrs(nw)
-	families := []netip.Addr{gw}
-	if gw6.IsValid() {
-		families = append(families, gw6)
-	}
-	if r.slots == nil {
-		r.slots = map[bool]map[string]string{}
-	}
-	for _, gw := range families {
-		v6 := gw.Is6()
-		t := nft.VIPTable(v6, gw)
-		if r.slots[v6] == nil {
-			old, err := r.nft.Elements(t, "slots")
-			if err != nil {
+	for i, gw := range []netip.Addr{gw, gw6} {
+		if !gw.IsValid() {
+			continue
+		}
+		t := r.vips[i]
+		if t == nil || t.gateway != gw {
+			t = &vipTable{Table: nft.VIPTable(gw.Is6(), gw), gateway: gw}
+			t.dealer = newDealer(t.Table, "vips")
+			if err := r.nft.Load(t.Table); err != nil {
 				return err
 			}
-			r.slots[v6] = old
+			r.vips[i] = t
 		}
-		slots := d.vipElements(t, nw, v6, r.slots[v6])
-		if _, err := r.nft.Sync(t, full); err != nil {
+		d.fillVIPs(t, nw, gw.Is6())
+		if _, err := r.nft.Sync(t.Table, full); err != nil {
 			return err
 		}
-		r.slots[v6] = slots
 	}
 	return nil
 }
 
-// vipElements fills the table's sets, keeping slots where they were as far as possible.
-func (d *Driver) vipElements(t *nft.Table, nw *Network, v6 bool, old map[string]string) map[string]string {
-	backends := map[string][]string{}
+func (d *Driver) fillVIPs(t *vipTable, nw *Network, v6 bool) {
+	backends := make(map[string][]string, len(nw.Services))
 	self := map[string]string{}
 	for i := range nw.Endpoints {
 		e := &nw.Endpoints[i]
@@ -324,35 +367,15 @@ func (d *Driver) vipElements(t *nft.Table, nw *Network, v6 bool, old map[string]
 			self[nft.SelfKey(a)] = ""
 		}
 	}
-	vips, slots := map[string]string{}, map[string]string{}
+	want := make(map[string]share, len(nw.Services))
 	for _, s := range nw.Services {
 		vip := pick(v6, s.VIP4, s.VIP6)
-		if s.DNSRR || !vip.IsValid() || len(backends[s.ID]) == 0 {
-			continue
+		if !s.DNSRR && vip.IsValid() && len(backends[s.ID]) > 0 {
+			want[nft.AddrKey(vip)] = share{backends[s.ID], func(i int) string { return nft.VIPSlotKey(vip, i) }}
 		}
-		size := deal(slots, old, backends[s.ID], func(i int) string { return nft.VIPSlotKey(vip, i) })
-		vips[nft.AddrKey(vip)] = nft.PickChain(size)
 	}
-	t.Fill("vips", vips)
-	t.Fill("slots", slots)
-	t.Fill("self", self)
-	return slots
-}
-
-// deal writes a service's slots into out, starting from what they held in old, and returns their number.
-func deal(out, old map[string]string, backends []string, key func(int) string) int {
-	sorted := uniqueSorted(backends)
-	size := lb.Class(len(sorted), nft.SlotClasses())
-	prev := make([]string, size)
-	keys := make([]string, size)
-	for i := range prev {
-		keys[i] = key(i)
-		prev[i] = old[keys[i]]
-	}
-	for i, b := range lb.Fill(prev, sorted, size) {
-		out[keys[i]] = b
-	}
-	return size
+	t.dealer.update(want)
+	t.Set("self").Replace(self)
 }
 
 // removeRouters deletes the namespaces of networks that the config has no more, unless a container still hangs on one.

@@ -312,10 +312,22 @@ func (d *Driver) gatewayChanged(id string, a netip.Addr) error {
 	} else {
 		delete(d.mesh.gateways, t)
 	}
-	if !d.have {
-		return nil
+	for k, target := range d.mesh.targets {
+		if old.IsValid() && target == old {
+			delete(d.mesh.targets, k)
+		}
 	}
-	return d.applyMeshRules(false)
+	var err error
+	if old.IsValid() {
+		_, err = d.nft.ForgetFlows(old, 0)
+	}
+	if d.mesh.table == nil {
+		return err
+	}
+	d.fillPorts() // the leg may come after the port that it serves
+	d.fillGateways()
+	_, e := d.nft.Sync(d.mesh.table, false)
+	return errors.Join(err, e)
 }
 
 // RemoveSandbox deletes a container's namespace, its legs and DNS sockets. One that does not exist is not an error.

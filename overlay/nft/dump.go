@@ -10,6 +10,18 @@ import (
 	"skein/overlay/link"
 )
 
+// Exists tells whether the kernel has a table of this name.
+func (s *Syncer) Exists(t *Table) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	get := message(unix.NFT_MSG_GETTABLE, 0, t.Family, func(a *link.Attrs) { a.Str(unix.NFTA_TABLE_NAME, t.Name) })
+	_, _, err := s.sock.Get(get)
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // dump reads the kernel's table named by want; nil when there is none. Rules come back as their digests only.
 func (s *Syncer) dump(want *Table) (*Table, error) {
 	t := &Table{Family: want.Family, Name: want.Name}
@@ -36,7 +48,7 @@ func (s *Syncer) dump(want *Table) (*Table, error) {
 		if err != nil {
 			return nil, err
 		}
-		set.Elems = elems
+		set.elems = elems
 	}
 	return t, nil
 }

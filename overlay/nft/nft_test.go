@@ -42,18 +42,6 @@ func meshTable(v6 bool) *Table {
 	return MeshTable(v6, p)
 }
 
-func (t *Table) set(name string) *Set {
-	for _, s := range t.Sets {
-		if s.Name == name {
-			if s.Elems == nil {
-				s.Elems = map[string]string{}
-			}
-			return s
-		}
-	}
-	return nil
-}
-
 // Every table loads, and a comparison with what the kernel then has finds nothing to change.
 func TestTablesLoadAndCompareEqual(t *testing.T) {
 	_, s := testSyncer(t)
@@ -65,20 +53,20 @@ func TestTablesLoadAndCompareEqual(t *testing.T) {
 			a = a6
 		}
 		mesh := meshTable(v6)
-		mesh.set("peer_mark").Elems[mac] = MarkValue(0x5ce10002)
-		mesh.set("peer_zone").Elems[mac] = ZoneValue(2)
-		mesh.set("pubs").Elems[PortKey(6, 8080)] = PickChain(64)
+		mesh.Set("peer_mark").Put(mac, MarkValue(0x5ce10002))
+		mesh.Set("peer_zone").Put(mac, ZoneValue(2))
+		mesh.Set("pubs").Put(PortKey(6, 8080), PickChain(64))
 		for i := range 1200 {
-			mesh.set("slots").Elems[MeshSlotKey(6, 8080, i)] = AddrPort(a, 80)
+			mesh.Set("slots").Put(MeshSlotKey(6, 8080, i), AddrPort(a, 80))
 		}
-		mesh.set("published").Elems[PortKey(6, 8080)] = ""
-		mesh.set("targets").Elems[TargetKey(a, 6, 80)] = ""
-		mesh.set("self").Elems[SelfKey(a)] = ""
-		mesh.set("nodes").Elems[AddrKey(a)] = ""
+		mesh.Set("published").Put(PortKey(6, 8080), "")
+		mesh.Set("targets").Put(TargetKey(a, 6, 80), "")
+		mesh.Set("self").Put(SelfKey(a), "")
+		mesh.Set("nodes").Put(AddrKey(a), "")
 		vip := VIPTable(v6, a)
-		vip.set("vips").Elems[AddrKey(a)] = PickChain(256)
-		vip.set("slots").Elems[VIPSlotKey(a, 3)] = AddrKey(a)
-		vip.set("self").Elems[SelfKey(a)] = ""
+		vip.Set("vips").Put(AddrKey(a), PickChain(256))
+		vip.Set("slots").Put(VIPSlotKey(a, 3), AddrKey(a))
+		vip.Set("self").Put(SelfKey(a), "")
 		for _, table := range []*Table{mesh, vip} {
 			for _, full := range []bool{false, true} {
 				changed, err := s.Sync(table, full)
@@ -102,9 +90,9 @@ func TestMending(t *testing.T) {
 	defer other.Close()
 	table := meshTable(false)
 	a := netip.MustParseAddr("10.0.0.9")
-	slots := table.set("slots")
+	slots := table.Set("slots")
 	for i := range 8 {
-		slots.Elems[MeshSlotKey(6, 80, i)] = AddrPort(a, 80)
+		slots.Put(MeshSlotKey(6, 80, i), AddrPort(a, 80))
 	}
 	mustSync := func(full, want bool) {
 		t.Helper()
@@ -114,17 +102,20 @@ func TestMending(t *testing.T) {
 		}
 	}
 	mustSync(false, true)
-	foreign := table.clone()
-	delete(foreign.set("slots").Elems, MeshSlotKey(6, 80, 3))
-	foreign.set("slots").Elems[MeshSlotKey(6, 80, 4)] = AddrPort(a, 81)
-	if _, err := other.Sync(foreign, true); err != nil {
+	foreign := meshTable(false)
+	if err := other.Load(foreign); err != nil || foreign.Set("slots").Len() != 8 {
+		t.Fatal(err, foreign.Set("slots").Len())
+	}
+	foreign.Set("slots").Delete(MeshSlotKey(6, 80, 3))
+	foreign.Set("slots").Put(MeshSlotKey(6, 80, 4), AddrPort(a, 81))
+	if _, err := other.Sync(foreign, false); err != nil {
 		t.Fatal(err)
 	}
 	mustSync(false, false) // not seen without looking
 	mustSync(true, true)
-	got, err := s.Elements(table, "slots")
-	if err != nil || len(got) != 8 || got[MeshSlotKey(6, 80, 4)] != AddrPort(a, 80) {
-		t.Fatalf("elements %v, %v", got, err)
+	again := meshTable(false)
+	if err := other.Load(again); err != nil || again.Set("slots").Len() != 8 || again.Set("slots").Get(MeshSlotKey(6, 80, 4)) != AddrPort(a, 80) {
+		t.Fatal(err, again.Set("slots").elems)
 	}
 	foreign.Chains = foreign.Chains[:len(foreign.Chains)-1] // a chain went away
 	if _, err := other.Sync(foreign, true); err != nil {
@@ -136,7 +127,7 @@ func TestMending(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustSync(true, true)
-	slots.Elems = map[string]string{MeshSlotKey(6, 80, 0): AddrPort(a, 82)}
+	slots.Replace(map[string]string{MeshSlotKey(6, 80, 0): AddrPort(a, 82)})
 	mustSync(false, true)
 	mustSync(true, false)
 	for range 2 {
@@ -145,7 +136,7 @@ func TestMending(t *testing.T) {
 		}
 	}
 	// A refused change leaves the old content and is tried again from the kernel's state.
-	bad := table.clone()
+	bad := meshTable(false)
 	bad.Chains[0].Rules = append(bad.Chains[0].Rules, v4.rule(jump("nowhere")))
 	if _, err := s.Sync(bad, false); err == nil {
 		t.Fatal("a jump to a missing chain was accepted")
@@ -156,11 +147,11 @@ func TestMending(t *testing.T) {
 func TestManyElements(t *testing.T) {
 	_, s := testSyncer(t)
 	table := meshTable(false)
-	slots := table.set("slots")
+	slots := table.Set("slots")
 	a := netip.MustParseAddr("10.0.0.9")
 	for p := range 1000 {
 		for i := range 64 {
-			slots.Elems[MeshSlotKey(6, uint16(p), i)] = AddrPort(a, 80)
+			slots.Put(MeshSlotKey(6, uint16(p), i), AddrPort(a, 80))
 		}
 	}
 	for _, full := range []bool{false, true} {
@@ -168,7 +159,7 @@ func TestManyElements(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	slots.Elems[MeshSlotKey(6, 3, 3)] = AddrPort(a, 81)
+	slots.Put(MeshSlotKey(6, 3, 3), AddrPort(a, 81))
 	if changed, err := s.Sync(table, false); err != nil || !changed {
 		t.Fatal(changed, err)
 	}

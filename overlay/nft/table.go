@@ -3,10 +3,9 @@ package nft
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
+	"iter"
 	"maps"
-	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -46,14 +45,103 @@ var (
 	TypeIfname  = Type{16, 41}
 )
 
-// Set is a set, or with Value a map, or with Verdicts a verdict map. Elements go from encoded key (Key) to encoded value: empty in a
-// set, the name of a chain to jump to in a verdict map.
+// Set is a set, or with Value a map, or with Verdicts a verdict map. Elements go from encoded key to encoded value: empty in a set, the
+// name of a chain to jump to in a verdict map. It remembers what changed since the kernel was last known to agree, so that a small
+// change of a large set is cheap.
 type Set struct {
 	Name     string
 	Key      []Type
 	Value    []Type
 	Verdicts bool
-	Elems    map[string]string
+	elems    map[string]string
+	changed  map[string]element // keys that differ from the kernel, with what the kernel has
+}
+
+type element struct {
+	value string
+	there bool
+}
+
+// Get returns an element's value, empty if there is none.
+func (s *Set) Get(key string) string { return s.elems[key] }
+
+// Len is the number of elements.
+func (s *Set) Len() int { return len(s.elems) }
+
+// All walks the elements.
+func (s *Set) All() iter.Seq2[string, string] { return maps.All(s.elems) }
+
+// Put adds or changes an element.
+func (s *Set) Put(key, value string) {
+	if old, ok := s.elems[key]; ok && old == value {
+		return
+	}
+	s.touch(key)
+	if s.elems == nil {
+		s.elems = map[string]string{}
+	}
+	s.elems[key] = value
+}
+
+// Delete removes an element.
+func (s *Set) Delete(key string) {
+	if _, ok := s.elems[key]; ok {
+		s.touch(key)
+		delete(s.elems, key)
+	}
+}
+
+func (s *Set) touch(key string) {
+	if _, ok := s.changed[key]; ok {
+		return
+	}
+	if s.changed == nil {
+		s.changed = map[string]element{}
+	}
+	v, ok := s.elems[key]
+	s.changed[key] = element{v, ok}
+}
+
+// Replace makes the set have exactly these elements.
+func (s *Set) Replace(elems map[string]string) {
+	for k := range s.elems {
+		if _, ok := elems[k]; !ok {
+			s.Delete(k)
+		}
+	}
+	for k, v := range elems {
+		s.Put(k, v)
+	}
+}
+
+// differences gives what to delete from the kernel and what to add, going by what changed.
+func (s *Set) differences() (del, add map[string]string) {
+	del, add = map[string]string{}, map[string]string{}
+	for k, old := range s.changed {
+		v, ok := s.elems[k]
+		if old.there && (!ok || v != old.value) {
+			del[k] = old.value
+		}
+		if ok && (!old.there || v != old.value) {
+			add[k] = v
+		}
+	}
+	return del, add
+}
+
+// compare sets what changed by looking at all that the kernel has.
+func (s *Set) compare(kernel map[string]string) {
+	s.changed = map[string]element{}
+	for k, v := range s.elems {
+		if old, ok := kernel[k]; !ok || old != v {
+			s.changed[k] = element{old, ok}
+		}
+	}
+	for k, v := range kernel {
+		if _, ok := s.elems[k]; !ok {
+			s.changed[k] = element{v, true}
+		}
+	}
 }
 
 // Chain is a base chain when Type is set ("filter", "nat", "route").
@@ -83,16 +171,11 @@ func (r Rule) digest() string {
 	return hex.EncodeToString(h.Sum(nil)[:8])
 }
 
-// Syncer brings tables of one namespace to their desired content. Safe for concurrent use.
+// Syncer brings tables of one namespace to their desired content. Safe for concurrent use; a Table is not.
 type Syncer struct {
-	mu    sync.Mutex
-	sock  *link.Socket
-	known map[tableID]*Table // what the kernel has, as far as we know; absent: must be looked up
-}
-
-type tableID struct {
-	family byte
-	name   string
+	mu     sync.Mutex
+	sock   *link.Socket
+	synced map[*Table]bool // the kernel has the table but for what its sets remember as changed
 }
 
 // NewSyncer opens a netfilter connection into ns.
@@ -101,84 +184,90 @@ func NewSyncer(ns *link.NS) (*Syncer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Syncer{sock: s, known: map[tableID]*Table{}}, nil
+	return &Syncer{sock: s, synced: map[*Table]bool{}}, nil
 }
 
 // Close closes the connection; the tables stay.
 func (s *Syncer) Close() error { return s.sock.Close() }
 
-// Sync makes the kernel's table equal to want. With full, or after an error, what the kernel has is read first; else what was last
-// written is trusted. It tells whether anything had to be changed.
+// Load fills a new table with the elements that the kernel's table of this name has, if that has the same rules and sets.
+func (s *Syncer) Load(t *Table) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	have, err := s.dump(t)
+	if err != nil {
+		return fmt.Errorf("read nft table %s: %w", t.Name, err)
+	}
+	if have == nil || !sameShape(t, have) {
+		return nil
+	}
+	for _, set := range have.Sets {
+		t.Set(set.Name).elems = set.elems
+		t.Set(set.Name).changed = nil
+	}
+	s.synced[t] = true
+	return nil
+}
+
+// Sync makes the kernel's table equal to want. With full, or after an error, what the kernel has is read first; else only what changed
+// since the last call is sent. It tells whether anything had to be changed.
 func (s *Syncer) Sync(want *Table, full bool) (changed bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	id := tableID{want.Family, want.Name}
-	have := s.known[id]
-	if full || have == nil {
-		if have, err = s.dump(want); err != nil {
+	replace := false
+	if full || !s.synced[want] {
+		have, err := s.dump(want)
+		if err != nil {
 			return false, fmt.Errorf("read nft table %s: %w", want.Name, err)
 		}
+		replace = have == nil || !sameShape(want, have)
+		if !replace {
+			for _, set := range have.Sets {
+				want.Set(set.Name).compare(set.elems)
+			}
+		}
 	}
-	delete(s.known, id)
+	delete(s.synced, want)
 	var msgs []link.Message
-	if have == nil || !sameShape(want, have) {
+	if replace {
 		msgs = replaceTable(want)
 	} else {
-		msgs = elementChanges(want, have)
+		msgs = elementChanges(want)
 	}
 	if len(msgs) > 0 {
 		if err := s.transact(msgs); err != nil {
 			return false, fmt.Errorf("change nft table %s: %w", want.Name, err)
 		}
 	}
-	s.known[id] = want.clone()
+	for _, set := range want.Sets {
+		set.changed = nil
+	}
+	s.synced[want] = true
 	return len(msgs) > 0, nil
+}
+
+// Forget drops what is remembered of a table that is no longer used.
+func (s *Syncer) Forget(t *Table) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.synced, t)
 }
 
 // Delete removes a table; a missing one is not an error.
 func (s *Syncer) Delete(family byte, name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.known, tableID{family, name})
+	for t := range s.synced {
+		if t.Family == family && t.Name == name {
+			delete(s.synced, t)
+		}
+	}
 	t := &Table{Family: family, Name: name}
 	// Creating first makes deletion of a missing table succeed in the same transaction.
 	if err := s.transact([]link.Message{newTable(t), delTable(t)}); err != nil {
 		return fmt.Errorf("delete nft table %s: %w", name, err)
 	}
 	return nil
-}
-
-// Elements reads the elements of one set as the kernel has them; a missing table or set has none.
-func (s *Syncer) Elements(t *Table, set string) (map[string]string, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, x := range t.Sets {
-		if x.Name == set {
-			elems, err := s.dumpElements(t, x)
-			if errors.Is(err, unix.ENOENT) {
-				return nil, nil
-			}
-			return elems, err
-		}
-	}
-	return nil, fmt.Errorf("nft table %s has no set %s", t.Name, set)
-}
-
-func (t *Table) clone() *Table {
-	c := *t
-	c.Sets = nil
-	for _, s := range t.Sets {
-		n := *s
-		n.Elems = maps.Clone(s.Elems)
-		c.Sets = append(c.Sets, &n)
-	}
-	c.Chains = nil
-	for _, ch := range t.Chains {
-		n := *ch
-		n.Rules = slices.Clone(ch.Rules)
-		c.Chains = append(c.Chains, &n)
-	}
-	return &c
 }
 
 // sameShape compares everything but elements.
@@ -244,13 +333,12 @@ func Concat(fields ...[]byte) string {
 	return string(b)
 }
 
-// Fill sets the elements of one of the table's sets.
-func (t *Table) Fill(set string, elems map[string]string) {
+// Set finds a set of the table; asking for one that the table's kind does not have is a programming error.
+func (t *Table) Set(name string) *Set {
 	for _, s := range t.Sets {
-		if s.Name == set {
-			s.Elems = elems
-			return
+		if s.Name == name {
+			return s
 		}
 	}
-	panic("nft table " + t.Name + " has no set " + set)
+	panic("nft table " + t.Name + " has no set " + name)
 }

@@ -59,36 +59,18 @@ func replaceTable(t *Table) []link.Message {
 		}
 	}
 	for _, s := range t.Sets {
-		msgs = append(msgs, elements(unix.NFT_MSG_NEWSETELEM, t, s, s.Elems)...)
+		msgs = append(msgs, elements(unix.NFT_MSG_NEWSETELEM, t, s, s.elems)...)
 	}
 	return msgs
 }
 
-// elementChanges goes from have to want; deletions precede additions because a changed value is both.
-func elementChanges(want, have *Table) []link.Message {
-	old := map[string]*Set{}
-	for _, s := range have.Sets {
-		old[s.Name] = s
-	}
+// elementChanges sends what changed; deletions precede additions because a changed value is both.
+func elementChanges(t *Table) []link.Message {
 	var dels, adds []link.Message
-	for _, s := range want.Sets {
-		del, add := map[string]string{}, map[string]string{}
-		was := old[s.Name].Elems
-		for k, v := range s.Elems {
-			if o, ok := was[k]; !ok || o != v {
-				add[k] = v
-				if ok {
-					del[k] = o
-				}
-			}
-		}
-		for k, v := range was {
-			if _, ok := s.Elems[k]; !ok {
-				del[k] = v
-			}
-		}
-		dels = append(dels, elements(unix.NFT_MSG_DELSETELEM, want, s, del)...)
-		adds = append(adds, elements(unix.NFT_MSG_NEWSETELEM, want, s, add)...)
+	for _, s := range t.Sets {
+		del, add := s.differences()
+		dels = append(dels, elements(unix.NFT_MSG_DELSETELEM, t, s, del)...)
+		adds = append(adds, elements(unix.NFT_MSG_NEWSETELEM, t, s, add)...)
 	}
 	return append(dels, adds...)
 }
@@ -179,7 +161,7 @@ func elements(op uint16, t *Table, s *Set, elems map[string]string) []link.Messa
 			a.Str(unix.NFTA_SET_ELEM_LIST_SET, s.Name)
 			a.Nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS, nil, func(l *link.Attrs) {
 				for _, k := range part {
-					l.Nest(unix.NFTA_LIST_ELEM, nil, func(e *link.Attrs) { element(e, s, k, elems[k]) })
+					l.Nest(unix.NFTA_LIST_ELEM, nil, func(e *link.Attrs) { encodeElement(e, s, k, elems[k]) })
 				}
 			})
 		}))
@@ -187,7 +169,7 @@ func elements(op uint16, t *Table, s *Set, elems map[string]string) []link.Messa
 	return msgs
 }
 
-func element(e *link.Attrs, s *Set, key, value string) {
+func encodeElement(e *link.Attrs, s *Set, key, value string) {
 	e.Nest(unix.NFTA_SET_ELEM_KEY, nil, func(d *link.Attrs) { d.Bytes(unix.NFTA_DATA_VALUE, []byte(key)) })
 	switch {
 	case s.Verdicts:
