@@ -118,6 +118,9 @@ func (w *reaped) reap(tasks []*store.Task, limit int) {
 	if newest.State < api.TaskRunning {
 		limit = max(limit, 1) // a rolling update reads from it that the newest replaces something
 	}
+	if newest.State.Terminal() && newest.Desired > api.TaskRunning {
+		limit = max(limit-1, 0) // it is history too, and stays in any case: it tells that the slot has run its course
+	}
 	for len(ended) > limit {
 		w.delete(ended[0])
 		ended = ended[1:]

@@ -1,6 +1,7 @@
 package orchestrator
 
 import (
+	"flag"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -11,18 +12,19 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 
 	"skein/manager/api"
-	"skein/manager/placement"
 	"skein/manager/store"
 )
+
+var seeds = flag.Uint64("seeds", 250, "random histories to simulate")
 
 // TestSimulation drives the controllers through random histories on a virtual clock, with agents that are slow, fail and disappear,
 // checks after every step what must always hold, and at the end what must hold once everything is quiet.
 func TestSimulation(t *testing.T) {
-	seeds := uint64(200)
+	n := *seeds
 	if testing.Short() {
-		seeds = 60
+		n = min(n, 60)
 	}
-	for seed := range seeds {
+	for seed := range n {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) { simulate(t, seed) })
 	}
 }
@@ -31,6 +33,8 @@ type sim struct {
 	script
 	r       *rand.Rand
 	created int
+	checked uint64
+	decoder *Orchestrator
 	first   map[string]store.Task // as last seen
 	dead    map[string]bool       // ids that were deleted
 	down    map[string]bool       // nodes that ever were: what ran there meanwhile is not told to stop at once
@@ -39,7 +43,7 @@ type sim struct {
 }
 
 func simulate(t *testing.T, seed uint64) {
-	s := &sim{r: rand.New(rand.NewPCG(seed, 7)), first: map[string]store.Task{}, dead: map[string]bool{}, startup: map[string]bool{}, down: map[string]bool{}, fails: 0.03}
+	s := &sim{decoder: New(), r: rand.New(rand.NewPCG(seed, 7)), first: map[string]store.Task{}, dead: map[string]bool{}, startup: map[string]bool{}, down: map[string]bool{}, fails: 0.03}
 	s.script = script{world: newWorld(t), specs: map[string]*swarm.ServiceSpec{}, nodes: map[string]*api.NodeRecord{}, seen: map[string]string{}}
 	for i := range 3 + s.r.IntN(3) {
 		s.node(fmt.Sprint("n", i), []string{"ready", fmt.Sprintf("mem=%dG", 4+s.r.IntN(5)), fmt.Sprintf("label.zone=%d", i%2)})
@@ -197,6 +201,10 @@ func (s *sim) quiet() {
 // check asserts what always holds.
 func (s *sim) check() {
 	s.t.Helper()
+	if s.checked == s.store.Version() {
+		return
+	}
+	s.checked = s.store.Version()
 	now := map[string]store.Task{}
 	reserved := map[string]int64{}
 	wanted, running := map[string]int{}, map[string]int{}
@@ -223,7 +231,7 @@ func (s *sim) check() {
 			}
 		}
 		for _, n := range tx.Nodes() {
-			if total := (placement.NodeOf(n).Total.MemoryBytes); reserved[n.Id] > total {
+			if total := (s.decoder.node(tx, n.Id).Total.MemoryBytes); reserved[n.Id] > total {
 				s.t.Fatalf("node %s: %d bytes are reserved, it has %d", n.Id, reserved[n.Id], total)
 			}
 		}
@@ -247,7 +255,7 @@ func (s *sim) checkTask(tx store.ReadTx, t *store.Task) {
 	}
 	placed := t.State >= api.TaskAssigned && (!known || old.State < api.TaskAssigned)
 	if svc, n := tx.Service(t.ServiceID), tx.Node(t.NodeID); placed && svc != nil && n != nil && !t.State.Terminal() {
-		o := New()
+		o := s.decoder
 		facts := o.facts(svc.Revs[t.Revision])
 		if node := o.node(tx, t.NodeID); !facts.req.MatchesAll(node) || node.State != 0 {
 			s.t.Fatalf("task %s was placed on %s, which is %+v, constraints %v", s.name(t), t.NodeID, node, facts.constraints)
@@ -270,7 +278,7 @@ func (s *sim) checkEnd() {
 		for _, svc := range tx.Services() {
 			want := 0
 			if svc.Spec.Mode.Global != nil {
-				o := New()
+				o := s.decoder
 				for _, n := range tx.Nodes() {
 					if o.facts(svc.Spec).req.MatchesAll(o.node(tx, n.Id)) {
 						want++
