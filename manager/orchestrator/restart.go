@@ -1,6 +1,8 @@
 package orchestrator
 
 import (
+	"time"
+
 	"github.com/moby/moby/api/types/swarm"
 
 	"skein/manager/api"
@@ -25,12 +27,35 @@ func (p *pass) replaceLost() {
 			if last.StartAfter > p.now {
 				startAfter = last.StartAfter
 			} else if ownEnd(last) {
-				startAfter = p.now + int64(p.policy(last).delay)
+				startAfter = p.now + int64(max(p.policy(last).delay, crashPause(s)))
 			}
 			p.create(s, startAfter)
 		}
 		p.out.cut()
 	}
+}
+
+// A slot whose tasks end by themselves within shortLife, again and again, is slowed down even if the policy's delay is shorter: after
+// freeCrashes of them pauses double from firstCrashPause. The history of a slot bounds the count.
+const (
+	shortLife       = 10 * time.Second
+	freeCrashes     = 3
+	firstCrashPause = 250 * time.Millisecond
+	maxCrashPause   = time.Minute
+)
+
+func crashPause(s *slot) time.Duration {
+	crashes := 0
+	for i := len(s.tasks) - 1; i >= 0; i-- {
+		if t := s.tasks[i]; !ownEnd(t) || t.Updated-t.Created > int64(shortLife) {
+			break
+		}
+		crashes++
+	}
+	if crashes <= freeCrashes {
+		return 0
+	}
+	return min(firstCrashPause<<min(crashes-freeCrashes-1, 10), maxCrashPause)
 }
 
 // needsReplacement: beside a task that still runs (start-first) only the lost new one is tried again, and not in a paused update.
