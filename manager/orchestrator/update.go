@@ -182,6 +182,9 @@ func (p *pass) rollBack(message string) {
 	rec := proto.Clone(p.svc.ServiceRecord).(*api.ServiceRecord)
 	rec.SpecJson = rec.PreviousSpecJson
 	rec.PendingRollback = ""
+	if p.svc.Previous != nil {
+		rec.ForceUpdate = p.svc.Previous.TaskTemplate.ForceUpdate
+	}
 	rec.UpdateStatus = &api.UpdateStatus{
 		ServiceId: rec.Id, State: string(swarm.UpdateStateRollbackStarted), Started: p.now, Message: message,
 	}
