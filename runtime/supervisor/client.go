@@ -27,7 +27,8 @@ type client struct {
 	mu     sync.Mutex
 	held   map[string][]*os.File
 	dir    string
-	closed bool
+	closed bool          // or shut down: the supervisor is not started again
+	done   chan struct{} // closed with it
 }
 
 // Dial connects to a running supervisor; an error of kind unavailable says that none answers.
@@ -36,7 +37,7 @@ func Dial(ctx context.Context, socketPath string) (runtime.Supervisor, error) {
 }
 
 func dial(ctx context.Context, socketPath string) (*client, error) {
-	c := &client{socket: socketPath, held: map[string][]*os.File{}}
+	c := &client{socket: socketPath, held: map[string][]*os.File{}, done: make(chan struct{})}
 	if err := c.hello(ctx); err != nil {
 		return nil, err
 	}
@@ -90,7 +91,7 @@ func (c *client) letGo(id string) {
 func (c *client) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.closed = true
+	c.finish()
 	for id, files := range c.held {
 		for _, f := range files {
 			f.Close()
@@ -100,14 +101,36 @@ func (c *client) Close() error {
 	return nil
 }
 
+// finish ends event streams and keeps the supervisor from being started again. It is called with mu held.
+func (c *client) finish() {
+	if !c.closed {
+		c.closed = true
+		close(c.done)
+	}
+}
+
+// again starts the supervisor again after an error that says it is gone; false: this client may or can not.
+func (c *client) again(ctx context.Context, cause error) (bool, error) {
+	c.mu.Lock()
+	closed := c.closed
+	c.mu.Unlock()
+	if c.revive == nil || closed || !errdefs.IsUnavailable(cause) || ctx.Err() != nil {
+		return false, cause
+	}
+	if err := c.revive(ctx); err != nil {
+		return false, fmt.Errorf("%w: start it again: %w", cause, err)
+	}
+	return true, nil
+}
+
 // open connects and sends a request; the connection closes when ctx ends or stop is called.
 func (c *client) open(ctx context.Context, r *request, fds ...int) (w *wire, stop func(), err error) {
 	w, stop, err = c.openOnce(ctx, r, fds...)
-	if err != nil && c.revive != nil && errdefs.IsUnavailable(err) && ctx.Err() == nil {
-		if rerr := c.revive(ctx); rerr != nil {
-			return nil, nil, fmt.Errorf("%w: start it again: %w", err, rerr)
+	if err != nil {
+		var ok bool
+		if ok, err = c.again(ctx, err); ok {
+			return c.openOnce(ctx, r, fds...)
 		}
-		w, stop, err = c.openOnce(ctx, r, fds...)
 	}
 	return w, stop, err
 }
@@ -169,7 +192,16 @@ func (c *client) call(ctx context.Context, r *request, fds ...int) (response, er
 		return response{}, err
 	}
 	defer stop()
-	return c.answer(ctx, w, r.Op)
+	resp, err := c.answer(ctx, w, r.Op)
+	if err == nil || r.Op != "state" && r.Op != "list" {
+		return resp, err
+	}
+	// The supervisor died over a question, which can be asked again.
+	ok, err := c.again(ctx, err)
+	if !ok {
+		return resp, err
+	}
+	return c.once(ctx, r)
 }
 
 // once is call without starting the supervisor again.
@@ -303,6 +335,11 @@ func (c *client) LoadFDs(ctx context.Context, prefix string) (map[string]int, er
 
 func (c *client) Shutdown(ctx context.Context, force bool) error {
 	_, err := c.once(ctx, &request{Op: "shutdown", Force: force})
+	if err == nil {
+		c.mu.Lock()
+		c.finish()
+		c.mu.Unlock()
+	}
 	return err
 }
 
@@ -334,6 +371,9 @@ func (c *client) Events(ctx context.Context, after uint64) (<-chan runtime.Event
 			t := time.NewTimer(wait)
 			select {
 			case <-ctx.Done():
+				t.Stop()
+				return
+			case <-c.done:
 				t.Stop()
 				return
 			case <-t.C:

@@ -38,10 +38,11 @@ func Ensure(ctx context.Context, exe string, cfg Config) (runtime.Supervisor, er
 	c.revive = func(ctx context.Context) error {
 		once.Lock()
 		defer once.Unlock()
-		if c.hello(ctx) == nil {
+		err := c.hello(ctx)
+		if err == nil {
 			return nil // somebody else did it
 		}
-		cfg.Logger.Warn("the supervisor is gone: starting another, which adopts the containers", "socket", cfg.SocketPath)
+		cfg.Logger.Warn("the supervisor is gone: starting another, which adopts the containers", "socket", cfg.SocketPath, "error", err)
 		if err := launch(ctx, exe, cfg); err != nil {
 			return err
 		}

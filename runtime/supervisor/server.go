@@ -160,11 +160,48 @@ func (s *server) lock() (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) && !s.answered() {
+		err = awaitLock(f) // its holder is dying
+	}
+	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("lock %s: another supervisor uses this state directory: %w", path, err)
 	}
 	return f, nil
+}
+
+// answered says whether a supervisor serves the socket already.
+func (s *server) answered() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	c, err := dial(ctx, s.cfg.SocketPath)
+	if err == nil {
+		_ = c.Close()
+	}
+	return err == nil
+}
+
+// awaitLock waits for the lock, at most requestLimit; then the process gives up and ends, and with it the wait.
+func awaitLock(f *os.File) error {
+	got := make(chan error, 1)
+	go func() {
+		for {
+			err := unix.Flock(int(f.Fd()), unix.LOCK_EX)
+			if !errors.Is(err, unix.EINTR) {
+				got <- err
+				return
+			}
+		}
+	}()
+	t := time.NewTimer(requestLimit)
+	defer t.Stop()
+	select {
+	case err := <-got:
+		return err
+	case <-t.C:
+		return errors.New("it neither answers nor ends")
+	}
 }
 
 func (s *server) listen() (*net.UnixListener, error) {
