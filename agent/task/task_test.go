@@ -283,6 +283,18 @@ func TestEndedTaskIsNotStartedAgain(t *testing.T) {
 	})
 }
 
+func TestRunningTaskIsNotStartedTwice(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		n := newNode(t, nil) // a machine that lost its state directory
+		defer n.halt()
+		n.m.Set(task.Set{Confirmed: true, Assignments: []*api.Assignment{assign("t1", api.TaskRunning, func(a *api.Assignment) { a.State = uint32(api.TaskRunning) })}})
+		n.want(`+0s t1 failed "failed" err="task: its container is gone from this node"`)
+		if got := n.exec.Starts("t1"); got != 0 {
+			t.Fatalf("started %d times", got)
+		}
+	})
+}
+
 func TestRemoveDesired(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		n := newNode(t, func(*api.Assignment) tasktest.Script {

@@ -21,6 +21,9 @@ type worker struct {
 	ctl Controller
 }
 
+// errLost ends a task that ran before the daemon or the machine was restarted.
+var errLost = errors.New("task: its container is gone from this node")
+
 // stage is a step of a task's life; it returns the next one, nil at the end.
 type stage func(*worker, context.Context) stage
 
@@ -79,6 +82,8 @@ func (w *worker) accept(ctx context.Context) stage {
 		return (*worker).observe
 	case found.Running:
 		return (*worker).serve
+	case w.state() >= api.TaskRunning: // a task is never started twice: it is replaced
+		return w.fail(errLost)
 	case w.stopDue() && !found.Created:
 		w.report(api.TaskShutdown, "shutdown before it was started", nil)
 		return nil

@@ -103,10 +103,15 @@ func (d *Dispatcher) armExpiry() {
 // expire looks at the leases that may have ended.
 func (d *Dispatcher) expire() {
 	now := time.Now()
+	stalled := len(d.leases) > 0 && now.Sub(d.leases[0].at) > heartbeat // this process did not run: it cannot say who was silent
 	for len(d.leases) > 0 && !d.leases[0].at.After(now) {
 		n := heap.Pop(&d.leases).(leaseEntry).node
 		n.leased = false
 		if d.nodes[n.id] != n || n.fenced {
+			continue
+		}
+		if stalled {
+			d.lease(n, now.Add(2*heartbeat))
 			continue
 		}
 		if seen := n.seen.Load(); seen > 0 {
