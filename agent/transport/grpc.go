@@ -25,7 +25,6 @@ func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.Creds(muxCredentials{}),
 		grpc.MaxRecvMsgSize(api.MaxMessageBytes),
-		grpc.MaxSendMsgSize(api.MaxMessageBytes),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),

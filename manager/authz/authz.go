@@ -47,14 +47,14 @@ func WithCaller(ctx context.Context, c Caller) context.Context {
 // Config of an Authorizer.
 type Config struct {
 	// Role returns the role that the store gives a node. Unknown nodes are an error: denied where the store is known to be current,
-	// unavailable where it may lag. Nil on workers, which have no store: the certificate alone counts there.
-	Role   func(nodeID string) (string, error)
+	// unavailable where it may lag and does not catch up in time. Nil on workers, which have no store: the certificate alone counts there.
+	Role   func(ctx context.Context, nodeID string) (string, error)
 	Logger *slog.Logger
 }
 
 // Authorizer checks each request before its handler sees it.
 type Authorizer struct {
-	role  func(string) (string, error)
+	role  func(context.Context, string) (string, error)
 	log   *slog.Logger
 	table map[string]rule
 }
@@ -103,7 +103,7 @@ func (s *stream) Context() context.Context { return s.ctx }
 func (a *Authorizer) admit(ctx context.Context, method string, req any) (context.Context, error) {
 	caller, err := a.identify(ctx)
 	if err == nil {
-		err = a.check(caller, method, req)
+		err = a.check(ctx, caller, method, req)
 	}
 	if err != nil {
 		level := slog.LevelInfo
@@ -117,7 +117,7 @@ func (a *Authorizer) admit(ctx context.Context, method string, req any) (context
 }
 
 // check applies the method's rule to a caller whose certificate is good.
-func (a *Authorizer) check(c Caller, method string, req any) error {
+func (a *Authorizer) check(ctx context.Context, c Caller, method string, req any) error {
 	r, ok := a.table[method]
 	if !ok {
 		return api.Errorf(errdefs.ErrPermissionDenied, "%s: denied: no rule allows this method to anybody", method)
@@ -128,7 +128,7 @@ func (a *Authorizer) check(c Caller, method string, req any) error {
 	if c.NodeID == "" {
 		return api.Errorf(errdefs.ErrUnauthenticated, "%s: denied: this needs a node certificate; join the cluster first (docker swarm join)", method)
 	}
-	role, err := a.effectiveRole(c.NodeIdentity)
+	role, err := a.effectiveRole(ctx, c.NodeIdentity)
 	if err != nil {
 		return err
 	}
@@ -142,11 +142,11 @@ func (a *Authorizer) check(c Caller, method string, req any) error {
 }
 
 // effectiveRole is the least that certificate and store agree on.
-func (a *Authorizer) effectiveRole(id api.NodeIdentity) (string, error) {
+func (a *Authorizer) effectiveRole(ctx context.Context, id api.NodeIdentity) (string, error) {
 	if a.role == nil {
 		return id.Role, nil
 	}
-	stored, err := a.role(id.NodeID)
+	stored, err := a.role(ctx, id.NodeID)
 	if err != nil {
 		return "", err
 	}
@@ -176,7 +176,7 @@ func (a *Authorizer) identify(ctx context.Context) (Caller, error) {
 	if c.NodeID == "" {
 		return c, api.Errorf(errdefs.ErrPermissionDenied, "forwarded identity denied: it does not come from a manager")
 	}
-	role, err := a.effectiveRole(c.NodeIdentity)
+	role, err := a.effectiveRole(ctx, c.NodeIdentity)
 	if err != nil {
 		return c, err
 	}

@@ -64,7 +64,7 @@ var (
 )
 
 func authorizer() *Authorizer {
-	return New(Config{Role: func(id string) (string, error) {
+	return New(Config{Role: func(_ context.Context, id string) (string, error) {
 		switch id {
 		case managerID, promoID:
 			return api.RoleManager, nil

@@ -41,7 +41,9 @@ func (m *managers) RemoveManager(_ context.Context, id string) error {
 type observer map[string]*api.TaskReport
 
 func (o observer) SoftState(id string) *api.TaskReport { return o[id] }
-func (o observer) NetStatus() []*api.NetStatusRow      { return []*api.NetStatusRow{{NodeId: "n"}} }
+func (o observer) NetStatus(context.Context) ([]*api.NetStatusRow, error) {
+	return []*api.NetStatusRow{{NodeId: "n"}}, nil
+}
 
 type fixture struct {
 	t    *testing.T
@@ -514,6 +516,11 @@ func TestRemoveNode(t *testing.T) {
 	if left := list[swarm.Node](f, o, err); len(left) != 0 {
 		t.Errorf("%d nodes left", len(left))
 	}
+	f.st.View(func(tx store.ReadTx) {
+		if r := tx.Cluster().Removed; len(r) != 2 || r[1].NodeId != f.node[0] || time.Until(time.Unix(0, r[1].Until)) < 89*24*time.Hour {
+			t.Errorf("removed nodes are %v, want both until their certificates expire", r)
+		}
+	})
 }
 
 func TestNetworks(t *testing.T) {

@@ -2,6 +2,8 @@ package control
 
 import (
 	"context"
+	"encoding/json"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/swarm"
@@ -158,7 +160,7 @@ func (s *Server) RemoveNode(ctx context.Context, r *api.RemoveRequest) (*api.Emp
 	err = s.write(ctx, func(tx store.WriteTx) error {
 		tx.Add(expect("node", n.Id, tx.Node(n.Id).GetMeta().GetVersion()))
 		tx.Add(&api.Change{Kind: &api.Change_DeleteNode{DeleteNode: n.Id}})
-		return nil
+		return s.shutOut(tx, n.Id)
 	})
 	if err != nil {
 		return nil, err
@@ -168,4 +170,24 @@ func (s *Server) RemoveNode(ctx context.Context, r *api.RemoveRequest) (*api.Emp
 		s.cfg.Removed(n.Id)
 	}
 	return &api.Empty{}, nil
+}
+
+// shutOut lists a removed node until its last certificate has expired, and forgets those whose certificates have.
+func (s *Server) shutOut(tx store.WriteTx, nodeID string) error {
+	old := tx.Cluster()
+	if old == nil {
+		return api.Errorf(errdefs.ErrUnavailable, "the cluster's state is not there yet; try again")
+	}
+	var spec swarm.Spec
+	if err := json.Unmarshal(old.SpecJson, &spec); err != nil {
+		return api.Errorf(errdefs.ErrDataLoss, "cluster %s: its spec is not JSON: %v", old.Id, err)
+	}
+	now := s.cfg.Now()
+	c := proto.Clone(old).(*api.ClusterRecord)
+	c.Removed = slices.DeleteFunc(c.Removed, func(r *api.RemovedNode) bool { return r.Until < now.UnixNano() })
+	life := max(spec.CAConfig.NodeCertExpiry, DefaultClusterSpec().CAConfig.NodeCertExpiry) // it may have been shortened since
+	c.Removed = append(c.Removed, &api.RemovedNode{NodeId: nodeID, Until: now.Add(life).UnixNano()})
+	tx.Add(expect("cluster", old.Id, old.Meta.GetVersion()))
+	tx.Add(&api.Change{Kind: &api.Change_PutCluster{PutCluster: c}})
+	return nil
 }

@@ -42,7 +42,7 @@ type Observer interface {
 	// SoftState is the newest report about a task, nil if the log has it already.
 	SoftState(taskID string) *api.TaskReport
 	// NetStatus tells which node applied which version of which table.
-	NetStatus() []*api.NetStatusRow
+	NetStatus(ctx context.Context) ([]*api.NetStatusRow, error)
 }
 
 // Config of a Server. Store and Managers are required.
@@ -114,7 +114,11 @@ func (s *Server) NetStatus(ctx context.Context, _ *api.ListRequest) (*api.NetSta
 	if o == nil {
 		return nil, api.Errorf(errdefs.ErrUnavailable, "network status: the leader is just starting; try again in a moment")
 	}
-	return &api.NetStatusReply{Rows: o.NetStatus()}, nil
+	rows, err := o.NetStatus(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &api.NetStatusReply{Rows: rows}, nil
 }
 
 func expect(kind, id string, version uint64) *api.Change {

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"skein/manager/api"
@@ -28,7 +29,10 @@ const (
 	defaultWait    = 5 * time.Second        // an election is over in less than 4 s (DECISIONS 13)
 	connectTimeout = time.Second            // a leader that does not answer within it is probably dead
 	retryPause     = 100 * time.Millisecond // between attempts when leadership does not change meanwhile
-	notLeader      = "skein-not-leader"     // trailer: the request was refused before anything was done
+	maxReplyBytes  = 64 << 20               // lists of a big cluster; between managers only
+	// Trailers of an answer to a forwarded request.
+	answered  = "skein-answered"   // a manager answered: an error is its own and not the connection's
+	notLeader = "skein-not-leader" // the request was refused before anything was done
 )
 
 // Leadership is what the forwarder must know of consensus.
@@ -93,6 +97,9 @@ func (f *Forwarder) route(ctx context.Context, m method, req any, name string, h
 	caller, ok := authz.CallerFrom(ctx)
 	if !ok {
 		return nil, api.Errorf(errdefs.ErrUnauthenticated, "%s: request without a caller", name)
+	}
+	if caller.Forwarded {
+		_ = grpc.SetTrailer(ctx, metadata.Pairs(answered, "1"))
 	}
 	wait, cancel := context.WithTimeout(ctx, f.cfg.Wait)
 	defer cancel()
@@ -161,8 +168,17 @@ func (f *Forwarder) call(ctx context.Context, caller authz.Caller, addr, name st
 		return true, err
 	}
 	var trailer metadata.MD
-	err = conn.Invoke(authz.Outgoing(ctx, caller), name, req, reply, grpc.Trailer(&trailer))
-	return err != nil && len(trailer.Get(notLeader)) > 0, err
+	var at peer.Peer
+	err = conn.Invoke(authz.Outgoing(ctx, caller), name, req, reply, grpc.Trailer(&trailer), grpc.Peer(&at), grpc.MaxCallRecvMsgSize(maxReplyBytes))
+	switch {
+	case err == nil:
+		return false, nil
+	case at.Addr == nil, len(trailer.Get(notLeader)) > 0: // it never left this manager, or the other one did not touch it
+		return true, err
+	case len(trailer.Get(answered)) == 0 && status.Code(err) == codes.Unavailable:
+		return false, status.Errorf(codes.Unavailable, "%s: the connection to the leader %s was lost meanwhile; whether it was done is unknown: look, then try again", name, addr)
+	}
+	return false, err
 }
 
 // connect returns a connection to the leader that is up.

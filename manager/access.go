@@ -1,0 +1,104 @@
+package manager
+
+import (
+	"context"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"skein/manager/api"
+	"skein/manager/store"
+)
+
+func errNoCaller() error {
+	return api.Errorf(errdefs.ErrUnauthenticated, "request without a caller")
+}
+
+// standing is what the store knows of a node.
+type standing struct {
+	role    string // empty: no record of it
+	removed bool   // on the list of removed nodes
+	blank   bool   // the store itself has nothing yet
+}
+
+func (m *Manager) standing(nodeID string) (s standing) {
+	m.store.View(func(tx store.ReadTx) {
+		c := tx.Cluster()
+		if c == nil {
+			s.blank = true
+			return
+		}
+		if n := tx.Node(nodeID); n != nil {
+			s.role = n.Role
+			return
+		}
+		for _, r := range c.Removed {
+			s.removed = s.removed || r.NodeId == nodeID
+		}
+	})
+	return s
+}
+
+// catchUp is how long a request of a node that this manager has not heard of waits for the store to catch up: the node may have joined a
+// moment ago, and a manager that was just started knows nothing before it hears from the leader.
+const catchUp = 5 * time.Second
+
+// role is the role the store gives a node, for authz. A node without a record is refused for good where that is certain; a manager that
+// may lag waits, and then says that it does not know.
+func (m *Manager) role(ctx context.Context, nodeID string) (string, error) {
+	if role, certain, err := m.roleNow(nodeID); certain {
+		return role, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, catchUp)
+	defer cancel()
+	w := m.store.Watch(store.KindNode, store.KindCluster)
+	defer w.Close()
+	for {
+		changed := m.Changed()
+		role, certain, err := m.roleNow(nodeID)
+		if certain {
+			return role, err
+		}
+		select {
+		case <-w.C():
+			w.Take()
+		case <-changed:
+		case <-ctx.Done():
+			return "", err
+		}
+	}
+}
+
+func (m *Manager) roleNow(nodeID string) (role string, certain bool, err error) {
+	switch s := m.standing(nodeID); {
+	case s.role != "":
+		return s.role, true, nil
+	case s.removed, !s.blank && m.IsLeader():
+		return "", true, api.Errorf(errdefs.ErrPermissionDenied, "node %s was removed from the cluster; leave with \"docker swarm leave --force\" and join again", nodeID)
+	}
+	why := "no leader elected, so it has not caught up yet: more than half of the managers must run and reach each other"
+	if m.LeaderAddr() != "" {
+		why = "it lags behind the leader"
+	}
+	return "", false, api.Errorf(errdefs.ErrUnavailable, "node %s is not known to this manager: %s", nodeID, why)
+}
+
+// admitRaft decides whether a node may exchange Raft streams with us. Its certificate must say manager, and the store must not say
+// otherwise. A manager of which the store says nothing is let in unless it was removed: we may lag behind the entry that added it, and it
+// may be the very leader that would send us that entry.
+func (m *Manager) admitRaft(id api.NodeIdentity) error {
+	denied := func(why string) error {
+		return api.Errorf(errdefs.ErrPermissionDenied, "raft stream of node %q: %s", id.NodeID, why)
+	}
+	switch s := m.standing(id.NodeID); {
+	case id.NodeID == "" || id.ClusterID != m.cfg.ClusterID:
+		return denied("it has no certificate of this cluster")
+	case id.Role != api.RoleManager:
+		return denied("its certificate is not a manager's")
+	case s.removed:
+		return denied("it was removed from the cluster")
+	case s.role != "" && s.role != api.RoleManager:
+		return denied("it is a " + s.role)
+	}
+	return nil
+}
