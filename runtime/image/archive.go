@@ -113,10 +113,10 @@ func (in *importer) read(ctx context.Context, tr *tar.Reader) error {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("read archive: %v: is it an archive of `docker save`?: %w", err, errdefs.ErrInvalidArgument)
+			return kind(errdefs.ErrInvalidArgument, "read archive: %v: is it an archive of `docker save`?", err)
 		}
 		if n >= maxArchiveFiles {
-			return fmt.Errorf("archive has more than %d files: %w", maxArchiveFiles, errdefs.ErrInvalidArgument)
+			return kind(errdefs.ErrInvalidArgument, "archive has more than %d files", maxArchiveFiles)
 		}
 		name := path.Clean(h.Name)
 		switch h.Typeflag {
@@ -153,7 +153,7 @@ func (in *importer) file(ctx context.Context, tr *tar.Reader, name string, size 
 	var want digest.Digest
 	if hex, ok := strings.CutPrefix(name, "blobs/sha256/"); ok {
 		if want = digest.NewDigestFromEncoded(digest.SHA256, hex); want.Validate() != nil {
-			return fmt.Errorf("is no digest: %w", errdefs.ErrInvalidArgument)
+			return kind(errdefs.ErrInvalidArgument, "is no digest")
 		}
 	}
 	dg := digest.Canonical.Digester()
@@ -163,7 +163,7 @@ func (in *importer) file(ctx context.Context, tr *tar.Reader, name string, size 
 		return err
 	}
 	if want != "" && dg.Digest() != want {
-		return fmt.Errorf("holds %s: the archive is damaged: %w", dg.Digest(), errdefs.ErrDataLoss)
+		return kind(errdefs.ErrDataLoss, "holds %s: the archive is damaged", dg.Digest())
 	}
 	in.blobs[name] = ocispec.Descriptor{Digest: dg.Digest(), Size: size}
 	return nil
@@ -171,7 +171,7 @@ func (in *importer) file(ctx context.Context, tr *tar.Reader, name string, size 
 
 func readBounded(r io.Reader, size int64) ([]byte, error) {
 	if size > maxDocument {
-		return nil, fmt.Errorf("has %d bytes, %d are allowed: %w", size, maxDocument, errdefs.ErrInvalidArgument)
+		return nil, kind(errdefs.ErrInvalidArgument, "has %d bytes, %d are allowed", size, maxDocument)
 	}
 	return io.ReadAll(io.LimitReader(r, maxDocument))
 }
@@ -204,10 +204,10 @@ func (in *importer) images(ctx context.Context) ([]archived, error) {
 	case in.manifest != nil:
 		out, err = in.fromDocker(ctx)
 	default:
-		return nil, fmt.Errorf("archive has neither index.json nor manifest.json: is it an archive of `docker save`?: %w", errdefs.ErrInvalidArgument)
+		return nil, kind(errdefs.ErrInvalidArgument, "archive has neither index.json nor manifest.json: is it an archive of `docker save`?")
 	}
 	if err == nil && len(out) > maxArchiveImages {
-		err = fmt.Errorf("archive has more than %d images: %w", maxArchiveImages, errdefs.ErrInvalidArgument)
+		err = kind(errdefs.ErrInvalidArgument, "archive has more than %d images", maxArchiveImages)
 	}
 	return out, err
 }
@@ -215,7 +215,7 @@ func (in *importer) images(ctx context.Context) ([]archived, error) {
 func (in *importer) fromIndex() ([]archived, error) {
 	var idx ocispec.Index
 	if err := json.Unmarshal(in.index, &idx); err != nil {
-		return nil, fmt.Errorf("index.json: %v: %w", err, errdefs.ErrInvalidArgument)
+		return nil, kind(errdefs.ErrInvalidArgument, "index.json: %v", err)
 	}
 	var out []archived
 	for _, m := range idx.Manifests {
@@ -242,7 +242,7 @@ func named(name string, target ocispec.Descriptor) (archived, error) {
 		return archived{}, err
 	}
 	if d, ok := n.(reference.Digested); ok && d.Digest() != target.Digest {
-		return archived{}, fmt.Errorf("archive names %.300q, but holds %s: %w", name, target.Digest, errdefs.ErrInvalidArgument)
+		return archived{}, kind(errdefs.ErrInvalidArgument, "archive names %.300q, but holds %s", name, target.Digest)
 	}
 	return archived{name: recordName(n), target: target}, nil
 }
@@ -255,12 +255,12 @@ func (in *importer) fromDocker(ctx context.Context) ([]archived, error) {
 		Layers   []string
 	}
 	if err := json.Unmarshal(in.manifest, &list); err != nil {
-		return nil, fmt.Errorf("manifest.json: %v: %w", err, errdefs.ErrInvalidArgument)
+		return nil, kind(errdefs.ErrInvalidArgument, "manifest.json: %v", err)
 	}
 	var out []archived
 	for _, e := range list {
 		if len(e.Layers) > maxLayers {
-			return nil, fmt.Errorf("manifest.json: more than %d layers: %w", maxLayers, errdefs.ErrInvalidArgument)
+			return nil, kind(errdefs.ErrInvalidArgument, "manifest.json: more than %d layers", maxLayers)
 		}
 		m := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Layers: []ocispec.Descriptor{}}
 		var err error
@@ -307,7 +307,7 @@ func (in *importer) blob(name string) (ocispec.Descriptor, error) {
 		d, ok = in.blobs[in.links[name]]
 	}
 	if !ok {
-		return d, fmt.Errorf("archive lacks %.200q: %w", name, errdefs.ErrInvalidArgument)
+		return d, kind(errdefs.ErrInvalidArgument, "archive lacks %.200q", name)
 	}
 	return d, nil
 }
@@ -350,7 +350,7 @@ func (s *store) Save(ctx context.Context, w io.Writer, refs []string) error {
 		opts = append(opts, archive.WithManifest(e.img.Target, names...))
 	}
 	if len(refs) == 0 {
-		return fmt.Errorf("save images: none named: %w", errdefs.ErrInvalidArgument)
+		return kind(errdefs.ErrInvalidArgument, "save images: none named")
 	}
 	if err := archive.Export(ctx, s.content, w, opts...); err != nil {
 		return fmt.Errorf("save images: %w", err)

@@ -46,7 +46,7 @@ func (a Artifact) Blobs() [][]byte { return [][]byte{a.Config, a.Layer} }
 // digests. Entrypoint defaults to the program; os and architecture of the platform must be set.
 func FromBinary(binPath string, bin []byte, platform ocispec.Platform, cfg ocispec.ImageConfig, extra ...File) (Artifact, error) {
 	if platform.OS == "" || platform.Architecture == "" || !path.IsAbs(binPath) {
-		return Artifact{}, fmt.Errorf("image from binary %q: need an absolute path and a platform: %w", binPath, errdefs.ErrInvalidArgument)
+		return Artifact{}, kind(errdefs.ErrInvalidArgument, "image from binary %q: need an absolute path and a platform", binPath)
 	}
 	if cfg.Entrypoint == nil && cfg.Cmd == nil {
 		cfg.Entrypoint = []string{binPath}
@@ -82,7 +82,7 @@ func tarFiles(files []File) ([]byte, error) {
 	all := map[string]File{}
 	for _, f := range files {
 		if !path.IsAbs(f.Path) {
-			return nil, fmt.Errorf("path %q is not absolute: %w", f.Path, errdefs.ErrInvalidArgument)
+			return nil, kind(errdefs.ErrInvalidArgument, "path %q is not absolute", f.Path)
 		}
 		for d := path.Dir(path.Clean(f.Path)); d != "/"; d = path.Dir(d) {
 			if _, ok := all[d+"/"]; !ok {
@@ -135,7 +135,8 @@ func (a Artifact) WriteArchive(w io.Writer, ref string) error {
 	}
 	m := descriptor(a.MediaType, a.Manifest)
 	m.Annotations = map[string]string{images.AnnotationImageName: recordName(n)}
-	index, err := json.Marshal(ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{m}})
+	index, err := json.Marshal(ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex,
+		Manifests: []ocispec.Descriptor{m}})
 	if err != nil {
 		return err
 	}

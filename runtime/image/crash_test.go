@@ -116,6 +116,7 @@ func (w slowWriter) Write(b []byte) (int, error) {
 }
 
 func TestReopenAfterKill(t *testing.T) {
+	t.Parallel()
 	reg, _ := newRegistry(t)
 	threeLayers(t, "gzip zstd none").push(t, reg, "web:v1")
 	srv := httptest.NewServer(pace{reg})

@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -16,15 +17,28 @@ import (
 )
 
 var (
-	errClosed    = fmt.Errorf("image store is closed: %w", errdefs.ErrUnavailable)
+	errClosed    = kind(errdefs.ErrUnavailable, "image store is closed")
 	errPlainHTTP = errors.New("server gave HTTP response to HTTPS client")
 	errStalled   = errors.New("no data for too long")
 )
 
+// kindError has a kind for programs without a word of it for people.
+type kindError struct {
+	error
+	kind error
+}
+
+func (e kindError) Unwrap() []error { return []error{e.error, e.kind} }
+
+// kind makes an error of a kind of errdefs.
+func kind(k error, format string, a ...any) error {
+	return kindError{fmt.Errorf(format, a...), k}
+}
+
 // diskError gives a full disk its kind, and names the directory.
 func diskError(root string, err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return fmt.Errorf("disk of %s is full: %w: free some space, or remove images that are not needed: %w", root, err, errdefs.ErrResourceExhausted)
+		return kind(errdefs.ErrResourceExhausted, "disk of %s is full: %w: free some space, or remove images that are not needed", root, err)
 	}
 	return err
 }
@@ -34,33 +48,40 @@ func explain(host string, err error) error {
 	var status remoteerrors.ErrUnexpectedStatus
 	var op *net.OpError
 	var dns *net.DNSError
+	var cert *tls.CertificateVerificationError
+	var record tls.RecordHeaderError
+	var ne net.Error
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, context.Canceled), errors.Is(err, errClosed):
 		return err
 	case isPlainHTTP(err):
-		return fmt.Errorf("registry %s speaks plain HTTP and is not declared insecure: start the daemon with --insecure-registry %s if that is meant: %w",
-			host, host, errdefs.ErrFailedPrecondition)
-	case strings.Contains(err.Error(), "x509:") || strings.Contains(err.Error(), "certificate"):
-		return fmt.Errorf("registry %s has a certificate that is not trusted: %v: install its CA, or start the daemon with --insecure-registry %s: %w",
-			host, root(err), host, errdefs.ErrFailedPrecondition)
+		return kind(errdefs.ErrFailedPrecondition, "registry %s speaks plain HTTP and is not declared insecure: start the daemon with --insecure-registry %s if that is meant",
+			host, host)
+	case errors.As(err, &cert):
+		return kind(errdefs.ErrFailedPrecondition, "registry %s has a certificate that is not trusted: %v: install its CA, or start the daemon with --insecure-registry %s",
+			host, root(err), host)
 	case errors.Is(err, docker.ErrInvalidAuthorization), statusIs(err, &status, http.StatusUnauthorized):
-		return fmt.Errorf("registry %s refuses access: %v: log in with `docker login %s`, or check the name: %w", host, root(err), host, errdefs.ErrUnauthenticated)
+		return kind(errdefs.ErrUnauthenticated, "registry %s refuses access: %v: log in with `docker login %s`, or check the name", host, root(err), host)
 	case statusIs(err, &status, http.StatusForbidden):
-		return fmt.Errorf("registry %s denies access with these credentials: %v: %w", host, root(err), errdefs.ErrPermissionDenied)
+		return kind(errdefs.ErrPermissionDenied, "registry %s denies access with these credentials: %v", host, root(err))
 	case statusIs(err, &status, http.StatusTooManyRequests):
-		return fmt.Errorf("registry %s limits requests: %v: wait, or log in: %w", host, root(err), errdefs.ErrUnavailable)
+		return kind(errdefs.ErrUnavailable, "registry %s limits requests: %v: wait, or log in", host, root(err))
 	case errors.Is(err, errStalled):
-		return fmt.Errorf("registry %s stopped sending: %w: %w", host, err, errdefs.ErrUnavailable)
+		return kind(errdefs.ErrUnavailable, "registry %s stopped sending: %w", host, err)
+	case errors.As(err, &record):
+		return kind(errdefs.ErrUnavailable, "registry %s speaks neither HTTPS nor HTTP: %v: is the port right?", host, record)
 	case errors.As(err, &dns):
-		return fmt.Errorf("registry %s is unreachable: %v: is the name right, and does this machine's DNS know it?: %w", host, dns, errdefs.ErrUnavailable)
+		return kind(errdefs.ErrUnavailable, "registry %s is unreachable: %v: is the name right, and does this machine's DNS know it?", host, dns)
 	case errors.As(err, &op):
-		return fmt.Errorf("registry %s is unreachable: %v: is it running, and is the address right?: %w", host, op, errdefs.ErrUnavailable)
+		return kind(errdefs.ErrUnavailable, "registry %s is unreachable: %v: is it running, and is the address right?", host, op)
 	case errdefs.IsNotFound(err):
-		return fmt.Errorf("not found in registry %s: check the name and tag: %w", host, errdefs.ErrNotFound)
+		return kind(errdefs.ErrNotFound, "not found in registry %s: check the name and tag", host)
+	case errors.As(err, &ne) && ne.Timeout():
+		return kind(errdefs.ErrUnavailable, "registry %s does not answer in time: %v: is it overloaded?", host, root(err))
 	case temporary(err):
-		return fmt.Errorf("registry %s answers badly: %v: %w", host, root(err), errdefs.ErrUnavailable)
+		return kind(errdefs.ErrUnavailable, "registry %s answers badly: %v", host, root(err))
 	}
 	return err
 }

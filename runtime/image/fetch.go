@@ -75,10 +75,10 @@ func (s *store) connect(ctx context.Context, named reference.Named, a *Auth) (so
 // fetch makes sure that a blob is in the content store and claimed by the context's lease.
 func (s *store) fetch(ctx context.Context, src source, d ocispec.Descriptor, report func(int64)) error {
 	if err := d.Digest.Validate(); err != nil {
-		return fmt.Errorf("digest %.100q: %v: %w", d.Digest, err, errdefs.ErrInvalidArgument)
+		return kind(errdefs.ErrInvalidArgument, "digest %.100q: %v", d.Digest, err)
 	}
 	if d.Size < 0 {
-		return fmt.Errorf("blob %s has a negative size: %w", d.Digest, errdefs.ErrInvalidArgument)
+		return kind(errdefs.ErrInvalidArgument, "blob %s has a negative size", d.Digest)
 	}
 	// Only the registry that was asked, never an address from a manifest; and bytes only as a blob.
 	d.URLs, d.Data = nil, nil
@@ -105,7 +105,7 @@ func (s *store) fetchOnce(ctx context.Context, src source, d ocispec.Descriptor,
 	}
 	defer w.Close()
 	if src.fetcher == nil {
-		return false, fmt.Errorf("blob %s is missing: %w", d.Digest, errdefs.ErrNotFound)
+		return false, kind(errdefs.ErrNotFound, "blob %s is missing", d.Digest)
 	}
 	st, err := w.Status()
 	if err != nil {
@@ -128,7 +128,7 @@ func (s *store) fetchOnce(ctx context.Context, src source, d ocispec.Descriptor,
 		w.Close()
 		_ = s.content.Abort(ctx, ref) // the error below counts; the collector takes what stays
 		if errdefs.IsFailedPrecondition(err) {
-			return false, fmt.Errorf("registry %s served wrong bytes for %s: %v: %w", src.host, d.Digest, err, errdefs.ErrDataLoss)
+			return false, kind(errdefs.ErrDataLoss, "registry %s served wrong bytes for %s: %v", src.host, d.Digest, err)
 		}
 		return false, err
 	}
@@ -141,7 +141,7 @@ func (s *store) sameSize(ctx context.Context, d ocispec.Descriptor) error {
 		return err
 	}
 	if info.Size != d.Size {
-		return fmt.Errorf("blob %s has %d bytes, the manifest says %d: %w", d.Digest, info.Size, d.Size, errdefs.ErrInvalidArgument)
+		return kind(errdefs.ErrInvalidArgument, "blob %s has %d bytes, the manifest says %d", d.Digest, info.Size, d.Size)
 	}
 	return nil
 }
@@ -158,7 +158,7 @@ func (s *store) copyBlob(ctx context.Context, src source, w content.Writer, d oc
 	if offset > 0 {
 		seeker, ok := rc.(io.Seeker)
 		if !ok {
-			return 0, fmt.Errorf("cannot resume %s: %w", d.Digest, errdefs.ErrNotImplemented)
+			return 0, kind(errdefs.ErrNotImplemented, "cannot resume %s", d.Digest)
 		}
 		if _, err := seeker.Seek(offset, io.SeekStart); err != nil {
 			return 0, err
@@ -172,7 +172,7 @@ func (s *store) copyBlob(ctx context.Context, src source, w content.Writer, d oc
 		n, err := in.Read(buf)
 		watch.Reset(stallAfter)
 		if at += int64(n); at > d.Size {
-			return at - offset, fmt.Errorf("registry %s sends more than the %d bytes of %s: %w", src.host, d.Size, d.Digest, errdefs.ErrDataLoss)
+			return at - offset, kind(errdefs.ErrDataLoss, "registry %s sends more than the %d bytes of %s", src.host, d.Size, d.Digest)
 		}
 		if n > 0 {
 			if _, e := w.Write(buf[:n]); e != nil {

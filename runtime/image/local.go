@@ -122,12 +122,12 @@ func (s *store) find(ctx context.Context, ref string) (_ *entry, record string, 
 		case 1:
 			return e[0], "", nil
 		default:
-			return nil, "", fmt.Errorf("%d images have an ID that begins so: write more of it: %w", len(e), errdefs.ErrInvalidArgument)
+			return nil, "", kind(errdefs.ErrInvalidArgument, "%d images have an ID that begins so: write more of it", len(e))
 		}
 	} else if nameErr != nil {
 		return nil, "", nameErr
 	}
-	return nil, "", fmt.Errorf("no such image on this node: pull it first: %w", errdefs.ErrNotFound)
+	return nil, "", kind(errdefs.ErrNotFound, "no such image on this node: pull it first")
 }
 
 func byPrefix(es []*entry, prefix string) (out []*entry) {
@@ -175,7 +175,7 @@ func (s *store) Tag(ctx context.Context, ref, newRef string) error {
 	named, err := parseRef(newRef)
 	if err == nil {
 		if _, ok := named.(reference.Digested); ok {
-			err = fmt.Errorf("a digest cannot be given, it follows from the image: %w", errdefs.ErrInvalidArgument)
+			err = kind(errdefs.ErrInvalidArgument, "a digest cannot be given, it follows from the image")
 		}
 	}
 	if err != nil {
@@ -213,8 +213,8 @@ func (s *store) remove(ctx context.Context, ref string, force bool) (untagged, d
 		return []string{familiar(record)}, nil, s.images.Delete(ctx, record)
 	}
 	if record == "" && !force && e.repositories() > 1 {
-		return nil, nil, fmt.Errorf("image %s has names in several repositories (%s): remove the names, or force: %w",
-			shortID(e.img.ID), strings.Join(e.img.Tags, ", "), errdefs.ErrConflict)
+		return nil, nil, kind(errdefs.ErrConflict, "image %s has names in several repositories (%s): remove the names, or force",
+			shortID(e.img.ID), strings.Join(e.img.Tags, ", "))
 	}
 	users, err := s.users(ctx, e.img.ID)
 	if err != nil {
@@ -222,8 +222,8 @@ func (s *store) remove(ctx context.Context, ref string, force bool) (untagged, d
 	}
 	if len(users) > 0 {
 		if !force {
-			return nil, nil, fmt.Errorf("image is being used by %s: remove the container first, or force to take only the name away: %w",
-				strings.Join(users[:min(len(users), 5)], ", "), errdefs.ErrConflict)
+			return nil, nil, kind(errdefs.ErrConflict, "image is being used by %s: remove the container first, or force to take only the name away",
+				strings.Join(users[:min(len(users), 5)], ", "))
 		}
 		if err := s.createDangling(ctx, e.img.Target); err != nil {
 			return nil, nil, err

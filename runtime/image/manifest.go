@@ -51,7 +51,7 @@ func descriptor(mediaType string, b []byte) ocispec.Descriptor {
 // document reads a small blob of the content store.
 func (s *store) document(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
 	if d.Size > maxDocument {
-		return nil, fmt.Errorf("%s %s has %d bytes, %d are allowed: %w", d.MediaType, d.Digest, d.Size, maxDocument, errdefs.ErrInvalidArgument)
+		return nil, kind(errdefs.ErrInvalidArgument, "%s %s has %d bytes, %d are allowed", d.MediaType, d.Digest, d.Size, maxDocument)
 	}
 	d.Data = nil
 	return content.ReadBlob(ctx, s.content, d)
@@ -65,7 +65,7 @@ func parsePlatform(p string) (platforms.MatchComparer, string, error) {
 	}
 	spec, err := platforms.Parse(p)
 	if err != nil {
-		return nil, "", fmt.Errorf("platform %q: want OS/ARCH, e.g. linux/amd64: %w", p, errdefs.ErrInvalidArgument)
+		return nil, "", kind(errdefs.ErrInvalidArgument, "platform %q: want OS/ARCH, e.g. linux/amd64", p)
 	}
 	return platforms.Only(spec), platforms.Format(spec), nil
 }
@@ -86,15 +86,15 @@ func checkType(d ocispec.Descriptor) error {
 	case images.IsIndexType(d.MediaType), images.IsManifestType(d.MediaType):
 		return nil
 	case strings.HasPrefix(d.MediaType, "application/vnd.docker.distribution.manifest.v1+"):
-		return fmt.Errorf("manifest %s is of the old schema 1: push the image again with a current tool: %w", d.Digest, errdefs.ErrInvalidArgument)
+		return kind(errdefs.ErrInvalidArgument, "manifest %s is of the old schema 1: push the image again with a current tool", d.Digest)
 	}
-	return fmt.Errorf("manifest %s: media type %.100q is neither an image manifest nor an index: %w", d.Digest, d.MediaType, errdefs.ErrInvalidArgument)
+	return kind(errdefs.ErrInvalidArgument, "manifest %s: media type %.100q is neither an image manifest nor an index", d.Digest, d.MediaType)
 }
 
 // decodeManifest checks that a manifest or index is what its descriptor says and nothing else at the same time.
 func decodeManifest(d ocispec.Descriptor, b []byte) (envelope, error) {
 	bad := func(format string, a ...any) (envelope, error) {
-		return envelope{}, fmt.Errorf("manifest %s: %s: %w", d.Digest, fmt.Sprintf(format, a...), errdefs.ErrInvalidArgument)
+		return envelope{}, kind(errdefs.ErrInvalidArgument, "manifest %s: %s", d.Digest, fmt.Sprintf(format, a...))
 	}
 	var e envelope
 	if err := json.Unmarshal(b, &e); err != nil {
@@ -125,13 +125,13 @@ func (s *store) choose(ctx context.Context, src source, d ocispec.Descriptor, wa
 	out := &details{}
 	for depth := 0; ; depth++ {
 		if depth >= maxNesting {
-			return nil, fmt.Errorf("index %s is nested too deep: %w", d.Digest, errdefs.ErrInvalidArgument)
+			return nil, kind(errdefs.ErrInvalidArgument, "index %s is nested too deep", d.Digest)
 		}
 		if err := checkType(d); err != nil {
 			return nil, err
 		}
 		if d.Size > maxDocument {
-			return nil, fmt.Errorf("manifest %s has %d bytes, %d are allowed: %w", d.Digest, d.Size, maxDocument, errdefs.ErrInvalidArgument)
+			return nil, kind(errdefs.ErrInvalidArgument, "manifest %s has %d bytes, %d are allowed", d.Digest, d.Size, maxDocument)
 		}
 		if err := s.fetch(ctx, src, d, nil); err != nil {
 			return nil, err
@@ -158,7 +158,7 @@ func (s *store) choose(ctx context.Context, src source, d ocispec.Descriptor, wa
 		d = child
 	}
 	if out.configD.Size > maxDocument {
-		return nil, fmt.Errorf("config %s has %d bytes, %d are allowed: %w", out.configD.Digest, out.configD.Size, maxDocument, errdefs.ErrInvalidArgument)
+		return nil, kind(errdefs.ErrInvalidArgument, "config %s has %d bytes, %d are allowed", out.configD.Digest, out.configD.Size, maxDocument)
 	}
 	if err := s.fetch(ctx, src, out.configD, nil); err != nil {
 		return nil, err
@@ -182,8 +182,8 @@ func pick(ms []ocispec.Descriptor, want platforms.MatchComparer, wantName string
 		}
 	}
 	if len(fit) == 0 {
-		return ocispec.Descriptor{}, fmt.Errorf("image has no variant for %s, only for %s: build or choose one for this platform: %w",
-			wantName, orNone(have), errdefs.ErrNotFound)
+		return ocispec.Descriptor{}, kind(errdefs.ErrNotFound, "image has no variant for %s, only for %s: build or choose one for this platform",
+			wantName, orNone(have))
 	}
 	sort.SliceStable(fit, func(i, j int) bool { return want.Less(*fit[i].Platform, *fit[j].Platform) })
 	return fit[0], nil
@@ -203,20 +203,20 @@ func (s *store) readConfig(ctx context.Context, out *details, want platforms.Mat
 		return err
 	}
 	if err := json.Unmarshal(b, &out.config); err != nil {
-		return fmt.Errorf("config %s: %v: %w", out.configD.Digest, err, errdefs.ErrInvalidArgument)
+		return kind(errdefs.ErrInvalidArgument, "config %s: %v", out.configD.Digest, err)
 	}
 	c := out.config
 	if len(c.RootFS.DiffIDs) != len(out.layers) {
-		return fmt.Errorf("config %s names %d layers, the manifest %d (an artifact that is no image?): %w",
-			out.configD.Digest, len(c.RootFS.DiffIDs), len(out.layers), errdefs.ErrInvalidArgument)
+		return kind(errdefs.ErrInvalidArgument, "config %s names %d layers, the manifest %d (an artifact that is no image?)",
+			out.configD.Digest, len(c.RootFS.DiffIDs), len(out.layers))
 	}
 	for _, d := range c.RootFS.DiffIDs {
 		if err := d.Validate(); err != nil {
-			return fmt.Errorf("config %s: layer %.100q: %v: %w", out.configD.Digest, d, err, errdefs.ErrInvalidArgument)
+			return kind(errdefs.ErrInvalidArgument, "config %s: layer %.100q: %v", out.configD.Digest, d, err)
 		}
 	}
 	if want != nil && c.OS != "" && c.Architecture != "" && !want.Match(platforms.Normalize(c.Platform)) {
-		return fmt.Errorf("image is for %s, not for %s: %w", platforms.Format(c.Platform), wantName, errdefs.ErrNotFound)
+		return kind(errdefs.ErrNotFound, "image is for %s, not for %s", platforms.Format(c.Platform), wantName)
 	}
 	out.chain = identity.ChainIDs(append([]digest.Digest(nil), c.RootFS.DiffIDs...))
 	return nil
@@ -263,7 +263,7 @@ func (s *store) describe(ctx context.Context, target ocispec.Descriptor) (*detai
 		kept := digest.Digest(info.Labels["containerd.io/gc.ref.content.m.0"])
 		i := indexOf(e.Manifests, kept)
 		if i < 0 || depth >= maxNesting {
-			return nil, fmt.Errorf("index %s has no local manifest: pull it again: %w", d.Digest, errdefs.ErrNotFound)
+			return nil, kind(errdefs.ErrNotFound, "index %s has no local manifest: pull it again", d.Digest)
 		}
 		d = e.Manifests[i]
 	}

@@ -85,7 +85,7 @@ func Open(cfg Config) (Store, error) {
 
 func open(cfg Config) (_ *store, err error) {
 	if !filepath.IsAbs(cfg.Root) {
-		return nil, fmt.Errorf("root must be an absolute path: %w", errdefs.ErrInvalidArgument)
+		return nil, kind(errdefs.ErrInvalidArgument, "root must be an absolute path")
 	}
 	w, err := newWeb(cfg)
 	if err != nil {
@@ -108,7 +108,7 @@ func open(cfg Config) (_ *store, err error) {
 	s.bolt, err = bolt.Open(filepath.Join(cfg.Root, "metadata.db"), 0o600, &bolt.Options{Timeout: lockWait})
 	if err != nil {
 		if errors.Is(err, bolt.ErrTimeout) {
-			return nil, fmt.Errorf("another process has it open: stop the other daemon or use another state directory: %w", errdefs.ErrFailedPrecondition)
+			return nil, kind(errdefs.ErrFailedPrecondition, "another process has it open: stop the other daemon or use another state directory")
 		}
 		return nil, err
 	}

@@ -38,7 +38,9 @@ func (s *store) Pull(ctx context.Context, ref string, o PullOptions) (Image, err
 	img, err := s.flights.do(s.scope(ctx), s.ctx, key, o.Progress, func(ctx context.Context, report func(Progress)) (Image, error) {
 		start := time.Now()
 		img, err := s.pull(ctx, named, want, wantName, o.Auth, report)
-		s.log.Info("pull", "image", familiar(recordName(named)), "platform", wantName, "took", time.Since(start).Round(time.Millisecond), "error", err)
+		if err == nil {
+			s.log.Info("pulled", "image", familiar(recordName(named)), "platform", wantName, "took", time.Since(start).Round(time.Millisecond))
+		}
 		return img, err
 	})
 	if err != nil {
@@ -265,7 +267,7 @@ func (s *store) askRegistry(ctx context.Context, named reference.Named, a *Auth)
 	}
 	var c ocispec.Image
 	if err := json.Unmarshal(b, &c); err != nil {
-		return d, nil, fmt.Errorf("config %s: %v: %w", e.Config.Digest, err, errdefs.ErrInvalidArgument)
+		return d, nil, kind(errdefs.ErrInvalidArgument, "config %s: %v", e.Config.Digest, err)
 	}
 	if c.OS != "" && c.Architecture != "" {
 		ps = append(ps, platforms.Normalize(c.Platform))
@@ -276,10 +278,10 @@ func (s *store) askRegistry(ctx context.Context, named reference.Named, a *Auth)
 // fetchDocument reads a verified document into memory, past the store.
 func fetchDocument(ctx context.Context, src source, d ocispec.Descriptor) (b []byte, err error) {
 	if d.Size > maxDocument || d.Size < 0 {
-		return nil, fmt.Errorf("document %s has %d bytes, %d are allowed: %w", d.Digest, d.Size, maxDocument, errdefs.ErrInvalidArgument)
+		return nil, kind(errdefs.ErrInvalidArgument, "document %s has %d bytes, %d are allowed", d.Digest, d.Size, maxDocument)
 	}
 	if err := d.Digest.Validate(); err != nil {
-		return nil, fmt.Errorf("digest %.100q: %v: %w", d.Digest, err, errdefs.ErrInvalidArgument)
+		return nil, kind(errdefs.ErrInvalidArgument, "digest %.100q: %v", d.Digest, err)
 	}
 	d.URLs, d.Data = nil, nil
 	err = retry(ctx, resolveAttempts, func() (bool, error) {

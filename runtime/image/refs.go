@@ -1,7 +1,6 @@
 package image
 
 import (
-	"fmt"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -16,7 +15,7 @@ const danglingPrefix = "dangling@"
 func parseRef(ref string) (reference.Named, error) {
 	n, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
-		return nil, fmt.Errorf("image name %.300q: %v: write [HOST[:PORT]/]NAME[:TAG][@DIGEST] in lower case: %w", ref, err, errdefs.ErrInvalidArgument)
+		return nil, kind(errdefs.ErrInvalidArgument, "image name %.300q: %v: write [HOST[:PORT]/]NAME[:TAG][@DIGEST] in lower case", ref, err)
 	}
 	return reference.TagNameOnly(n), nil
 }

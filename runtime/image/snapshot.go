@@ -31,7 +31,7 @@ func (s *store) Prepare(ctx context.Context, key string, img Image) ([]runtime.M
 
 func (s *store) prepare(ctx context.Context, key string, img Image) ([]runtime.Mount, error) {
 	if key == "" || len(key) > 200 || strings.ContainsAny(key, " /\x00") {
-		return nil, fmt.Errorf("key %.200q is no name: %w", key, errdefs.ErrInvalidArgument)
+		return nil, kind(errdefs.ErrInvalidArgument, "key %.200q is no name", key)
 	}
 	s.names.RLock()
 	defer s.names.RUnlock()
@@ -47,7 +47,7 @@ func (s *store) prepare(ctx context.Context, key string, img Image) ([]runtime.M
 			return nil, err
 		}
 		if info.Labels[labelImage] != d.configD.Digest.String() {
-			return nil, fmt.Errorf("exists with another image: %w", errdefs.ErrAlreadyExists)
+			return nil, kind(errdefs.ErrAlreadyExists, "exists with another image")
 		}
 		return s.mounts(ctx, key)
 	}
@@ -106,7 +106,7 @@ func toRuntime(ms []mount.Mount) ([]runtime.Mount, error) {
 	out := make([]runtime.Mount, len(ms))
 	for i, m := range ms {
 		if len(strings.Join(m.Options, ",")) > maxMountData {
-			return nil, fmt.Errorf("the image's layers do not fit into one mount: use a state directory with a shorter path: %w", errdefs.ErrFailedPrecondition)
+			return nil, kind(errdefs.ErrFailedPrecondition, "the image's layers do not fit into one mount: use a state directory with a shorter path")
 		}
 		out[i] = runtime.Mount{Type: m.Type, Source: m.Source, Options: m.Options}
 	}

@@ -2,10 +2,13 @@ package image_test
 
 import (
 	"bytes"
+	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -322,6 +325,7 @@ func TestNoLayers(t *testing.T) {
 }
 
 func TestOpenTwice(t *testing.T) {
+	t.Parallel()
 	_, root := newStore(t)
 	_, err := image.Open(image.Config{Root: root})
 	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), root) {
@@ -332,5 +336,49 @@ func TestOpenTwice(t *testing.T) {
 	}
 	if _, err := image.Open(image.Config{Root: filepath.Join(t.TempDir(), "x"), Insecure: []string{"http://x"}}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("insecure URL: got %v", err)
+	}
+}
+
+// TestCloseEndsEverything: no goroutine and no descriptor outlives the store.
+func TestCloseEndsEverything(t *testing.T) {
+	reg, host := newRegistry(t)
+	threeLayers(t, "gzip").push(t, reg, "web:v1")
+	fds := func() int {
+		es, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(es)
+	}
+	goroutines := func() string {
+		b := make([]byte, 1<<20)
+		return string(b[:goruntime.Stack(b, true)])
+	}
+	before := fds()
+	root := filepath.Join(t.TempDir(), "images")
+	for range 3 {
+		s, err := image.Open(image.Config{Root: root})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Pull(testContext(t), host+"/web:v1", image.PullOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Pull(testContext(t), host+"/web:v1", image.PullOptions{}); !errdefs.IsUnavailable(err) {
+			t.Errorf("pull after Close: %v", err)
+		}
+	}
+	// The server's side of the connections ends a moment later.
+	for end := time.Now().Add(5 * time.Second); fds() > before+1 && time.Now().Before(end); {
+		goruntime.Gosched()
+	}
+	if n := fds(); n > before+1 { // the listener's poller may have come
+		t.Errorf("%d descriptors, %d before", n, before)
+	}
+	if g := goroutines(); strings.Contains(g, "image.(*store)") || strings.Contains(g, "bbolt") {
+		t.Errorf("goroutines are left:\n%s", g)
 	}
 }

@@ -87,7 +87,7 @@ func (s *store) extract(ctx context.Context, d *details, i int, mounts []mount.M
 		return diskError(s.root, err)
 	}
 	if want := d.config.RootFS.DiffIDs[i]; res.DiffID != want {
-		return fmt.Errorf("unpacks to %s, the config says %s: %w", res.DiffID, want, errdefs.ErrDataLoss)
+		return kind(errdefs.ErrDataLoss, "unpacks to %s, the config says %s", res.DiffID, want)
 	}
 	return nil
 }
@@ -95,7 +95,7 @@ func (s *store) extract(ctx context.Context, d *details, i int, mounts []mount.M
 // directories finds in a snapshot's mounts where its own files and those of its parents are.
 func directories(mounts []mount.Mount) (upper string, lowers []string, err error) {
 	if len(mounts) != 1 {
-		return "", nil, fmt.Errorf("snapshot has %d mounts, want 1: %w", len(mounts), errdefs.ErrInternal)
+		return "", nil, kind(errdefs.ErrInternal, "snapshot has %d mounts, want 1", len(mounts))
 	}
 	m := mounts[0]
 	if m.Type == "bind" {
@@ -110,7 +110,7 @@ func directories(mounts []mount.Mount) (upper string, lowers []string, err error
 		}
 	}
 	if m.Type != "overlay" || upper == "" {
-		return "", nil, fmt.Errorf("snapshot is a %s mount: %w", m.Type, errdefs.ErrInternal)
+		return "", nil, kind(errdefs.ErrInternal, "snapshot is a %s mount", m.Type)
 	}
 	return upper, lowers, nil
 }

@@ -53,14 +53,14 @@ func newWeb(cfg Config) (*web, error) {
 			continue
 		}
 		if e == "" || strings.ContainsAny(e, "/ @?#") {
-			return nil, fmt.Errorf("insecure registry %q: want HOST, HOST:PORT or a CIDR, without scheme or path: %w", e, errdefs.ErrInvalidArgument)
+			return nil, kind(errdefs.ErrInvalidArgument, "insecure registry %q: want HOST, HOST:PORT or a CIDR, without scheme or path", e)
 		}
 		w.hosts[strings.ToLower(e)] = true
 	}
 	for host, ms := range cfg.Mirrors {
 		for _, m := range ms {
 			if _, err := mirrorURL(m); err != nil {
-				return nil, fmt.Errorf("mirror %q of %s: %v: %w", m, host, err, errdefs.ErrInvalidArgument)
+				return nil, kind(errdefs.ErrInvalidArgument, "mirror %q of %s: %v", m, host, err)
 			}
 		}
 	}
@@ -183,7 +183,7 @@ type awayKey struct{}
 // controlDial refuses connections into this machine for such requests, after names were resolved.
 func controlDial(ctx context.Context, _, address string, _ syscall.RawConn) error {
 	if ctx.Value(awayKey{}) != nil && isLocal(address) {
-		return fmt.Errorf("a registry points to this machine's own network (%s): refused: %w", address, errdefs.ErrPermissionDenied)
+		return kind(errdefs.ErrPermissionDenied, "a registry points to this machine's own network (%s): refused", address)
 	}
 	return nil
 }
@@ -197,7 +197,7 @@ type tokenTrip struct {
 func (t tokenTrip) RoundTrip(r *http.Request) (*http.Response, error) {
 	if !isLocal(t.home) {
 		if isLocal(r.URL.Host) {
-			return nil, fmt.Errorf("registry %s names a token server on this machine's own network (%s): refused: %w", t.home, r.URL.Host, errdefs.ErrPermissionDenied)
+			return nil, kind(errdefs.ErrPermissionDenied, "registry %s names a token server on this machine's own network (%s): refused", t.home, r.URL.Host)
 		}
 		r = r.Clone(context.WithValue(r.Context(), awayKey{}, true))
 	}
@@ -217,7 +217,7 @@ type boundedBody struct {
 func (b *boundedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if b.left -= int64(n); b.left < 0 {
-		return 0, fmt.Errorf("registry sends a longer document than is allowed: %w", errdefs.ErrInvalidArgument)
+		return 0, kind(errdefs.ErrInvalidArgument, "registry sends a longer document than is allowed")
 	}
 	return n, err
 }
@@ -232,7 +232,7 @@ func (w *web) guard(r *http.Request) (*http.Request, error) {
 		return r, nil
 	}
 	if isLocal(to) && !isLocal(from) {
-		return nil, fmt.Errorf("registry %s redirects to this machine's own network (%s): refused: %w", from, to, errdefs.ErrPermissionDenied)
+		return nil, kind(errdefs.ErrPermissionDenied, "registry %s redirects to this machine's own network (%s): refused", from, to)
 	}
 	ctx := r.Context()
 	if !isLocal(from) {
