@@ -578,41 +578,37 @@ func TestBridges(t *testing.T) {
 func TestFlowsOfTheGone(t *testing.T) {
 	l, _ := webLab(t, 2)
 	t1 := l.box(1)
-	udp, err := open(t1, "udp4", "10.10.0.2:80")
-	l.must(err)
-	defer udp.Close()
-	name, _, err := udp.ask()
-	l.must(err)
-	keep := []EndpointState{Ready, Ready}
-	gone, other := 0, "task2"
-	if name == "task2" {
-		gone, other = 1, "task1"
-	}
-	nw := webNetwork(keep...)
-	nw.Endpoints = slices.Delete(nw.Endpoints, gone, gone+1)
-	l.setAll([]Network{nw}, webMesh(1, 2))
-	if got, _, err := udp.ask(); err != nil || got != other {
-		t.Errorf("after %s is gone the flow goes to %q (%v), want %s", name, got, err, other)
-	}
-	if len(nw.Endpoints) == 1 {
-		mesh, err := open(l.cl, "udp4", "192.0.2.1:8080")
-		l.must(err)
-		defer mesh.Close()
-		for range 20 { // until one that lives on host 1 is drawn
-			if name, _, err = mesh.ask(); err == nil && name == "task1" {
-				break
-			}
-			mesh.Close()
-			mesh, err = open(l.cl, "udp4", "192.0.2.1:8080")
+	onto := func(ns *link.NS, at, want string) *flow {
+		t.Helper()
+		for range 100 {
+			f, err := open(ns, "udp4", at)
 			l.must(err)
+			if name, _, err := f.ask(); err == nil && name == want {
+				t.Cleanup(func() { f.Close() })
+				return f
+			}
+			f.Close()
 		}
-		if n, err := l.hosts[0].nft.ForgetFlows(gatewayOf(1), unix.IPPROTO_TCP); err != nil || n != 0 {
-			t.Errorf("forgot %d TCP flows, %v", n, err)
-		}
-		if n, err := l.hosts[0].nft.ForgetFlows(gatewayOf(1), unix.IPPROTO_UDP); err != nil || n == 0 {
-			t.Errorf("forgot %d UDP flows, %v", n, err)
-		}
-		mesh.Close()
+		t.Fatalf("no flow to %s reached %s", at, want)
+		return nil
+	}
+	udp := onto(t1, "10.10.0.2:80", "task2")
+	nw := webNetwork(Ready, Ready)
+	nw.Endpoints = nw.Endpoints[:1]
+	l.setAll([]Network{nw}, webMesh(1, 2))
+	if got, _, err := udp.ask(); err != nil || got != "task1" {
+		t.Errorf("after task2 is gone the flow goes to %q (%v), want task1", got, err)
+	}
+	mesh := onto(l.cl, "192.0.2.1:8080", "task2")
+	h := l.hosts[0]
+	l.set(h, []Network{nw}, webMesh(1))
+	l.must(h.forgetRetired(time.Now().Add(udpDrain / 2)))
+	if got, _, err := mesh.ask(); err != nil || got != "task2" {
+		t.Errorf("a flow to a backend that drains goes to %q (%v), want task2", got, err)
+	}
+	l.must(h.forgetRetired(time.Now().Add(udpDrain)))
+	if got, from, err := mesh.ask(); err != nil || got != "task1" || from.Addr().String() != clientAddr {
+		t.Errorf("a flow to a retired backend goes to %q (%v), want task1", got, err)
 	}
 }
 

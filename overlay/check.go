@@ -6,36 +6,73 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
+	"time"
 
 	"skein/overlay/link"
 	"skein/overlay/nft"
 )
 
-// Check compares everything with the kernel and mends what differs. Before the first Set it leaves networks alone.
+// Check compares everything with the kernel and mends what differs. Before the first Set it leaves networks alone. It works table by table,
+// so that a change has to wait for one table only.
 func (d *Driver) Check(ctx context.Context) error {
+	errs := []error{d.step(func() error { return d.forgetRetired(time.Now()) }), d.step(d.checkMesh)}
+	d.mu.Lock()
+	networks := slices.Clone(d.cfg.Networks)
+	d.mu.Unlock()
+	for i := range networks {
+		if ctx.Err() != nil {
+			return errors.Join(append(errs, ctx.Err())...)
+		}
+		errs = append(errs, d.step(func() error { return d.checkNetwork(networks[i].ID) }))
+	}
+	errs = append(errs, d.step(func() error {
+		if len(d.bridges) == 0 {
+			return nil
+		}
+		return d.setBridges(d.bridges, true)
+	}), d.step(func() error { return d.checkSandboxes(ctx) }))
+	return errors.Join(errs...)
+}
+
+func (d *Driver) step(f func() error) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	var errs []error
-	if d.have {
-		for table, err := range d.apply(ctx, true) {
-			if err != nil {
-				errs = append(errs, fmt.Errorf("%s: %w", table, err))
-			}
+	return f()
+}
+
+func (d *Driver) checkMesh() error {
+	if !d.have {
+		return nil
+	}
+	d.removeRouters(true)
+	return d.applyMesh(true)
+}
+
+func (d *Driver) checkNetwork(id string) error {
+	for i := range d.cfg.Networks {
+		if d.cfg.Networks[i].ID == id {
+			return d.applyNetwork(&d.cfg.Networks[i], true)
 		}
 	}
-	if len(d.bridges) > 0 {
-		errs = append(errs, d.setBridges(d.bridges, true))
-	}
+	return nil // it went meanwhile
+}
+
+func (d *Driver) checkSandboxes(ctx context.Context) error {
 	damaged, err := d.damagedSandboxes()
-	errs = append(errs, err)
 	for _, id := range damaged {
 		d.log.Warn("mending the network of a container", "container", id)
-		if err := d.addSandbox(ctx, d.boxes[id].spec); err != nil {
-			errs = append(errs, fmt.Errorf("network of container %s: %w", id, err))
+		ns, e := link.OpenNS(d.sandboxFile(id)) // a namespace that is gone cannot be mended under a running container
+		if e == nil {
+			e = d.addSandbox(ctx, d.boxes[id].spec, ns)
+			ns.Close()
+		}
+		if e != nil {
+			err = errors.Join(err, fmt.Errorf("network of container %s: %w", id, e))
 		}
 	}
-	return errors.Join(errs...)
+	return err
 }
 
 // outside is what one namespace has of legs: devices by name and the device of each route.
@@ -85,47 +122,74 @@ func (d *Driver) damagedSandboxes() ([]string, error) {
 	return out, nil
 }
 
-// Teardown removes everything of ours from this node: sandboxes, networks, the mesh, bridges, rules and tables. It works without any
-// memory of what was made, so it also cleans up after a driver that died. Kernel settings (ip_forward) stay.
-func (d *Driver) Teardown(ctx context.Context) error {
+// Leave removes what belongs to the cluster: overlay networks, the mesh, its rules and table. Sandboxes lose those legs; bridges stay.
+func (d *Driver) Leave(context.Context) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	boxes, routers, err := d.netnsFiles()
-	for _, id := range boxes {
-		err = errors.Join(err, d.removeSandbox(ctx, id))
+	if err := d.leave(); err != nil {
+		return fmt.Errorf("remove the cluster's networks from this node: %w", err)
 	}
+	return nil
+}
+
+func (d *Driver) leave() error {
 	for id, r := range d.routers {
 		if d.removeRouter(r, true) {
 			delete(d.routers, id)
 		}
 	}
+	_, routers, err := d.netnsFiles()
 	for _, f := range routers {
 		path := filepath.Join(d.netnsDir(), f)
-		r, e := openRouter(path, false)
-		if e != nil {
+		if r, e := openRouter(path, false); e != nil {
 			err = errors.Join(err, link.RemoveNS(path))
 		} else {
 			d.removeRouter(r, true)
 		}
 	}
-	links, e := d.conn.Links()
-	err = errors.Join(err, e)
-	for name, l := range links {
-		if name == meshDevice || strings.HasPrefix(name, gatewayPrefix) || strings.HasPrefix(name, bridgePrefix) || strings.HasPrefix(l.Alias, bridgeAlias) {
-			err = errors.Join(err, d.conn.DelLink(name))
-		}
-	}
+	err = errors.Join(err, d.deleteLinks(func(name string, _ link.Link) bool {
+		return name == meshDevice || strings.HasPrefix(name, gatewayPrefix)
+	}))
 	rules, e := d.conn.Rules()
 	err = errors.Join(err, e, d.conn.Do(link.Diff(nil, rules, link.SetRule, link.DelRule)))
 	routes, e := d.conn.Routes()
 	err = errors.Join(err, e, d.conn.Do(link.Diff(nil, routes, link.SetRoute, link.DelRoute)))
-	err = errors.Join(err, d.nft.Delete(nft.IPv4, "skein_mesh"), d.nft.Delete(nft.IPv4, "skein_bridge"))
-	clear(d.boxes)
+	err = errors.Join(err, d.nft.Delete(nft.IPv4, "skein_mesh"))
+	for _, b := range d.boxes {
+		b.spec.Legs, b.spec.Gateway4, b.spec.Gateway6 = nil, netip.Addr{}, netip.Addr{}
+	}
 	clear(d.mesh.gateways)
-	d.bridges = map[string]Bridge{}
 	d.mesh.device, d.have, d.cfg = 0, false, Config{}
-	d.mesh.table, d.bridgeTable = nil, nil
+	d.mesh.table = nil
 	d.mesh.forget()
+	d.updateDNS()
+	return err
+}
+
+func (d *Driver) deleteLinks(ours func(string, link.Link) bool) error {
+	links, err := d.conn.Links()
+	for name, l := range links {
+		if ours(name, l) {
+			err = errors.Join(err, d.conn.DelLink(name))
+		}
+	}
+	return err
+}
+
+// Teardown removes everything of ours from this node: sandboxes, networks, the mesh, bridges, rules and tables. It works without any
+// memory of what was made, so it also cleans up after a driver that died. Kernel settings (ip_forward) stay.
+func (d *Driver) Teardown(ctx context.Context) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	boxes, _, err := d.netnsFiles()
+	for _, id := range boxes {
+		err = errors.Join(err, d.removeSandbox(ctx, id), link.RemoveNS(d.sandboxFile(id)))
+	}
+	err = errors.Join(err, d.leave(), d.deleteLinks(func(name string, l link.Link) bool {
+		return strings.HasPrefix(name, bridgePrefix) || strings.HasPrefix(l.Alias, bridgeAlias)
+	}), d.nft.Delete(nft.IPv4, "skein_bridge"))
+	clear(d.boxes)
+	d.bridges, d.bridgeTable = map[string]Bridge{}, nil
 	if err != nil {
 		return fmt.Errorf("remove networks of this node: %w", err)
 	}

@@ -50,6 +50,8 @@ type Driver struct {
 	nft  *nft.Syncer
 	dns  *dns.Server
 
+	ids idLocks // taken before mu
+
 	mu   sync.Mutex
 	cfg  Config
 	have bool // cfg was set
@@ -191,11 +193,9 @@ func (d *Driver) apply(ctx context.Context, full bool) Applied {
 	d.removeRouters(full)
 	for i := range d.cfg.Networks {
 		nw := &d.cfg.Networks[i]
-		if err := ctx.Err(); err != nil {
-			out[nw.ID] = err
-			continue
+		if out[nw.ID] = ctx.Err(); out[nw.ID] == nil {
+			out[nw.ID] = d.applyNetwork(nw, full)
 		}
-		out[nw.ID] = d.applyNetwork(nw, full)
 	}
 	d.updateDNS()
 	for table, err := range out {
@@ -206,19 +206,22 @@ func (d *Driver) apply(ctx context.Context, full bool) Applied {
 	return out
 }
 
-// Run compares everything with the kernel from time to time and mends it, until ctx is done.
+// Run compares everything with the kernel from time to time and mends it, until ctx is done. Comparing takes at most a hundredth of the
+// time, so large nodes are compared less often than CheckEvery says.
 func (d *Driver) Run(ctx context.Context) error {
-	tick := time.NewTicker(d.opts.CheckEvery)
-	defer tick.Stop()
+	timer := time.NewTimer(d.opts.CheckEvery)
+	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
-			if err := d.Check(ctx); err != nil {
-				d.log.Error("network check", "error", err)
-			}
+		case <-timer.C:
 		}
+		start := time.Now()
+		if err := d.Check(ctx); err != nil {
+			d.log.Error("network check", "error", err)
+		}
+		timer.Reset(max(d.opts.CheckEvery, 100*time.Since(start)))
 	}
 }
 
@@ -235,10 +238,13 @@ func validate(cfg Config) error {
 	if cfg.DataPort == 0 {
 		return bad("data port is missing")
 	}
+	if cfg.Self.Underlay.Is6() {
+		return bad("own address %s: tunnels over IPv6 are not built yet, advertise an IPv4 address", cfg.Self.Underlay)
+	}
 	seen := map[uint32]string{cfg.Self.Index: cfg.Self.Hostname}
 	for _, p := range cfg.Peers {
-		if p.Index < 1 || p.Index > 4094 || !p.Underlay.IsValid() {
-			return bad("node %q: index %d or address %s is not valid", p.Hostname, p.Index, p.Underlay)
+		if p.Index < 1 || p.Index > 4094 || !p.Underlay.Is4() {
+			return bad("node %q: index %d is not in 1..4094 or address %s is not IPv4 (tunnels over IPv6 are not built yet)", p.Hostname, p.Index, p.Underlay)
 		}
 		if other, ok := seen[p.Index]; ok {
 			return bad("nodes %q and %q share index %d", other, p.Hostname, p.Index)

@@ -6,12 +6,16 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"skein/overlay/link"
 	"skein/overlay/nft"
 )
+
+// udpDrain is how long UDP flows stay with a backend that takes no new ones.
+const udpDrain = 10 * time.Second
 
 // mesh is what is remembered of the node's own namespace; nil maps are unknown.
 type mesh struct {
@@ -28,6 +32,9 @@ type mesh struct {
 	// targets may be reached through the mesh. One stays as long as its gateway leg, since a packet may be under way to a backend that
 	// has just been taken out.
 	targets map[string]netip.Addr
+	// backends are the addresses that published ports lead to; retired ones left at that time and their UDP flows are still there.
+	backends map[netip.Addr]bool
+	retired  map[netip.Addr]time.Time
 	// gateways are the addresses of local gateway legs by the tag of their sandbox.
 	gateways map[string]netip.Addr
 	rpWarned bool
@@ -228,9 +235,7 @@ func (d *Driver) applyMeshRules(full bool) error {
 	peerMark, peerZone := map[string]string{}, map[string]string{}
 	nodes := map[string]string{}
 	for _, p := range append([]Node{{Index: d.cfg.Self.Index, Underlay: d.underlay()}}, d.cfg.Peers...) {
-		if p.Underlay.Is4() {
-			nodes[nft.AddrKey(p.Underlay)] = ""
-		}
+		nodes[nft.AddrKey(p.Underlay)] = ""
 		if p.Index != d.cfg.Self.Index {
 			mac := nodeMAC(meshVNI, p.Index)
 			peerMark[string(mac[:])] = nft.MarkValue(markBase + p.Index)
@@ -250,6 +255,7 @@ func (d *Driver) applyMeshRules(full bool) error {
 func (d *Driver) fillPorts() {
 	m := &d.mesh
 	current := map[string]netip.Addr{}
+	live := map[netip.Addr]bool{}
 	published := make(map[string]string, len(d.cfg.Mesh.Ports))
 	want := make(map[string]share, len(d.cfg.Mesh.Ports))
 	for _, p := range d.portsByPrecedence() {
@@ -269,6 +275,7 @@ func (d *Driver) fillPorts() {
 				continue
 			}
 			backends = append(backends, nft.AddrPort(b.Addr4, p.Target))
+			live[b.Addr4] = true
 			if b.Node == d.cfg.Self.Index {
 				current[nft.TargetKey(b.Addr4, proto, p.Target)] = b.Addr4
 			}
@@ -277,6 +284,7 @@ func (d *Driver) fillPorts() {
 			want[key] = share{backends, func(i int) string { return nft.MeshSlotKey(proto, p.Published, i) }}
 		}
 	}
+	m.retire(live)
 	m.dealer.update(want)
 	m.table.Set("published").Replace(published)
 	for k, a := range m.targets { // see mesh.targets
@@ -285,6 +293,36 @@ func (d *Driver) fillPorts() {
 		}
 	}
 	m.targets = current
+}
+
+// retire notes which backends have just left.
+func (m *mesh) retire(live map[netip.Addr]bool) {
+	if m.retired == nil {
+		m.retired = map[netip.Addr]time.Time{}
+	}
+	for a := range m.backends {
+		if !live[a] {
+			m.retired[a] = time.Now()
+		}
+	}
+	for a := range live {
+		delete(m.retired, a)
+	}
+	m.backends = live
+}
+
+// forgetRetired deletes the UDP flows of backends that left udpDrain ago. A UDP flow lives as long as its client sends, so it would stay
+// with the dead for ever; TCP flows end by themselves.
+func (d *Driver) forgetRetired(now time.Time) error {
+	var err error
+	for a, left := range d.mesh.retired {
+		if now.Sub(left) >= udpDrain {
+			_, e := d.nft.ForgetFlows(a, unix.IPPROTO_UDP)
+			err = errors.Join(err, e)
+			delete(d.mesh.retired, a)
+		}
+	}
+	return err
 }
 
 func (d *Driver) hasBackendHere(p PublishedPort) bool {

@@ -1,10 +1,18 @@
 package overlay
 
 import (
+	"bufio"
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
+	"sync"
+	"syscall"
 	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
@@ -108,4 +116,130 @@ func TestClusterPaths(t *testing.T) {
 			}
 		}
 	})
+}
+
+// The same client port through three entry nodes to one task: three flows, each with the client's address.
+func TestSameTupleThroughSeveralNodes(t *testing.T) {
+	l, _ := webLab(t, 3)
+	l.setAll([]Network{webNetwork(Ready, Ready, Ready)}, webMesh(2))
+	var flows []*flow
+	for i := 1; i <= 3; i++ {
+		var c net.Conn
+		l.must(l.cl.Do(func() (err error) {
+			d := net.Dialer{Timeout: 3 * time.Second, LocalAddr: &net.TCPAddr{IP: net.ParseIP(clientAddr), Port: 40000},
+				Control: func(_, _ string, r syscall.RawConn) error {
+					return r.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
+				}}
+			c, err = d.Dial("tcp4", fmt.Sprintf("192.0.2.%d:8080", i))
+			return err
+		}))
+		defer c.Close()
+		flows = append(flows, &flow{c, bufio.NewReader(c)})
+	}
+	for round := range 2 {
+		for i, f := range flows {
+			name, from, err := f.ask()
+			if err != nil || name != "task2" || from.Addr().String() != clientAddr {
+				t.Errorf("round %d, through node %d: %s saw %s, %v", round, i+1, name, from, err)
+			}
+		}
+	}
+}
+
+func TestRefusedConfigs(t *testing.T) {
+	l := newLab(t, 1)
+	h := l.hosts[0]
+	good := func() Config { return l.baseConfig(h) }
+	for name, spoil := range map[string]func(*Config){
+		"own index":      func(c *Config) { c.Self.Index = 0 },
+		"pool":           func(c *Config) { c.MeshPool = netip.Prefix{} },
+		"port":           func(c *Config) { c.DataPort = 0 },
+		"peer's address": func(c *Config) { c.Peers = []Node{{Index: 2}} },
+		"index twice":    func(c *Config) { c.Peers = []Node{{Index: 1, Underlay: addr("192.0.2.9")}} },
+		"VNI of the mesh": func(c *Config) {
+			c.Networks = []Network{{ID: "x", VNI: meshVNI, Subnet4: netip.MustParsePrefix("10.0.0.0/24")}}
+		},
+		"subnet":        func(c *Config) { c.Networks = []Network{{ID: "x", VNI: 5}} },
+		"IPv6 underlay": func(c *Config) { c.Self.Underlay = addr("fd00::1") },
+	} {
+		c := good()
+		spoil(&c)
+		if _, err := h.Set(context.Background(), c); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: %v, want invalid argument", name, err)
+		}
+	}
+	for _, s := range []Sandbox{{}, {ID: "a/b"}, {ID: "net-x"}, {ID: ".."}, {ID: "x", Legs: []Leg{{NetworkID: "n"}}}} {
+		if _, err := h.AddSandbox(context.Background(), s); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("sandbox %+v: %v, want invalid argument", s, err)
+		}
+	}
+	// A tunnel address that this node does not have is an error of the tables, not of the config.
+	c := good()
+	c.Self.Underlay = addr("203.0.113.1")
+	applied, err := h.Set(context.Background(), c)
+	if err != nil || applied["mesh"] == nil {
+		t.Errorf("foreign tunnel address: %v, %v", applied, err)
+	}
+	applied, err = h.Set(context.Background(), good())
+	if err != nil || applied["mesh"] != nil {
+		t.Errorf("after that a good config: %v, %v", applied, err)
+	}
+}
+
+// Leaving the cluster keeps single-host networks and their containers.
+func TestLeave(t *testing.T) {
+	l, _ := webLab(t, 1)
+	h, ctx := l.hosts[0], context.Background()
+	br := Bridge{ID: "b", Name: "skt0", Subnet4: netip.MustParsePrefix("172.30.0.0/24"), Gateway4: addr("172.30.0.1")}
+	l.must(h.SetBridges(ctx, []Bridge{br}))
+	leg := BridgeLeg{BridgeID: "b", Addr4: netip.MustParsePrefix("172.30.0.2/24"), Ports: []HostPort{{Published: 9090, Target: 80}}}
+	l.serve(l.sandbox(h, Sandbox{ID: "plain", Bridges: []BridgeLeg{leg}}), "plain", 80)
+	for range 2 {
+		l.must(h.Leave(ctx))
+		l.must(h.Check(ctx))
+	}
+	l.spread(l.cl, "tcp4", "192.0.2.1:9090", 1, clientAddr)
+	refusedFast(t, l.cl, "192.0.2.1:8080")
+	links, err := h.conn.Links()
+	l.must(err)
+	if len(links) != 4 { // lo, eth0, bridge, its leg
+		t.Errorf("links after leaving: %v", links)
+	}
+	l.must(h.RemoveSandbox(ctx, "task1"))
+	l.setAll([]Network{webNetwork(Ready)}, webMesh(1)) // and joins again
+	l.serve(l.sandbox(h, webSandbox(1)), "task1", 80)
+	l.spread(l.cl, "tcp4", "192.0.2.1:8080", 3, clientAddr)
+}
+
+func TestConcurrentSandboxes(t *testing.T) {
+	l := newLab(t, 1)
+	h, ctx := l.hosts[0], context.Background()
+	l.setAll([]Network{webNetwork()}, Mesh{})
+	var wg sync.WaitGroup
+	for i := range 40 {
+		wg.Go(func() {
+			s := Sandbox{ID: fmt.Sprintf("box%d", i/2), DNS: true, Gateway4: netip.AddrFrom4([4]byte{10, 192, 4, byte(100 + i/2)}),
+				Legs: []Leg{{NetworkID: "netwebidnetwebidnetwebid1", Addr4: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 10, 0, byte(100 + i/2)}), 24)}}}
+			if _, err := h.AddSandbox(ctx, s); err != nil {
+				t.Error(err)
+			}
+		})
+		wg.Go(func() { l.set(h, []Network{webNetwork(Ready)}, Mesh{}) })
+	}
+	wg.Wait()
+	l.must(h.Check(ctx))
+	if ids, err := h.Sandboxes(); err != nil || len(ids) != 20 {
+		t.Errorf("%d sandboxes, %v", len(ids), err)
+	}
+	for i := range 20 {
+		wg.Go(func() {
+			if err := h.RemoveSandbox(ctx, fmt.Sprintf("box%d", i)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if ids, err := h.Sandboxes(); err != nil || len(ids) != 0 {
+		t.Errorf("left: %v, %v", ids, err)
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -26,12 +27,52 @@ func (d *Driver) AddSandbox(ctx context.Context, s Sandbox) (string, error) {
 	if err := validateSandbox(s); err != nil {
 		return "", err
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if err := d.addSandbox(ctx, s); err != nil {
+	defer d.ids.lock(s.ID)()
+	// Making a namespace is the slowest part and needs no order among containers.
+	ns, err := link.CreateNS(d.sandboxFile(s.ID))
+	if err == nil {
+		err = d.step(func() error { return d.addSandbox(ctx, s, ns) })
+		ns.Close()
+	}
+	if err != nil {
 		return "", fmt.Errorf("network of container %s: %w", s.ID, err)
 	}
 	return d.sandboxFile(s.ID), nil
+}
+
+// idLocks orders the calls for one container.
+type idLocks struct {
+	mu   sync.Mutex
+	held map[string]*idLock
+}
+
+type idLock struct {
+	sync.Mutex
+	users int
+}
+
+// lock returns the function that unlocks.
+func (l *idLocks) lock(id string) func() {
+	l.mu.Lock()
+	if l.held == nil {
+		l.held = map[string]*idLock{}
+	}
+	k := l.held[id]
+	if k == nil {
+		k = &idLock{}
+		l.held[id] = k
+	}
+	k.users++
+	l.mu.Unlock()
+	k.Lock()
+	return func() {
+		k.Unlock()
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if k.users--; k.users == 0 {
+			delete(l.held, id)
+		}
+	}
 }
 
 func validateSandbox(s Sandbox) error {
@@ -84,12 +125,7 @@ type plan struct {
 	attach    func(dev int) error // configures the outer end
 }
 
-func (d *Driver) addSandbox(ctx context.Context, s Sandbox) error {
-	ns, err := link.CreateNS(d.sandboxFile(s.ID))
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
+func (d *Driver) addSandbox(ctx context.Context, s Sandbox, ns *link.NS) error {
 	conn, err := link.Dial(ns)
 	if err != nil {
 		return err
@@ -335,9 +371,9 @@ func (d *Driver) RemoveSandbox(ctx context.Context, id string) error {
 	if err := validateSandbox(Sandbox{ID: id}); err != nil {
 		return err
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if err := d.removeSandbox(ctx, id); err != nil {
+	defer d.ids.lock(id)()
+	err := d.step(func() error { return d.removeSandbox(ctx, id) })
+	if err = errors.Join(err, link.RemoveNS(d.sandboxFile(id))); err != nil {
 		return fmt.Errorf("remove network of container %s: %w", id, err)
 	}
 	return nil
@@ -352,7 +388,7 @@ func (d *Driver) removeSandbox(ctx context.Context, id string) error {
 			err = errors.Join(err, r.conn.DelLink(legPrefix+t))
 		}
 	}
-	err = errors.Join(err, d.conn.DelLink(gatewayPrefix+t), d.removeBridgeLegs(id, b), link.RemoveNS(d.sandboxFile(id)))
+	err = errors.Join(err, d.conn.DelLink(gatewayPrefix+t), d.removeBridgeLegs(id, b))
 	delete(d.boxes, id)
 	err = errors.Join(err, d.gatewayChanged(id, netip.Addr{}), d.applyBridgeRules(false))
 	d.removeRouters(false) // a network may have waited for its last leg

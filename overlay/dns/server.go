@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -18,6 +19,7 @@ const (
 	ttlStable   = 30 // seconds: VIPs and containers keep their address
 	ttlEndpoint = 2  // tasks.NAME and round robin: caches must not pin the dead
 	ttlNegative = 1
+	udpSize     = 4096
 	// maxForwards bounds the foreign queries in flight per container; more are answered SERVFAIL.
 	maxForwards = 256
 	// maxTCP bounds the open TCP connections per container.
@@ -54,7 +56,7 @@ func (s *Server) Add(id string, v *View, udp net.PacketConn, tcp net.Listener) e
 	b := &box{forwards: make(chan struct{}, maxForwards)}
 	b.view.Store(v)
 	h := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) { s.answer(b, w, q) })
-	b.servers = []*dns.Server{{PacketConn: udp, Handler: h, UDPSize: 4096}, {Listener: &limited{Listener: tcp, slots: make(chan struct{}, maxTCP)}, Handler: h}}
+	b.servers = []*dns.Server{{PacketConn: udp, Handler: h, UDPSize: udpSize}, {Listener: &limited{Listener: tcp, slots: make(chan struct{}, maxTCP)}, Handler: h}}
 	for _, srv := range b.servers {
 		started := make(chan struct{})
 		srv.NotifyStartedFunc = sync.OnceFunc(func() { close(started) })
@@ -109,10 +111,12 @@ func (s *Server) Close() {
 	s.wg.Wait()
 }
 
+// shutdown closes the sockets. It does not wait for queries under way; Close does.
 func (b *box) shutdown() {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
 	for _, srv := range b.servers {
-		// Shutdown waits for handlers; they end within the forwarder's time.
-		_ = srv.Shutdown()
+		_ = srv.ShutdownContext(ctx)
 	}
 }
 
@@ -149,28 +153,36 @@ func (s *Server) answer(b *box, w dns.ResponseWriter, q *dns.Msg) {
 	m.RecursionAvailable = true
 	if len(q.Question) != 1 || q.Opcode != dns.OpcodeQuery {
 		m.Rcode = dns.RcodeNotImplemented
-		_ = w.WriteMsg(m)
+		write(w, q, m)
 		return
 	}
 	if !local(m, v, q.Question[0]) {
 		s.forward(b, v, w, q, m)
 		return
 	}
-	size := dns.MinMsgSize
-	if o := q.IsEdns0(); o != nil {
-		size = max(size, int(o.UDPSize()))
-		m.SetEdns0(4096, false)
+	if q.IsEdns0() != nil {
+		m.SetEdns0(udpSize, false)
 	}
+	write(w, q, m)
+}
+
+// write sends an answer, cut to what the client can take.
+func write(w dns.ResponseWriter, q, m *dns.Msg) {
+	m.Compress = true
 	if w.RemoteAddr().Network() == "udp" {
+		size := dns.MinMsgSize
+		if o := q.IsEdns0(); o != nil {
+			size = max(size, int(o.UDPSize()))
+		}
 		m.Truncate(size)
 	}
-	_ = w.WriteMsg(m)
+	_ = w.WriteMsg(m) // the client may have gone
 }
 
 func (s *Server) forward(b *box, v *View, w dns.ResponseWriter, q, m *dns.Msg) {
 	if len(v.Upstreams) == 0 {
 		m.Rcode = dns.RcodeRefused
-		_ = w.WriteMsg(m)
+		write(w, q, m)
 		return
 	}
 	select {
@@ -178,7 +190,7 @@ func (s *Server) forward(b *box, v *View, w dns.ResponseWriter, q, m *dns.Msg) {
 		defer func() { <-b.forwards }()
 	default:
 		m.Rcode = dns.RcodeServerFailure
-		_ = w.WriteMsg(m)
+		write(w, q, m)
 		return
 	}
 	r, err := s.fwd.exchange(q, w.RemoteAddr().Network() == "tcp", v.Upstreams)
@@ -188,7 +200,7 @@ func (s *Server) forward(b *box, v *View, w dns.ResponseWriter, q, m *dns.Msg) {
 		r = m
 	}
 	r.Id = q.Id
-	_ = w.WriteMsg(r)
+	write(w, q, r)
 }
 
 // local answers m if the question is about names of the view; it tells whether it did.
