@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -300,7 +299,7 @@ func fetchDocument(ctx context.Context, src source, d ocispec.Descriptor) (b []b
 		return nil, fmt.Errorf("document %s: %w", d.Digest, explain(src.host, err))
 	}
 	if d.Digest.Algorithm().FromBytes(b) != d.Digest {
-		return nil, errors.Join(fmt.Errorf("registry %s served wrong bytes for %s", src.host, d.Digest), errdefs.ErrDataLoss)
+		return nil, kind(errdefs.ErrDataLoss, "registry %s served wrong bytes for %s", src.host, d.Digest)
 	}
 	return b, nil
 }
