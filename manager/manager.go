@@ -109,7 +109,7 @@ func New(cfg Config) (*Manager, error) {
 	m.srv.ca = ca.NewServer(m.store, cfg.Logger, nil)
 	m.srv.members = &membership{m: m}
 	m.srv.control = control.New(control.Config{
-		Store: m.store, Managers: group{m}, Observer: m.observer, Removed: cfg.Disconnect, Logger: cfg.Logger,
+		Store: m.store, Managers: group{m}, Observer: m.observer, Logger: cfg.Logger,
 		Checks: []func(*swarm.ServiceSpec) error{
 			func(s *swarm.ServiceSpec) error { return orchestrator.Supported(s.Mode) },
 			func(s *swarm.ServiceSpec) error { _, err := placement.RequirementsOf(s); return err },

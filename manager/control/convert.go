@@ -149,6 +149,9 @@ func (s *Server) nodeObject(n *store.Node) swarm.Node {
 	if ap, err := netip.ParseAddrPort(n.RpcAddr); err == nil {
 		o.Status.Addr = ap.Addr().String()
 	}
+	if n.Role != api.RoleManager {
+		return o
+	}
 	if member, leader, reachable := s.cfg.Managers.ManagerStatus(n.Id); member {
 		o.ManagerStatus = &swarm.ManagerStatus{Leader: leader, Reachability: swarm.ReachabilityUnreachable, Addr: n.RpcAddr}
 		if reachable {

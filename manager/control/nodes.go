@@ -166,9 +166,6 @@ func (s *Server) RemoveNode(ctx context.Context, r *api.RemoveRequest) (*api.Emp
 		return nil, err
 	}
 	s.log.Info("node removed", "node", n.Id, "hostname", n.Hostname, "force", r.Force)
-	if s.cfg.Removed != nil {
-		s.cfg.Removed(n.Id)
-	}
 	return &api.Empty{}, nil
 }
 

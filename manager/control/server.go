@@ -53,10 +53,8 @@ type Config struct {
 	Observer func() Observer
 	// Checks refuse specs that later parts cannot carry out: modes, placement.
 	Checks []func(*swarm.ServiceSpec) error
-	// Removed is told of each node that was removed, to cut its connections. May be nil.
-	Removed func(nodeID string)
-	Now     func() time.Time
-	Logger  *slog.Logger
+	Now    func() time.Time
+	Logger *slog.Logger
 }
 
 // Server implements api.ControlServer.

@@ -227,6 +227,7 @@ func leaderOf(ns []*node) *node {
 }
 
 func TestThreeManagers(t *testing.T) {
+	t.Parallel()
 	ns := three(t)
 	for i, n := range ns {
 		if err := n.create(t, fmt.Sprintf("web%d", i)); err != nil {
@@ -288,6 +289,7 @@ func TestThreeManagers(t *testing.T) {
 }
 
 func TestTokens(t *testing.T) {
+	t.Parallel()
 	a := first(t)
 	join := func(token string) error {
 		_, err := identity.Join(within(t, 20*time.Second), a.addr, token, identity.JoinOptions{StateDir: t.TempDir(), Hostname: "w", RPCAddr: freeAddr(t)})
@@ -322,6 +324,7 @@ func TestTokens(t *testing.T) {
 
 // A worker with a good certificate tries everything a manager may do, on leader and follower.
 func TestEvilWorker(t *testing.T) {
+	t.Parallel()
 	a := first(t)
 	b := joined(t, a, "m2")
 	dir := t.TempDir()
@@ -377,6 +380,7 @@ func TestEvilWorker(t *testing.T) {
 }
 
 func TestLeaveAndRemoveManagers(t *testing.T) {
+	t.Parallel()
 	ns := three(t)
 	leader := leaderOf(ns)
 	var rest []*node
@@ -409,6 +413,7 @@ func TestLeaveAndRemoveManagers(t *testing.T) {
 }
 
 func TestNoQuorum(t *testing.T) {
+	t.Parallel()
 	a := first(t)
 	b := joined(t, a, "m2")
 	b.stop()
