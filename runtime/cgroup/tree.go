@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+
+	"golang.org/x/sys/unix"
 )
 
 // roots are the directories of parent in every hierarchy.
@@ -87,6 +89,21 @@ func RemoveTree(parent string) error {
 	var errs []error
 	for _, dir := range h.roots(parent) {
 		errs = append(errs, removeDir(dir))
+	}
+	return errors.Join(errs...)
+}
+
+// RemoveEmpty removes a group that has neither processes nor groups below it, in every hierarchy, and leaves it otherwise.
+func RemoveEmpty(parent string) error {
+	h, err := probeParent(parent)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, dir := range h.roots(parent) {
+		if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENOTEMPTY) {
+			errs = append(errs, fmt.Errorf("remove cgroup %s: %w", dir, err))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	goruntime "runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -28,6 +29,9 @@ var base string // directory with the root filesystem of all test containers
 
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "supervisor" { // started by Ensure
+		if os.Getenv(onlyV2) != "" {
+			hideV1()
+		}
 		cfg := Config{StateDir: os.Args[3], SocketPath: os.Args[5], Cgroup: os.Args[7]}
 		if err := Serve(cfg); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -51,6 +55,59 @@ func TestMain(m *testing.M) {
 	code := m.Run()
 	os.RemoveAll(dir)
 	os.Exit(code)
+}
+
+// onlyV2 makes a test's supervisor see a host without cgroup v1.
+const onlyV2 = "SKEIN_TEST_ONLY_V2"
+
+// hideV1 unmounts the v1 hierarchies in a mount namespace of this process and starts the program again there.
+func hideV1() {
+	goruntime.LockOSThread()
+	err := errors.Join(os.Unsetenv(onlyV2), unix.Unshare(unix.CLONE_NEWNS), unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+	b, rerr := os.ReadFile("/proc/self/mountinfo")
+	err = errors.Join(err, rerr)
+	for l := range strings.Lines(string(b)) {
+		if f := strings.Fields(l); strings.Contains(l, " - cgroup ") {
+			err = errors.Join(err, unix.Unmount(f[4], unix.MNT_DETACH))
+		}
+	}
+	if err == nil {
+		err = unix.Exec("/proc/self/exe", os.Args, os.Environ())
+	}
+	fmt.Fprintln(os.Stderr, "hide cgroup v1:", err)
+	os.Exit(1)
+}
+
+func TestOnlyV2(t *testing.T) {
+	t.Setenv(onlyV2, "1")
+	e := newEnv(t)
+	c := e.config("v2", "ls", "/sys/fs/cgroup", "read", "/proc/self/cgroup", "mknod", "write", "/dev/null", "x", "write", "/sys/fs/cgroup/cgroup.procs", "1", "sleep")
+	e.start(c)
+	e.until(func() bool { return strings.Contains(e.log(c), "write /sys") })
+	e.must(e.sup.Pause(e.ctx, "v2"))
+	e.must(e.sup.Resume(e.ctx, "v2"))
+	_, err := e.sup.Exec(e.ctx, "v2", runtime.Process{ID: "x", Args: []string{"/inside", "mknod", "exit", "4"}})
+	e.must(err)
+	var out lockedBuffer
+	e.must(e.sup.Attach(e.ctx, "v2", "x", runtime.Streams{Stdout: &out}))
+	if x := e.execExit("x"); x.Code != 4 || !strings.Contains(out.String(), "operation not permitted") {
+		t.Errorf("exec: %+v %q", x, out.String())
+	}
+	e.must(e.sup.Signal(e.ctx, "v2", 9))
+	e.wait("v2")
+	log := e.log(c)
+	for _, want := range []string{"cgroup.controllers", "mknod <nil> open /disk: operation not permitted", "write /dev/null <nil>", "write /sys/fs/cgroup/cgroup.procs open /sys/fs/cgroup/cgroup.procs: read-only"} {
+		if !strings.Contains(log, want) {
+			t.Errorf("log %q lacks %q", log, want)
+		}
+	}
+	e.must(e.sup.Delete(e.ctx, "v2"))
+	mem := int64(64 << 20)
+	m := e.config("mem", "exit", "0")
+	m.Spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &mem}
+	if err := e.sup.Create(e.ctx, m); err != nil && !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("memory limit without its controller: %v", err)
+	}
 }
 
 func buildBase(dir string) error {

@@ -97,7 +97,6 @@ func (z *Zygote) fork() error {
 
 // loop is the zygote's own program: keep only its socket and the pages it needs, then serve requests for ever.
 func loop(p *Program, sock int) {
-	const top = uintptr(1)<<47 - 1<<16 // end of user space on amd64; arm64 has at least as much
 	p.Do("dup3", unix.SYS_DUP3, sock, sockFD, unix.O_CLOEXEC)
 	p.Do("close", unix.SYS_CLOSE_RANGE, 0, sockFD-1, 0)
 	p.Do("close", unix.SYS_CLOSE_RANGE, sockFD+1, uintptr(^uint32(0)), 0)
@@ -110,7 +109,11 @@ func loop(p *Program, sock int) {
 	lo := uintptr(unsafe.Pointer(&p.pool.mem[0]))
 	p.Try("unmap", unix.SYS_MUNMAP, 0, code)
 	p.Try("unmap", unix.SYS_MUNMAP, code+2*page, lo-code-2*page)
-	p.Try("unmap", unix.SYS_MUNMAP, lo+uintptr(len(p.pool.mem)), top-lo-uintptr(len(p.pool.mem)))
+	for _, bits := range []uint{48, 47, 39} { // user space ends at one of these; beyond it the kernel refuses
+		if top, end := uintptr(1)<<bits-1<<16, lo+uintptr(len(p.pool.mem)); top > end {
+			p.Try("unmap", unix.SYS_MUNMAP, end, top-end)
+		}
+	}
 	const program, args, result, received = Slot(0), Slot(1), Slot(2), Slot(3)
 	p.slots = 4
 	slotAt := Addr(p.base() + slotsOff)

@@ -1,0 +1,198 @@
+package sandbox
+
+import (
+	"encoding/binary"
+	"errors"
+	"math"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// call is what the kernel shows a filter.
+type call struct {
+	nr   uint32
+	arch uint32
+	args [6]uint64
+}
+
+// eval runs a filter as the kernel does.
+func eval(t *testing.T, f Filter, c call) uint32 {
+	t.Helper()
+	data := binary.LittleEndian.AppendUint32(nil, c.nr)
+	data = binary.LittleEndian.AppendUint32(data, c.arch)
+	data = binary.LittleEndian.AppendUint64(data, 0)
+	for _, a := range c.args {
+		data = binary.LittleEndian.AppendUint64(data, a)
+	}
+	var acc uint32
+	n := len(f.Code) / 8
+	for pc, steps := 0, 0; pc < n; steps++ {
+		b := f.Code[8*pc:]
+		code, jt, jf, k := binary.LittleEndian.Uint16(b), int(b[2]), int(b[3]), binary.LittleEndian.Uint32(b[4:])
+		pc++
+		cond := false
+		switch code {
+		case ldAbs:
+			acc = binary.LittleEndian.Uint32(data[k:])
+			continue
+		case and:
+			acc &= k
+			continue
+		case ja:
+			pc += int(k)
+			continue
+		case retK:
+			return k
+		case jeq:
+			cond = acc == k
+		case jge:
+			cond = acc >= k
+		case jgt:
+			cond = acc > k
+		default:
+			t.Fatalf("instruction %d: code %#x", pc-1, code)
+		}
+		if cond {
+			pc += jt
+		} else {
+			pc += jf
+		}
+	}
+	t.Fatal("the filter ran off its end")
+	return 0
+}
+
+const (
+	allow = unix.SECCOMP_RET_ALLOW
+	eperm = unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)
+	nosys = unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)
+	amd64 = unix.AUDIT_ARCH_X86_64
+)
+
+func TestOperators(t *testing.T) {
+	values := []uint64{0, 1, 7, 8, 9, 1<<32 - 1, 1 << 32, 1<<32 + 7, 1<<32 + 8, 1<<40 | 8, math.MaxUint64}
+	for op, hold := range map[specs.LinuxSeccompOperator]func(a, v, w uint64) bool{
+		specs.OpEqualTo:      func(a, v, _ uint64) bool { return a == v },
+		specs.OpNotEqual:     func(a, v, _ uint64) bool { return a != v },
+		specs.OpLessThan:     func(a, v, _ uint64) bool { return a < v },
+		specs.OpLessEqual:    func(a, v, _ uint64) bool { return a <= v },
+		specs.OpGreaterThan:  func(a, v, _ uint64) bool { return a > v },
+		specs.OpGreaterEqual: func(a, v, _ uint64) bool { return a >= v },
+		specs.OpMaskedEqual:  func(a, v, w uint64) bool { return a&v == w },
+	} {
+		for _, v := range values {
+			for _, w := range []uint64{0, v, 8} {
+				f, err := CompileSeccomp(&specs.LinuxSeccomp{DefaultAction: specs.ActErrno, Architectures: []specs.Arch{specs.ArchX86_64},
+					Syscalls: []specs.LinuxSyscall{{Names: []string{"read"}, Action: specs.ActAllow, Args: []specs.LinuxSeccompArg{{Index: 2, Value: v, ValueTwo: w, Op: op}}}}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, a := range values {
+					want := uint32(eperm)
+					if hold(a, v, w) {
+						want = allow
+					}
+					if got := eval(t, f, call{arch: amd64, args: [6]uint64{2: a}}); got != want {
+						t.Errorf("%s %#x %#x on %#x: %#x, want %#x", op, v, w, a, got, want)
+					}
+				}
+			}
+		}
+	}
+}
+
+func TestConjunctionAndAlternatives(t *testing.T) {
+	arg := func(i uint, v uint64) specs.LinuxSeccompArg {
+		return specs.LinuxSeccompArg{Index: i, Value: v, Op: specs.OpEqualTo}
+	}
+	no := uint(unix.ENOSYS)
+	f, err := CompileSeccomp(&specs.LinuxSeccomp{DefaultAction: specs.ActErrno, Architectures: []specs.Arch{specs.ArchX86_64}, Syscalls: []specs.LinuxSyscall{
+		{Names: []string{"read"}, Action: specs.ActAllow, Args: []specs.LinuxSeccompArg{arg(0, 1), arg(1, 2)}},
+		{Names: []string{"write"}, Action: specs.ActAllow, Args: []specs.LinuxSeccompArg{arg(0, 1), arg(0, 2)}},
+		{Names: []string{"open"}, Action: specs.ActErrno, ErrnoRet: &no},
+		{Names: []string{"open"}, Action: specs.ActAllow, Args: []specs.LinuxSeccompArg{arg(0, 5)}},
+		{Names: []string{"no_such_call"}, Action: specs.ActAllow},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		nr   uint32
+		a, b uint64
+		want uint32
+	}{{0, 1, 2, allow}, {0, 1, 3, eperm}, {0, 0, 2, eperm}, {1, 1, 0, allow}, {1, 2, 0, allow}, {1, 3, 0, eperm}, {2, 5, 0, allow}, {2, 6, 0, nosys}, {3, 0, 0, nosys}} {
+		if got := eval(t, f, call{nr: tc.nr, arch: amd64, args: [6]uint64{tc.a, tc.b}}); got != tc.want {
+			t.Errorf("call %d(%d, %d): %#x, want %#x", tc.nr, tc.a, tc.b, got, tc.want)
+		}
+	}
+}
+
+// TestDefaultProfile compares the compiled tree with the profile's rules, call by call.
+func TestDefaultProfile(t *testing.T) {
+	if nativeArch != specs.ArchX86_64 {
+		t.Skip("the profile names this architecture's calls only")
+	}
+	s := DefaultSeccomp(DefaultCaps())
+	f, err := CompileSeccomp(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d instructions", len(f.Code)/8)
+	for arch, numbers := range map[uint32]map[string]uint32{amd64: syscallsX8664(), unix.AUDIT_ARCH_I386: syscallsX86()} {
+		free := map[string]bool{}
+		cond := map[string]bool{}
+		for _, r := range s.Syscalls {
+			for _, n := range r.Names {
+				if len(r.Args) > 0 {
+					cond[n] = true
+				} else if r.Action == specs.ActAllow {
+					free[n] = true
+				}
+			}
+		}
+		for n, nr := range numbers {
+			got := eval(t, f, call{nr: nr, arch: arch, args: [6]uint64{math.MaxUint64}})
+			if free[n] && got != allow {
+				t.Errorf("%s: %#x, want allow", n, got)
+			}
+			if !free[n] && !cond[n] && got == allow {
+				t.Errorf("%s is allowed", n)
+			}
+		}
+	}
+	for _, tc := range []struct {
+		name string
+		c    call
+		want uint32
+	}{
+		{"clone with NEWUSER", call{nr: 56, arch: amd64, args: [6]uint64{unix.CLONE_NEWUSER}}, eperm},
+		{"clone of a thread", call{nr: 56, arch: amd64, args: [6]uint64{unix.CLONE_VM | unix.CLONE_THREAD}}, allow},
+		{"clone3", call{nr: 435, arch: amd64}, nosys},
+		{"x32 read", call{nr: 0x40000000, arch: amd64}, nosys},
+		{"newer than the profile", call{nr: 5000, arch: amd64}, nosys},
+		{"foreign convention", call{nr: 0, arch: unix.AUDIT_ARCH_AARCH64}, eperm},
+		{"socket vsock", call{nr: 41, arch: amd64, args: [6]uint64{unix.AF_VSOCK}}, eperm},
+		{"socket inet", call{nr: 41, arch: amd64, args: [6]uint64{unix.AF_INET}}, allow},
+	} {
+		if got := eval(t, f, tc.c); got != tc.want {
+			t.Errorf("%s: %#x, want %#x", tc.name, got, tc.want)
+		}
+	}
+}
+
+func TestSeccompRefusals(t *testing.T) {
+	for name, s := range map[string]*specs.LinuxSeccomp{
+		"action":   {DefaultAction: "SCMP_ACT_WHAT"},
+		"notify":   {DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Names: []string{"read"}, Action: specs.ActNotify}}},
+		"listener": {DefaultAction: specs.ActAllow, ListenerPath: "/x"},
+		"operator": {DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Names: []string{"read"}, Action: specs.ActErrno, Args: []specs.LinuxSeccompArg{{Op: "x"}}}}},
+		"index":    {DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Names: []string{"read"}, Action: specs.ActErrno, Args: []specs.LinuxSeccompArg{{Index: 6, Op: specs.OpEqualTo}}}}},
+	} {
+		if _, err := CompileSeccomp(s); !errdefs.IsInvalidArgument(err) && !errors.Is(err, errdefs.ErrNotImplemented) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
