@@ -59,13 +59,13 @@ func (a *Agent) round(ctx context.Context, avoid map[string]time.Time) bool {
 			return had
 		}
 		a.disconnected(addr, had, err)
-		if had || errors.Is(err, errSilent) {
-			avoid[addr] = time.Now().Add(avoidFor) // it was the leader and is gone, or it is cut off
+		if errors.Is(err, errSilent) {
+			avoid[addr] = time.Now().Add(avoidFor) // it is cut off, or its machine is dead: followers may name it for a while
 		}
 		if had {
 			return true
 		}
-		if leader != "" && leader != addr && redirects < maxRedirects {
+		if leader != "" && leader != addr && redirects < maxRedirects && !time.Now().Before(avoid[leader]) {
 			redirects++
 			queue = append([]string{leader}, slices.DeleteFunc(queue, func(s string) bool { return s == leader })...)
 		}

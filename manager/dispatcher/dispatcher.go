@@ -186,9 +186,13 @@ func (d *Dispatcher) call(ctx context.Context, f func()) error {
 	}
 }
 
-// Hint tells that a node may be dead (memberlist suspects it): it is probed at once. Only the probe or the lease decides.
+// Hint tells that a node may be dead (memberlist suspects it): it is probed at once. Only the probe or the lease decides. It never
+// blocks: a hint that finds the queue full is dropped, the lease ends all the same.
 func (d *Dispatcher) Hint(nodeID string) {
-	_ = d.do(context.Background(), func() { d.probe(nodeID) }) // a hint that is lost is no loss: the lease ends
+	select {
+	case d.calls <- func() { d.probe(nodeID) }:
+	default:
+	}
 }
 
 // SoftState returns the newest report of a task that is not worth a log entry; nil when the store knows as much.

@@ -66,26 +66,29 @@ type testAgent struct {
 
 func id(s string) string { return strings.Repeat("0", 25-len(s)) + s }
 
+// bubble runs f on a cluster in virtual time.
 func bubble(t *testing.T, f func(c *cluster)) {
-	synctest.Test(t, func(t *testing.T) {
-		s, loop := storetest.New()
-		c := &cluster{t: t, store: s, loop: loop, services: map[string]*host{}, agents: map[string]*testAgent{}}
-		c.apply(&api.Change{Kind: &api.Change_PutCluster{PutCluster: &api.ClusterRecord{
-			Id: id("c"), SpecJson: []byte("{}"), OverlayPool: "10.0.0.0/9", MeshPool: "10.192.0.0/10", OverlayBits: 20, DataPort: 4789, FeatureLevel: 1,
-		}}})
-		for i := 1; i <= 3; i++ {
-			c.manager(fmt.Sprintf("m%d", i))
-		}
-		c.lead("m1")
-		f(c)
-		for _, a := range c.agents {
-			a.halt()
-		}
-		c.unlead()
-		for _, h := range c.services {
-			h.srv.Stop()
-		}
-	})
+	synctest.Test(t, func(t *testing.T) { run(t, f) })
+}
+
+func run(t *testing.T, f func(c *cluster)) {
+	s, loop := storetest.New()
+	c := &cluster{t: t, store: s, loop: loop, services: map[string]*host{}, agents: map[string]*testAgent{}}
+	c.apply(&api.Change{Kind: &api.Change_PutCluster{PutCluster: &api.ClusterRecord{
+		Id: id("c"), SpecJson: []byte("{}"), OverlayPool: "10.0.0.0/9", MeshPool: "10.192.0.0/10", OverlayBits: 20, DataPort: 4789, FeatureLevel: 1,
+	}}})
+	for i := 1; i <= 3; i++ {
+		c.manager(fmt.Sprintf("m%d", i))
+	}
+	c.lead("m1")
+	f(c)
+	for _, a := range c.agents {
+		a.halt()
+	}
+	c.unlead()
+	for _, h := range c.services {
+		h.srv.Stop()
+	}
 }
 
 func (c *cluster) apply(changes ...*api.Change) {
