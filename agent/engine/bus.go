@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/events"
+
+	"skein/agent/dockerapi"
 )
 
 const (
@@ -74,7 +76,7 @@ func (b *bus) listeners() int {
 }
 
 // Events streams from since (zero: now) until ctx is done or until is reached.
-func (e *Engine) Events(ctx context.Context, since, until time.Time, f map[string][]string) (<-chan events.Message, error) {
+func (e *Engine) Events(ctx context.Context, since, until time.Time, f dockerapi.Filters) (<-chan events.Message, error) {
 	past, ch := e.events.subscribe(since)
 	out := make(chan events.Message)
 	var deadline <-chan time.Time
@@ -121,7 +123,7 @@ func (e *Engine) Events(ctx context.Context, since, until time.Time, f map[strin
 	return out, nil
 }
 
-func eventMatches(m events.Message, f map[string][]string) bool {
+func eventMatches(m events.Message, f dockerapi.Filters) bool {
 	for key, want := range f {
 		ok := false
 		for _, w := range want {

@@ -88,7 +88,7 @@ func (e *Engine) ContainerAttach(ctx context.Context, ref string, o dockerapi.At
 		return nil
 	}
 	st := runtime.Streams{CloseStdin: true}
-	if o.Stdin {
+	if o.Stdin && r.Config.OpenStdin {
 		st.Stdin = s.Stdin
 	}
 	if o.Stdout {

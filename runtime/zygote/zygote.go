@@ -104,15 +104,8 @@ func loop(p *Program, sock int) {
 	p.Do("not dumpable", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 	p.Do("name", unix.SYS_PRCTL, unix.PR_SET_NAME, "skein-zygote", 0, 0, 0)
 	p.Do("chdir /", unix.SYS_CHDIR, "/")
-	page := uintptr(os.Getpagesize())
-	code := interpAddr() &^ (page - 1)
-	lo := uintptr(unsafe.Pointer(&p.pool.mem[0]))
-	p.Try("unmap", unix.SYS_MUNMAP, 0, code)
-	p.Try("unmap", unix.SYS_MUNMAP, code+2*page, lo-code-2*page)
-	for _, bits := range []uint{48, 47, 39} { // user space ends at one of these; beyond it the kernel refuses
-		if top, end := uintptr(1)<<bits-1<<16, lo+uintptr(len(p.pool.mem)); top > end {
-			p.Try("unmap", unix.SYS_MUNMAP, end, top-end)
-		}
+	if !keepMemory {
+		unmap(p)
 	}
 	const program, args, result, received = Slot(0), Slot(1), Slot(2), Slot(3)
 	p.slots = 4
@@ -130,6 +123,20 @@ func loop(p *Program, sock int) {
 	p.Do("close", unix.SYS_CLOSE_RANGE, 0, sockFD-1, 0)
 	p.Do("again", opJump, top0)
 	_ = program
+}
+
+// unmap lets go of everything but the interpreter's pages and the programs.
+func unmap(p *Program) {
+	page := uintptr(os.Getpagesize())
+	code := interpAddr() &^ (page - 1)
+	lo := uintptr(unsafe.Pointer(&p.pool.mem[0]))
+	p.Try("unmap", unix.SYS_MUNMAP, 0, code)
+	p.Try("unmap", unix.SYS_MUNMAP, code+2*page, lo-code-2*page)
+	for _, bits := range []uint{48, 47, 39} { // user space ends at one of these; beyond it the kernel refuses
+		if top, end := uintptr(1)<<bits-1<<16, lo+uintptr(len(p.pool.mem)); top > end {
+			p.Try("unmap", unix.SYS_MUNMAP, end, top-end)
+		}
+	}
 }
 
 // clone calls clone3 with all signals blocked; the child keeps them blocked until its program says otherwise.
@@ -178,12 +185,15 @@ func (p *Program) Enter() {
 	p.Do("setsid", unix.SYS_SETSID)
 }
 
+// neverStarted is the exit status of a child whose supervisor died before it was told to go on.
+const neverStarted = 125
+
 // Gate adds the wait between create and start: report ready, then block until one byte arrives on fd; end of file ends the child.
 func (p *Program) Gate(fd int) {
 	buf := p.Words(ready)
 	p.Do("report ready", unix.SYS_WRITE, replyFD, buf, 8)
 	i := p.Unless0("wait for start", unix.SYS_READ, fd, buf, 1)
-	p.Exit(0)
+	p.Exit(neverStarted)
 	p.SkipOnSuccess(i)
 }
 
