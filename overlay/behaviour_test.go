@@ -79,20 +79,48 @@ func TestRefusalAndIsolation(t *testing.T) {
 	l.serve(t1, "hidden", 9999)
 	gw1, gw2 := gatewayOf(1).String(), gatewayOf(2).String()
 	l.serve(l.box(2), "hidden", 9999)
-	unreachable(t, t1, gw2+":9999")          // over the mesh
-	unreachable(t, t1, gw2+":80")            // not even a published target, except through its port
-	unreachable(t, l.cl, gw1+":9999")        // from outside, if somebody routes the pool to us
-	unreachable(t, t1, "169.254.169.254:80") // metadata service
-	lo, err := listenIn(l.hosts[0].ns, "127.0.0.1:9998")
-	l.must(err)
-	defer lo.Close()
 	c := l.conn(t1)
-	eth1, err := c.Link("eth1")
-	l.must(err)
+	toNode := link.Route{Dev: mustLink(t, c, "eth1"), Via: gatewayVia}
 	l.must(t1.Sysctl(map[string]string{"ipv4/conf/eth1/route_localnet": "1"}))
-	l.must(c.Do([]link.Message{link.SetRoute(link.RouteKey{Dst: netip.MustParsePrefix("127.0.0.1/32"), Table: 0},
-		link.Route{Dev: eth1.Index, Via: gatewayVia})}))
-	unreachable(t, t1, "127.0.0.1:9998") // a container must not reach the node's loopback services
+	l.must(c.Do([]link.Message{link.SetRoute(link.RouteKey{Dst: netip.MustParsePrefix("127.0.0.1/32"), Table: unix.RT_TABLE_LOCAL}, toNode)}))
+	cl := l.conn(l.cl)
+	pool := link.SetRoute(link.RouteKey{Dst: nodeBlock(labPool, 1)}, link.Route{Dev: mustLink(t, cl, "eth0"), Via: addr("198.51.100.1")})
+	l.must(cl.Do([]link.Message{pool}))
+	sw := l.conn(l.sw)
+	l.must(sw.Do([]link.Message{link.SetRoute(link.RouteKey{Dst: nodeBlock(labPool, 1)}, link.Route{Dev: mustLink(t, sw, "br0"), Via: addr("192.0.2.1")})}))
+	backDoors := []struct {
+		what string
+		from *link.NS
+		at   string
+	}{
+		{"another node's container over the mesh", t1, gw2 + ":9999"},
+		{"another node's published target past its port", t1, gw2 + ":80"},
+		{"a container from outside, the pool being routed to the node", l.cl, gw1 + ":9999"},
+	}
+	// Without the rules every one is open, so each is closed by a rule and not by chance.
+	for _, h := range l.hosts {
+		l.must(h.nft.Delete(nft.IPv4, "skein_mesh"))
+	}
+	for _, d := range backDoors {
+		if f, err := open(d.from, "tcp4", d.at); err != nil {
+			t.Errorf("control: %s is closed without rules: %v", d.what, err)
+		} else {
+			f.Close()
+		}
+	}
+	if !reachesLoopback(l, l.hosts[0].ns, t1) {
+		t.Error("control: the node's loopback services are closed to containers without rules")
+	}
+	for _, h := range l.hosts {
+		l.must(h.Check(context.Background()))
+	}
+	for _, d := range backDoors {
+		unreachable(t, d.from, d.at)
+	}
+	if reachesLoopback(l, l.hosts[0].ns, t1) {
+		t.Error("a container reaches the node's loopback services")
+	}
+	unreachable(t, t1, "169.254.169.254:80") // metadata service
 	// egress is masqueraded as the node
 	out, err := listenIn(l.cl, clientAddr+":7000")
 	l.must(err)
@@ -106,6 +134,22 @@ func TestRefusalAndIsolation(t *testing.T) {
 	if from, _, _ := net.SplitHostPort(srv.RemoteAddr().String()); from != "192.0.2.1" {
 		t.Errorf("outside saw the container as %s", from)
 	}
+}
+
+// reachesLoopback sends a datagram from a container to the node's 127.0.0.1.
+func reachesLoopback(l *lab, node, from *link.NS) bool {
+	l.t.Helper()
+	var in net.PacketConn
+	l.must(node.Do(func() (err error) { in, err = net.ListenPacket("udp4", "127.0.0.1:9998"); return err }))
+	defer in.Close()
+	out, err := open(from, "udp4", "127.0.0.1:9998")
+	l.must(err)
+	defer out.Close()
+	_, err = out.Write([]byte("x"))
+	l.must(err)
+	_ = in.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+	_, _, err = in.ReadFrom(make([]byte, 10))
+	return err == nil
 }
 
 func listenIn(ns *link.NS, at string) (ln net.Listener, err error) {
@@ -277,7 +321,7 @@ func query(ns *link.NS, network, name string, typ uint16) (*mdns.Msg, error) {
 	m.SetQuestion(mdns.Fqdn(name), typ)
 	var conn net.Conn
 	err := ns.Do(func() (err error) {
-		conn, err = net.Dial(network, dnsAddr)
+		conn, err = net.Dial(network, dnsResolver+":53")
 		return err
 	})
 	if err != nil {
@@ -319,6 +363,12 @@ func TestDNSInSandboxes(t *testing.T) {
 				t.Errorf("%s %s %s: %q, want %q", network, c.name, mdns.TypeToString[c.typ], got, c.want)
 			}
 		}
+	}
+	// a container may be a DNS server itself
+	own := l.serve(t1, "own", 53)
+	defer own()
+	if got := l.spread(t1, "udp4", "127.0.0.1:53", 1, ""); got["own"] != 1 {
+		t.Errorf("the container's own port 53: %v", got)
 	}
 	l.setAll([]Network{webNetwork(Ready, Draining)}, webMesh(1))
 	if m, err := query(t1, "udp", "tasks.web", mdns.TypeA); err != nil || answers(m) != "10.10.0.11" {

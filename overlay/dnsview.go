@@ -14,11 +14,12 @@ import (
 
 	"skein/overlay/dns"
 	"skein/overlay/link"
+	"skein/overlay/nft"
 )
 
 const (
 	dnsStorePrefix = "dns/"
-	dnsAddr        = "127.0.0.11:53"
+	dnsResolver    = "127.0.0.11"
 )
 
 // serveDNS answers in the sandbox if it wants that. Sockets of an earlier daemon are taken from the store with what waits in them.
@@ -52,20 +53,21 @@ func (d *Driver) dnsSockets(ctx context.Context, ns *link.NS, id string) (net.Pa
 	}
 	var udp net.PacketConn
 	var tcp net.Listener
-	// A container's own server on 0.0.0.0:53 must not be refused because of ours.
-	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		return c.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
-	}}
 	err := ns.Do(func() (err error) {
-		if udp, err = lc.ListenPacket(ctx, "udp4", dnsAddr); err != nil {
+		if udp, err = net.ListenPacket("udp4", dnsResolver+":0"); err != nil {
 			return err
 		}
-		if tcp, err = lc.Listen(ctx, "tcp4", dnsAddr); err != nil {
+		if tcp, err = net.Listen("tcp4", dnsResolver+":0"); err != nil {
 			udp.Close()
 		}
 		return err
 	})
 	if err != nil {
+		return nil, nil, err
+	}
+	if err = redirectDNS(ns, udp, tcp); err != nil {
+		udp.Close()
+		tcp.Close()
 		return nil, nil, err
 	}
 	if err := d.storeSockets(ctx, id, udp, tcp); err != nil {
@@ -74,6 +76,18 @@ func (d *Driver) dnsSockets(ctx context.Context, ns *link.NS, id string) (net.Pa
 		return nil, nil, err
 	}
 	return udp, tcp, nil
+}
+
+// redirectDNS makes port 53 of the resolver's address lead to the sockets.
+func redirectDNS(ns *link.NS, udp net.PacketConn, tcp net.Listener) error {
+	sync, err := nft.NewSyncer(ns)
+	if err != nil {
+		return err
+	}
+	defer sync.Close()
+	up, tp := udp.LocalAddr().(*net.UDPAddr).Port, tcp.Addr().(*net.TCPAddr).Port
+	_, err = sync.Sync(nft.DNSTable(netip.MustParseAddr(dnsResolver), uint16(up), uint16(tp)), true)
+	return err
 }
 
 func (d *Driver) storeSockets(ctx context.Context, id string, udp net.PacketConn, tcp net.Listener) error {

@@ -222,6 +222,7 @@ func (l *lab) serve(ns *link.NS, name string, port int) func() {
 			if err != nil {
 				return
 			}
+			l.t.Cleanup(func() { c.Close() })
 			go func() {
 				defer c.Close()
 				r := bufio.NewReader(c)

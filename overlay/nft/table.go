@@ -214,13 +214,14 @@ func (s *Syncer) Load(t *Table) error {
 func (s *Syncer) Sync(want *Table, full bool) (changed bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	replace := false
+	replace, exists := false, false
 	if full || !s.synced[want] {
 		have, err := s.dump(want)
 		if err != nil {
 			return false, fmt.Errorf("read nft table %s: %w", want.Name, err)
 		}
-		replace = have == nil || !sameShape(want, have)
+		exists = have != nil
+		replace = !exists || !sameShape(want, have)
 		if !replace {
 			for _, set := range have.Sets {
 				want.Set(set.Name).compare(set.elems)
@@ -230,7 +231,7 @@ func (s *Syncer) Sync(want *Table, full bool) (changed bool, err error) {
 	delete(s.synced, want)
 	var msgs []link.Message
 	if replace {
-		msgs = replaceTable(want)
+		msgs = replaceTable(want, exists)
 	} else {
 		msgs = elementChanges(want)
 	}

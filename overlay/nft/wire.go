@@ -44,9 +44,13 @@ func delTable(t *Table) link.Message {
 	return message(unix.NFT_MSG_DELTABLE, 0, t.Family, func(a *link.Attrs) { a.Str(unix.NFTA_TABLE_NAME, t.Name) })
 }
 
-// replaceTable deletes whatever carries the name and builds the table anew.
-func replaceTable(t *Table) []link.Message {
-	msgs := []link.Message{newTable(t), delTable(t), newTable(t)}
+// replaceTable builds the table anew, after deleting what there is. Without a deletion the kernel need not wait for readers (10 ms).
+func replaceTable(t *Table, exists bool) []link.Message {
+	var msgs []link.Message
+	if exists {
+		msgs = append(msgs, delTable(t))
+	}
+	msgs = append(msgs, newTable(t))
 	for _, c := range t.Chains { // before sets: verdict maps name chains
 		msgs = append(msgs, newChain(t, c))
 	}
