@@ -53,6 +53,9 @@ func (i *Identity) Run(ctx context.Context, r Renewal) error {
 		case <-timer.C:
 		}
 		if err := i.attempt(ctx, r.Dial); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
 			retry = min(max(2*retry, renewRetryMin), renewRetryMax)
 			_, na := i.Validity()
 			log.Warn("renew certificate", "err", err, "retry_in", retry, "expires", na)

@@ -75,3 +75,21 @@ func FromGRPC(err error) error {
 	}
 	return Errorf(errdefs.ErrUnknown, "%s", st.Message())
 }
+
+// NotDone marks an error of a request that certainly changed nothing: it may be sent again, to whoever leads by then.
+func NotDone(err error) error {
+	if err == nil {
+		return nil
+	}
+	return notDone{err}
+}
+
+// IsNotDone reports whether an error is so marked. The mark does not cross the wire.
+func IsNotDone(err error) bool {
+	var nd notDone
+	return errors.As(err, &nd)
+}
+
+type notDone struct{ error }
+
+func (e notDone) Unwrap() error { return e.error }

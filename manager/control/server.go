@@ -90,7 +90,7 @@ func (s *Server) write(ctx context.Context, f func(store.WriteTx) error) error {
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
 	if err := s.cfg.Managers.Linearize(ctx); err != nil {
-		return err
+		return api.NotDone(err)
 	}
 	_, err := s.cfg.Store.Update(ctx, f)
 	return err

@@ -103,17 +103,21 @@ func (f *Forwarder) route(ctx context.Context, m method, req any, name string, h
 	}
 	wait, cancel := context.WithTimeout(ctx, f.cfg.Wait)
 	defer cancel()
-	var last error
+	var last error // why the leader could not be asked; nil while there is none
 	for {
 		changed := f.cfg.Leadership.Changed() // before Leader, so that no change is missed
 		_, addr, self := f.cfg.Leadership.Leader()
 		switch {
 		case self:
 			reply, err := handler(ctx, req)
-			if err == nil || caller.Forwarded || !m.again || !errdefs.IsUnavailable(err) {
+			again := err != nil && errdefs.IsUnavailable(err) && (m.again || api.IsNotDone(err)) // leadership was lost on the way
+			if again && caller.Forwarded {
+				_ = grpc.SetTrailer(ctx, metadata.Pairs(notLeader, "1"))
+			}
+			if !again || caller.Forwarded {
 				return reply, err
 			}
-			last = err // leadership was lost on the way
+			last = nil
 		case caller.Forwarded:
 			_ = grpc.SetTrailer(ctx, metadata.Pairs(notLeader, "1"))
 			return nil, api.Errorf(errdefs.ErrUnavailable, "%s: this manager is not the leader", name)
@@ -127,6 +131,8 @@ func (f *Forwarder) route(ctx context.Context, m method, req any, name string, h
 				return nil, err
 			}
 			last = err
+		default:
+			last = nil
 		}
 		if err := pause(wait, changed, addr != ""); err != nil {
 			return nil, noLeader(ctx, name, f.cfg.Wait, last)
