@@ -28,6 +28,7 @@ import (
 const (
 	defaultWait    = 5 * time.Second        // an election is over in less than 4 s (DECISIONS 13)
 	connectTimeout = time.Second            // a leader that does not answer within it is probably dead
+	deposedGrace   = 500 * time.Millisecond // for the last answers of a leader that handed over
 	retryPause     = 100 * time.Millisecond // between attempts when leadership does not change meanwhile
 	maxReplyBytes  = 64 << 20               // lists of a big cluster; between managers only
 	// Trailers of an answer to a forwarded request.
@@ -173,6 +174,8 @@ func (f *Forwarder) call(ctx context.Context, caller authz.Caller, addr, name st
 	if err != nil {
 		return true, err
 	}
+	ctx, stop := f.whileLeading(ctx, addr)
+	defer stop()
 	var trailer metadata.MD
 	var at peer.Peer
 	err = conn.Invoke(authz.Outgoing(ctx, caller), name, req, reply, grpc.Trailer(&trailer), grpc.Peer(&at), grpc.MaxCallRecvMsgSize(maxReplyBytes))
@@ -181,10 +184,43 @@ func (f *Forwarder) call(ctx context.Context, caller authz.Caller, addr, name st
 		return false, nil
 	case at.Addr == nil, len(trailer.Get(notLeader)) > 0: // it never left this manager, or the other one did not touch it
 		return true, err
-	case len(trailer.Get(answered)) == 0 && status.Code(err) == codes.Unavailable:
+	case errors.Is(context.Cause(ctx), errDeposed),
+		len(trailer.Get(answered)) == 0 && status.Code(err) == codes.Unavailable:
 		return false, status.Errorf(codes.Unavailable, "%s: the connection to the leader %s was lost meanwhile; whether it was done is unknown: look, then try again", name, addr)
 	}
 	return false, err
+}
+
+// errDeposed ends calls to a manager that leads no more.
+var errDeposed = errors.New("another manager leads meanwhile")
+
+// whileLeading returns a context that ends a moment after the manager at addr stopped being the leader: cut off from the others, it would
+// never answer. stop must be called.
+func (f *Forwarder) whileLeading(ctx context.Context, addr string) (_ context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			changed := f.cfg.Leadership.Changed()
+			if _, now, _ := f.cfg.Leadership.Leader(); now != addr {
+				break
+			}
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return
+			}
+		}
+		t := time.NewTimer(deposedGrace)
+		defer t.Stop()
+		select {
+		case <-t.C:
+			cancel(errDeposed)
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() { cancel(nil); <-ended }
 }
 
 // connect returns a connection to the leader that is up.

@@ -60,10 +60,27 @@ type control struct {
 	mu   sync.Mutex
 	seen []authz.Caller
 	fail error
+	hang bool
+}
+
+func (c *control) ListServices(ctx context.Context, _ *api.ListRequest) (*api.Objects, error) {
+	return &api.Objects{Json: [][]byte{[]byte(c.name)}}, c.wait(ctx)
+}
+
+// wait stands for a leader that is cut off from the others.
+func (c *control) wait(ctx context.Context) error {
+	if !c.hang {
+		return nil
+	}
+	<-ctx.Done()
+	return ctx.Err()
 }
 
 func (c *control) CreateService(ctx context.Context, _ *api.CreateRequest) (*api.Created, error) {
 	caller, _ := authz.CallerFrom(ctx)
+	if err := c.wait(ctx); err != nil {
+		return nil, err
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.seen = append(c.seen, caller)
@@ -223,5 +240,26 @@ func TestMethodsOfTheLeader(t *testing.T) {
 				t.Errorf("%s: forwarded %v, want %v", full, got, want)
 			}
 		}
+	}
+}
+
+// A leader that is cut off never answers: calls to it end when another leads.
+func TestLeaderThatHangs(t *testing.T) {
+	c := start(t, 5*time.Second, "a", "b", "c")
+	c.controls["b"].hang = true
+	c.e.set(all("b"))
+	time.AfterFunc(100*time.Millisecond, func() { c.e.set(all("c")) })
+	began := time.Now()
+	if r, err := c.clients["a"].ListServices(t.Context(), &api.ListRequest{}); err != nil || string(r.Json[0]) != "c" {
+		t.Errorf("read: %v, %v; want the new leader's answer", r, err)
+	}
+	c.e.set(all("b"))
+	time.AfterFunc(100*time.Millisecond, func() { c.e.set(all("c")) })
+	_, err := c.clients["a"].CreateService(t.Context(), &api.CreateRequest{})
+	if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "whether it was done is unknown") {
+		t.Errorf("write: %v, want that its outcome is unknown", err)
+	}
+	if d := time.Since(began); d > 4*time.Second {
+		t.Errorf("took %v", d)
 	}
 }
