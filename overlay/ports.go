@@ -30,7 +30,7 @@ func (d *Driver) publishedBy(proto string, port uint16) (string, bool) {
 	defer d.mu.Unlock()
 	want, _ := protocolNumber(proto)
 	for _, p := range d.cfg.Mesh.Ports {
-		if n, _ := protocolNumber(p.Protocol); n == want && p.Published == port {
+		if n, _ := protocolNumber(p.Protocol); n == want && p.Published == port && (!p.Local || d.hasBackendHere(p)) {
 			return "service " + p.ServiceID, true
 		}
 	}
