@@ -68,7 +68,12 @@ func (e *Engine) start(ctx context.Context, c *entry) error {
 		exit.Code = failed.code
 	}
 	e.markEnded(c, exit)
-	if cerr := e.clean(context.WithoutCancel(ctx), c); cerr != nil {
+	done := context.WithoutCancel(ctx)
+	cerr := e.clean(done, c)
+	if cerr == nil && r.HostConfig.AutoRemove {
+		cerr = e.remove(done, c, false)
+	}
+	if cerr != nil {
 		e.log.Warn("cleaning up after a failed start", "container", r.Name, "err", cerr)
 	}
 	return err

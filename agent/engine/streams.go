@@ -97,9 +97,16 @@ func (e *Engine) ContainerAttach(ctx context.Context, ref string, o dockerapi.At
 	if o.Stderr {
 		st.Stderr = s.Stderr
 	}
-	if !r.State.active() { // docker run attaches before it starts
+	registered := func() {
+		if o.Attached != nil {
+			o.Attached()
+		}
+	}
+	if r.State.active() {
+		st.Attached = registered
+	} else { // docker run attaches before it starts
 		var ok bool
-		if ok, err = e.awaitCreated(ctx, c, &st); !ok {
+		if ok, err = e.awaitCreated(ctx, c, &st, registered); !ok {
 			return err
 		}
 	}
@@ -114,8 +121,9 @@ func (e *Engine) ContainerAttach(ctx context.Context, ref string, o dockerapi.At
 	return err
 }
 
-// awaitCreated waits until the next run's process exists but has not executed yet; start goes on once st.Attached was called.
-func (e *Engine) awaitCreated(ctx context.Context, c *entry, st *runtime.Streams) (bool, error) {
+// awaitCreated waits until the next run's process exists but has not executed yet; start goes on once st.Attached was called. registered
+// is called as soon as the next start will wait.
+func (e *Engine) awaitCreated(ctx context.Context, c *entry, st *runtime.Streams, registered func()) (bool, error) {
 	a := &attacher{created: make(chan struct{}), attached: make(chan struct{})}
 	st.Attached = sync.OnceFunc(func() { close(a.attached) })
 	c.mu.Lock()
@@ -130,19 +138,18 @@ func (e *Engine) awaitCreated(ctx context.Context, c *entry, st *runtime.Streams
 	if removed {
 		return false, errGone
 	}
+	_, before, _, _ := c.watch()
+	registered()
 	for {
 		_, exits, removed, changed := c.watch()
-		if removed {
+		if removed || exits > before { // the start failed
+			st.Attached()
 			return false, nil
 		}
 		select {
 		case <-a.created:
 			return true, nil
 		case <-changed:
-			if _, now, _, _ := c.watch(); now > exits { // the start failed
-				st.Attached()
-				return false, nil
-			}
 		case <-ctx.Done():
 			st.Attached()
 			return false, ctx.Err()
