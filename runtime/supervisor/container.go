@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"skein/runtime"
@@ -40,8 +41,9 @@ type container struct {
 	dir string
 	op  sync.Mutex // serializes what changes the container; held over its set-up
 
-	mu      sync.Mutex // guards what follows; never held over I/O but the record's
-	cfg     runtime.Config
+	mu      sync.Mutex     // guards what follows; never held over I/O but the record's
+	cfg     runtime.Config // without what only the set-up needs, see trim
+	filter  sandbox.Filter
 	rec     record
 	init    *process
 	execs   map[string]*process
@@ -92,6 +94,16 @@ func (c *container) wrap(op string, err error) error {
 	return fmt.Errorf("container %s: %s: %w", c.id, op, err)
 }
 
+// trim forgets what only the set-up of the first process needs; the whole configuration is on disk.
+func (c *container) trim(f sandbox.Filter) {
+	old := c.cfg.Spec
+	c.filter = f
+	c.cfg.Rootfs = nil
+	c.cfg.Spec = &specs.Spec{Process: &specs.Process{Terminal: old.Process.Terminal, User: old.Process.User, Capabilities: old.Process.Capabilities,
+		Rlimits: old.Process.Rlimits, NoNewPrivileges: old.Process.NoNewPrivileges, OOMScoreAdj: old.Process.OOMScoreAdj},
+		Linux: &specs.Linux{Namespaces: old.Linux.Namespaces}}
+}
+
 // state is the public view; paused is asked of the kernel so that it survives restarts.
 func (c *container) state() runtime.State {
 	c.mu.Lock()
@@ -123,6 +135,7 @@ func (c *container) watch(p *process) {
 	var err error
 	if p.ours {
 		code, err = await(p.fd)
+		c.srv.orphans.remove(p.pid)
 	} else {
 		code, err = awaitOther(p.fd)
 	}

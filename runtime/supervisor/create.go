@@ -121,6 +121,8 @@ func (c *container) spawn() (err error) {
 		unix.Close(start.gate)
 		return setupError(err)
 	}
+	c.srv.orphans.add(start.child.PID)
+	c.srv.orphans.expect(c.cfg.Spec)
 	start.execs = out.Execs
 	p := &process{pid: start.child.PID, ours: true, done: make(chan struct{}), stdin: io.stdin}
 	if p.fd, err = openPID(p.pid); err == nil {
@@ -130,6 +132,7 @@ func (c *container) spawn() (err error) {
 	if err != nil {
 		_ = unix.Kill(p.pid, unix.SIGKILL)
 		reap(p.pid)
+		c.srv.orphans.remove(p.pid)
 		start.release()
 		if p.fd != nil {
 			p.fd.Close()
@@ -143,6 +146,7 @@ func (c *container) spawn() (err error) {
 	p.out.pump(io.stdout, io.stderr, c.log)
 	c.mu.Lock()
 	c.init, c.pending = p, start
+	c.trim(c.filter)
 	c.mu.Unlock()
 	c.srv.work.Add(1)
 	go func() {
@@ -211,15 +215,14 @@ func (c *container) compile(prog *zygote.Program, io *stdio, start *pendingStart
 		}
 		opened = append(opened, fd)
 	}
-	filter, err := c.srv.filter(spec.Linux.Seccomp)
-	if err != nil {
+	if c.filter, err = c.srv.filter(spec.Linux.Seccomp); err != nil {
 		return req, out, opened, err
 	}
 	var dirs []rootfs.CgroupDir
 	for _, d := range c.group.Dirs() {
 		dirs = append(dirs, rootfs.CgroupDir(d))
 	}
-	out, err = sandbox.Compile(prog, sandbox.Input{Host: c.srv.host, Spec: spec, Rootfs: c.cfg.Rootfs, Cgroups: dirs, Filter: filter,
+	out, err = sandbox.Compile(prog, sandbox.Input{Host: c.srv.host, Spec: spec, Rootfs: c.cfg.Rootfs, Cgroups: dirs, Filter: c.filter,
 		Tasks: len(tasks), HasCgroup: dir >= 0})
 	files := append(append([]int{}, io.child...), opened...)
 	req = zygote.Request{Program: prog, Flags: out.Flags, Files: files, Cgroup: cgroupAt}

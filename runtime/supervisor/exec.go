@@ -50,7 +50,7 @@ func (c *container) exec(p *runtime.Process) (int, error) {
 }
 
 // execProcess is the OCI process of an additional one: the container's own confinement unless it is privileged.
-func (c *container) execProcess(p *runtime.Process) (*specs.Process, *specs.LinuxSeccomp) {
+func (c *container) execProcess(p *runtime.Process) (*specs.Process, sandbox.Filter) {
 	own := c.cfg.Spec.Process
 	out := &specs.Process{Args: p.Args, Env: p.Env, Cwd: p.Cwd, User: p.User, Terminal: p.Terminal, Capabilities: own.Capabilities,
 		Rlimits: own.Rlimits, NoNewPrivileges: own.NoNewPrivileges}
@@ -65,12 +65,12 @@ func (c *container) execProcess(p *runtime.Process) (*specs.Process, *specs.Linu
 				out.Capabilities.Effective, out.Capabilities.Permitted = caps.Bounding, caps.Bounding
 			}
 		}
-		return out, c.cfg.Spec.Linux.Seccomp
+		return out, c.filter
 	}
 	all := sandbox.AllCaps()
 	out.Capabilities = &specs.LinuxCapabilities{Bounding: all, Effective: all, Permitted: all}
 	out.NoNewPrivileges = false
-	return out, nil
+	return out, sandbox.Filter{}
 }
 
 func (c *container) execStdio(p *runtime.Process) (*stdio, error) {
@@ -143,6 +143,7 @@ func (c *container) spawnExec(p *runtime.Process, init *process) (pid int, err e
 		start.release()
 		return 0, setupError(errors.Join(ready, errIfNil(ready)))
 	}
+	c.srv.orphans.add(pid)
 	np := &process{id: p.ID, pid: pid, ours: true, stdin: io.stdin, done: make(chan struct{})}
 	io.closeChild()
 	if err = ready; err == nil {
@@ -151,6 +152,7 @@ func (c *container) spawnExec(p *runtime.Process, init *process) (pid int, err e
 	if err != nil {
 		_ = unix.Kill(pid, unix.SIGKILL)
 		reap(pid)
+		c.srv.orphans.remove(pid)
 		_ = start.child.Executed(time.Now().Add(drainLimit))
 		np.closeAll()
 	}
@@ -254,11 +256,7 @@ func (c *container) compileExec(prog *zygote.Program, p *runtime.Process, io *st
 		return req, out, opened, err
 	}
 	opened = append(opened, own)
-	proc, seccomp := c.execProcess(p)
-	filter, err := c.srv.filter(seccomp)
-	if err != nil {
-		return req, out, opened, err
-	}
+	proc, filter := c.execProcess(p)
 	made, join, err := sandbox.Namespaces(c.cfg.Spec)
 	if err != nil {
 		return req, out, opened, err

@@ -194,6 +194,12 @@ func (c *container) load() error {
 	if c.rec.State.ID != c.id || c.cfg.ID != c.id || c.cfg.Spec == nil || c.cfg.Spec.Process == nil || c.cfg.Spec.Linux == nil {
 		return errors.New("incomplete")
 	}
+	f, err := c.srv.filter(c.cfg.Spec.Linux.Seccomp)
+	if err != nil {
+		return err
+	}
+	c.srv.orphans.expect(c.cfg.Spec)
+	c.trim(f)
 	return nil
 }
 

@@ -77,6 +77,7 @@ type server struct {
 	buffers *sync.Pool
 	boot    string
 	store   fdStore
+	orphans *orphans
 	work    sync.WaitGroup // process watchers
 
 	mu         sync.Mutex
@@ -102,7 +103,7 @@ func Serve(cfg Config) error {
 		return fmt.Errorf("supervisor: %w", err)
 	}
 	s := &server{cfg: cfg, log: cfg.Logger, pool: pool, zygote: z, buffers: newPool(), boot: bootID(),
-		containers: map[string]*container{}, filters: map[[32]byte]sandbox.Filter{}, store: fdStore{m: map[string]int{}}}
+		containers: map[string]*container{}, filters: map[[32]byte]sandbox.Filter{}, store: fdStore{m: map[string]int{}}, orphans: newOrphans()}
 	if err := s.run(); err != nil {
 		return fmt.Errorf("supervisor: %w", err)
 	}
@@ -234,6 +235,7 @@ func (s *server) accept(l *net.UnixListener) error {
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { l.Close() })()
 	var conns sync.WaitGroup
+	conns.Go(func() { s.orphans.run(ctx, s.zygote.PID) })
 	slots := make(chan struct{}, maxConns)
 	for {
 		conn, err := l.AcceptUnix()

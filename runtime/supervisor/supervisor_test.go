@@ -476,7 +476,7 @@ func TestRestarts(t *testing.T) {
 		t.Fatal("same supervisor")
 	}
 	e.until(func() bool { return len(e.log(c)) > before })
-	if x := e.wait("waiting"); x.Code != runtime.UnknownExit && x.Code != 0 {
+	if x := e.wait("waiting"); x.Code != runtime.UnknownExit && x.Code != 125 {
 		t.Errorf("created container after its supervisor died: %+v", x)
 	}
 	e.must(e.sup.Signal(e.ctx, "long", 9))
@@ -783,4 +783,24 @@ func TestShutdown(t *testing.T) {
 	if errors.Is(e.ctx.Err(), context.DeadlineExceeded) {
 		t.Error("too slow")
 	}
+}
+
+// TestHostPID: without a pid namespace the whole group dies with the first process, and nobody stays a zombie.
+func TestHostPID(t *testing.T) {
+	e := newEnv(t)
+	c := e.config("hostpid", "spawn", "echo", "done")
+	c.Spec.Linux.Namespaces = slices.DeleteFunc(c.Spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.PIDNamespace })
+	if x, out := e.run(c); x.Code != 0 || !strings.HasSuffix(out, "done\n") {
+		t.Errorf("exit %+v, log %q", x, out)
+	}
+	e.until(func() bool {
+		pid := e.supervisorPID()
+		lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+		n := 0
+		for _, l := range lists {
+			b, _ := os.ReadFile(l)
+			n += len(strings.Fields(string(b)))
+		}
+		return n == 1 // the zygote
+	})
 }

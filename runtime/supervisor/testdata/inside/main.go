@@ -147,6 +147,9 @@ func run(cmd string, a []string) int {
 			}
 		}
 		fmt.Println("forked", n < 1000)
+	case "spawn": // a process that outlives this one
+		p, err := os.StartProcess("/inside", []string{"inside", "sleep"}, &os.ProcAttr{})
+		fmt.Println("spawn", p != nil, err)
 	case "sysctl":
 		b, err := os.ReadFile("/proc/sys/" + a[0])
 		fmt.Println("sysctl", a[0], strings.TrimSpace(string(b)), err)

@@ -1,0 +1,93 @@
+package supervisor
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// orphans reaps what becomes a child of this process without having been started by it: the grandchildren of containers that share the
+// host's pid namespace. Other containers have a first process of their own that reaps.
+type orphans struct {
+	mu     sync.Mutex
+	wanted bool         // a container without a pid namespace exists or existed
+	own    map[int]bool // children that somebody waits for
+	signal chan os.Signal
+}
+
+func newOrphans() *orphans {
+	return &orphans{own: map[int]bool{}, signal: make(chan os.Signal, 1)}
+}
+
+// add marks a child as waited for, remove undoes it.
+func (o *orphans) add(pid int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.own[pid] = true
+}
+
+func (o *orphans) remove(pid int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.own, pid)
+}
+
+// expect starts the reaping once a container needs it.
+func (o *orphans) expect(s *specs.Spec) {
+	for _, n := range s.Linux.Namespaces {
+		if n.Type == specs.PIDNamespace {
+			return
+		}
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.wanted {
+		o.wanted = true
+		signal.Notify(o.signal, unix.SIGCHLD)
+	}
+}
+
+// run reaps until ctx is done.
+func (o *orphans) run(ctx context.Context, zygote func() int) {
+	defer signal.Stop(o.signal)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-o.signal:
+			o.reap(zygote())
+		}
+	}
+}
+
+func (o *orphans) reap(zygote int) {
+	lists, err := filepath.Glob("/proc/self/task/*/children")
+	if err != nil {
+		return
+	}
+	for _, l := range lists {
+		b, err := os.ReadFile(l)
+		if err != nil {
+			continue // the thread ended
+		}
+		for _, f := range strings.Fields(string(b)) {
+			pid, err := strconv.Atoi(f)
+			if err != nil || pid == zygote {
+				continue
+			}
+			o.mu.Lock()
+			own := o.own[pid]
+			o.mu.Unlock()
+			if !own {
+				_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
+			}
+		}
+	}
+}
