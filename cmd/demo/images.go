@@ -46,12 +46,15 @@ func compile(ctx context.Context) (map[string][]byte, error) {
 	if err := os.WriteFile(filepath.Join(dir, "main.go"), webappSource, 0o600); err != nil {
 		return nil, err
 	}
+	if err := os.WriteFile(filepath.Join(dir, "go.mod"), []byte("module webapp\n\ngo 1.24\n"), 0o600); err != nil {
+		return nil, err
+	}
 	out := map[string][]byte{}
 	for _, v := range versions {
 		bin := filepath.Join(dir, "webapp-"+v)
-		cmd := exec.CommandContext(ctx, goTool, "build", "-trimpath", "-ldflags", "-s -w -X main.version="+v, "-o", bin, filepath.Join(dir, "main.go"))
+		cmd := exec.CommandContext(ctx, goTool, "build", "-trimpath", "-ldflags", "-s -w -X main.version="+v, "-o", bin, ".")
 		cmd.Dir = dir
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GO111MODULE=off")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GO111MODULE=on", "GOWORK=off")
 		if msg, err := cmd.CombinedOutput(); err != nil {
 			return nil, fmt.Errorf("compile the web app: %w: %s", err, msg)
 		}
