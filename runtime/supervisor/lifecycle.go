@@ -109,8 +109,9 @@ func (c *container) delete() error {
 // shutdown ends the supervisor; with force running containers are killed and their exits recorded first.
 func (s *server) shutdown(force bool) error {
 	s.mu.Lock()
-	var alive []*container
+	var all, alive []*container
 	for _, c := range s.containers {
+		all = append(all, c)
 		if st := c.state().Status; st != runtime.Stopped {
 			alive = append(alive, c)
 		}
@@ -138,6 +139,13 @@ func (s *server) shutdown(force bool) error {
 		if p, err := c.find(""); err == nil {
 			<-p.done
 		}
+	}
+	for _, c := range all {
+		c.mu.Lock()
+		for _, p := range c.execs {
+			p.out.release() // nobody will attach any more
+		}
+		c.mu.Unlock()
 	}
 	if err := os.Remove(s.cfg.SocketPath); err != nil && !errors.Is(err, os.ErrNotExist) {
 		s.log.Error("cannot remove the socket", "error", err)
