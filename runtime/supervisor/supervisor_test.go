@@ -802,3 +802,43 @@ func TestHostPID(t *testing.T) {
 		return n == 1 // the zygote
 	})
 }
+
+// TestNoLeaks: descriptors and children of the supervisor are the same after much work and many broken connections.
+func TestNoLeaks(t *testing.T) {
+	e := newEnv(t)
+	pid := e.supervisorPID()
+	count := func() int {
+		d, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+		e.must(err)
+		return len(d)
+	}
+	e.run(e.config("first", "exit", "0"))
+	before := count()
+	box := e.config("box", "flood", "100", "sleep")
+	e.start(box)
+	for i := range 20 {
+		e.run(e.config(fmt.Sprintf("c%d", i), "exit", "0"))
+		bad := e.config(fmt.Sprintf("b%d", i), "exit", "0")
+		bad.Spec.Process.Cwd = "/inside/x"
+		if e.sup.Create(e.ctx, bad) == nil {
+			t.Error("bad working directory accepted")
+		}
+		ctx, cancel := context.WithCancel(e.ctx)
+		gone := make(chan error, 1)
+		go func() {
+			gone <- e.sup.Attach(ctx, "box", "", runtime.Streams{Stdout: &lockedBuffer{}, Attached: cancel})
+		}()
+		<-gone
+		var out lockedBuffer
+		_, err := e.sup.Exec(e.ctx, "box", runtime.Process{ID: fmt.Sprintf("x%d", i), Args: []string{"/inside", "echo", "hi"}})
+		e.must(err)
+		e.must(e.sup.Attach(e.ctx, "box", fmt.Sprintf("x%d", i), runtime.Streams{Stdout: &out}))
+		if out.String() != "hi\n" {
+			t.Errorf("exec output %q", out.String())
+		}
+	}
+	e.must(e.sup.Signal(e.ctx, "box", 9))
+	e.wait("box")
+	e.must(e.sup.Delete(e.ctx, "box"))
+	e.until(func() bool { return count() <= before })
+}
