@@ -158,7 +158,7 @@ func processes() ([]string, error) {
 	var out []string
 	for _, d := range dirs {
 		pid, err := strconv.Atoi(d.Name())
-		if err != nil || mine[pid] {
+		if err != nil || mine[pid] || dead(pid) {
 			continue
 		}
 		cmd, _ := os.ReadFile("/proc/" + d.Name() + "/cmdline")
@@ -169,6 +169,16 @@ func processes() ([]string, error) {
 		}
 	}
 	return out, nil
+}
+
+// dead reports zombies: what was killed and waits for the machine's init to take notice.
+func dead(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return true
+	}
+	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+	return len(f) > 0 && (f[0] == "Z" || f[0] == "X")
 }
 
 func ancestors() map[int]bool {

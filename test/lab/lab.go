@@ -152,7 +152,7 @@ func (l *Lab) dumpLogs() {
 			continue
 		}
 		lines := strings.Split(string(b), "\n")
-		l.t.Logf("--- log of %s (end)\n%s", n.Name, strings.Join(lines[max(0, len(lines)-40):], "\n"))
+		l.t.Logf("--- log of %s (end)\n%s", n.Name, strings.Join(lines[max(0, len(lines)-25):], "\n"))
 	}
 }
 
