@@ -842,3 +842,29 @@ func TestNoLeaks(t *testing.T) {
 	e.must(e.sup.Delete(e.ctx, "box"))
 	e.until(func() bool { return count() <= before })
 }
+
+// TestManyLayers: paths too long for one option of the new mount API, and a read-only root.
+func TestManyLayers(t *testing.T) {
+	e := newEnv(t)
+	c := e.config("deep", "ls", "/", "write", "/x", "1", "write", "/dev/shm/x", "1", "host")
+	long := filepath.Join(e.dir, strings.Repeat("d", 200), strings.Repeat("e", 100))
+	lower := base
+	for i := range 20 {
+		d := filepath.Join(long, fmt.Sprint(i))
+		e.must(os.MkdirAll(filepath.Join(d, fmt.Sprintf("layer%d", i)), 0o755))
+		lower = d + ":" + lower
+	}
+	for _, d := range []string{"upper", "work"} {
+		e.must(os.MkdirAll(filepath.Join(long, d), 0o755))
+	}
+	c.Rootfs[0].Options = []string{"lowerdir=" + lower, "upperdir=" + filepath.Join(long, "upper"), "workdir=" + filepath.Join(long, "work")}
+	c.Spec.Root.Readonly = true
+	if err := e.sup.Create(e.ctx, c); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "fewer layers") {
+		t.Errorf("options longer than a page: %v", err)
+	}
+	c.Rootfs[0].Options[0] = "lowerdir=" + filepath.Join(long, "1") + ":" + filepath.Join(long, "0") + ":" + base
+	x, out := e.run(c)
+	if x.Code != 0 || !strings.Contains(out, "layer0 layer1") || !strings.Contains(out, "write /x open /x: read-only") || !strings.Contains(out, "write /dev/shm/x <nil>") {
+		t.Errorf("exit %+v: %s", x, out)
+	}
+}

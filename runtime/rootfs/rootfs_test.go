@@ -1,0 +1,47 @@
+package rootfs
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+func TestOptions(t *testing.T) {
+	for _, tc := range []struct {
+		in   []string
+		want options
+	}{
+		{[]string{"rbind", "rprivate", "ro", "nosuid"}, options{bind: true, recursive: true, set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID}},
+		{[]string{"ro", "rw"}, options{clr: unix.MOUNT_ATTR_RDONLY}},
+		{[]string{"bind", "rro"}, options{bind: true, recSet: unix.MOUNT_ATTR_RDONLY}},
+		{[]string{"relatime"}, options{clr: unix.MOUNT_ATTR__ATIME}},
+		{[]string{"size=1m", "noswap"}, options{data: []option{{key: "size", value: "1m"}, {key: "noswap", flag: true}}}},
+		{[]string{"", "defaults"}, options{}},
+	} {
+		got, err := parseOptions(tc.in)
+		if err != nil || fmt.Sprint(got) != fmt.Sprint(tc.want) {
+			t.Errorf("%q: %+v %v, want %+v", tc.in, got, err, tc.want)
+		}
+	}
+	for _, bad := range []string{"rslave", "shared", "idmap"} {
+		if _, err := parseOptions([]string{bad}); !errors.Is(err, errdefs.ErrNotImplemented) {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+}
+
+func TestCommonDir(t *testing.T) {
+	for _, tc := range []struct {
+		in   []string
+		want string
+	}{
+		{[]string{"/a/b/c", "/a/b/d"}, "/a/b"}, {[]string{"/a/b/c", "/a/bc/d"}, "/a"}, {[]string{"/a", "/b"}, ""}, {nil, ""}, {[]string{"/a/b"}, "/a"},
+	} {
+		if got := commonDir(tc.in); got != tc.want {
+			t.Errorf("%q: %q, want %q", tc.in, got, tc.want)
+		}
+	}
+}
