@@ -237,7 +237,7 @@ func Down(name string) error {
 	if err := cgroup.RemoveTree(group); err != nil {
 		errs = append(errs, err)
 	}
-	_ = cgroup.RemoveTree(cgroupRoot) // only when this was the last cluster: a group with children stays
+	_ = cgroup.RemoveEmpty(cgroupRoot) // fails while another cluster has groups there
 	if err := removeDevice("skd-" + name); err != nil {
 		errs = append(errs, err)
 	}

@@ -22,7 +22,6 @@ import (
 	"skein/cmd/dev"
 	"skein/runtime/image"
 	"skein/runtime/image/registry"
-	"skein/test/check"
 )
 
 // Lab is a cluster and a registry. It is removed with the test, which fails if anything is left.
@@ -81,9 +80,6 @@ func Main(m *testing.M) int {
 func New(t testing.TB, name string, managers, workers int) *Lab {
 	t.Helper()
 	NeedRoot(t)
-	if tt, ok := t.(*testing.T); ok {
-		check.Leaks(tt)
-	}
 	dir, err := build()
 	if err != nil {
 		t.Fatal(err)
@@ -98,6 +94,9 @@ func New(t testing.TB, name string, managers, workers int) *Lab {
 		}
 		if err := dev.Down(name); err != nil {
 			t.Errorf("take the cluster down: %v", err)
+		}
+		for _, x := range dev.Leftovers(name) {
+			t.Errorf("left behind: %s", x)
 		}
 	})
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
