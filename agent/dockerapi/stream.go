@@ -2,6 +2,7 @@ package dockerapi
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -108,7 +109,14 @@ func hijack(w http.ResponseWriter, r *http.Request, contentType string) (*hijack
 		conn.Close()
 		return nil, err
 	}
-	return &hijacked{conn: conn, in: buf.Reader}, nil
+	// What the server has read ahead first, then the connection itself: net/http's reader cancels the request at the end of the input,
+	// and a client that has nothing more to say still listens.
+	ahead, err := buf.Peek(buf.Reader.Buffered())
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return &hijacked{conn: conn, in: io.MultiReader(bytes.NewReader(bytes.Clone(ahead)), conn)}, nil
 }
 
 // close ends the output first, so that what was written arrives, then all.

@@ -249,7 +249,7 @@ func (n *Node) ContainerWait(_ context.Context, ref string, _ container.WaitCond
 }
 
 // ContainerAttach echoes the input until its end, then says "bye" on the error stream and ends the container.
-func (n *Node) ContainerAttach(_ context.Context, ref string, o dockerapi.AttachOptions, s dockerapi.Streams) error {
+func (n *Node) ContainerAttach(ctx context.Context, ref string, o dockerapi.AttachOptions, s dockerapi.Streams) error {
 	if _, err := n.find(ref); err != nil {
 		return err
 	}
@@ -258,6 +258,9 @@ func (n *Node) ContainerAttach(_ context.Context, ref string, o dockerapi.Attach
 		if _, err := io.Copy(s.Stdout, s.Stdin); err != nil {
 			return err
 		}
+	}
+	if err := ctx.Err(); err != nil { // the end of the input is not the end of the client
+		return err
 	}
 	if s.Stderr != nil {
 		if _, err := io.WriteString(s.Stderr, "bye\n"); err != nil {
