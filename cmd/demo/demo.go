@@ -34,6 +34,12 @@ to version 2 under load, kill a node, and print what held. Needs root, and Go to
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 			defer stop()
+			if !cmd.Flags().Changed("name") {
+				var err error
+				if name, err = dev.FreeName(name); err != nil {
+					return err
+				}
+			}
 			return run(ctx, cmd.OutOrStdout(), name, keep)
 		},
 	}

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -50,35 +53,25 @@ func Up(ctx context.Context, o Options) (c *Cluster, err error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	if _, err := os.Stat(clusterDir(o.Name)); err == nil {
-		return nil, fmt.Errorf("development cluster %s exists: remove it with `skein dev down --name %s`, or take another --name", o.Name, o.Name)
-	}
 	bin := o.Binary
 	if bin == "" {
 		if bin, err = os.Executable(); err != nil {
 			return nil, err
 		}
 	}
-	subnet, err := freeSubnet()
+	c, err = claim(o)
 	if err != nil {
 		return nil, err
 	}
-	c = &Cluster{Name: o.Name, Subnet: subnet, Flags: o.Flags}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, Down(o.Name))
 		}
 	}()
-	if err := os.MkdirAll(c.dir(), 0o755); err != nil {
-		return nil, err
-	}
 	// The nodes run a copy: the one given may be a temporary file of `go run`.
 	c.Binary = filepath.Join(c.dir(), "skein")
 	if err := copyFile(c.Binary, bin); err != nil {
 		return nil, fmt.Errorf("copy %s: %w", bin, err)
-	}
-	if err := c.buildFabric(); err != nil {
-		return nil, err
 	}
 	for i := range o.Managers + o.Workers {
 		role := "manager"
@@ -115,6 +108,56 @@ func Up(ctx context.Context, o Options) (c *Cluster, err error) {
 		}
 	}
 	return c, nil
+}
+
+// claim takes the name and a subnet, and makes the fabric. Clusters that start at the same time do so one after the other.
+func claim(o Options) (*Cluster, error) {
+	if err := os.MkdirAll(Root(), 0o755); err != nil {
+		return nil, err
+	}
+	lock, err := os.Open(Root())
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return nil, fmt.Errorf("lock %s: %w", Root(), err)
+	}
+	if err := os.Mkdir(clusterDir(o.Name), 0o755); errors.Is(err, fs.ErrExist) {
+		return nil, fmt.Errorf("development cluster %s exists: remove it with `skein dev down --name %s`, or take another --name", o.Name, o.Name)
+	} else if err != nil {
+		return nil, err
+	}
+	subnet, err := freeSubnet()
+	if err != nil {
+		return nil, errors.Join(err, Down(o.Name))
+	}
+	c := &Cluster{Name: o.Name, Subnet: subnet, Flags: o.Flags}
+	if err := c.buildFabric(); err != nil {
+		return nil, errors.Join(err, Down(o.Name))
+	}
+	return c, nil
+}
+
+// FreeName returns base, or base with a number, such that no living cluster has the name. What is left of a dead one is removed.
+func FreeName(base string) (string, error) {
+	for i := 1; i <= 9; i++ {
+		name := base
+		if i > 1 {
+			name += strconv.Itoa(i)
+		}
+		if _, err := os.Stat(clusterDir(name)); errors.Is(err, fs.ErrNotExist) {
+			return name, nil
+		}
+		c, err := Load(name)
+		if err != nil || !slices.ContainsFunc(c.Nodes, func(n *Node) bool { return n.PID != 0 }) {
+			if err == nil && len(c.Nodes) > 0 {
+				return name, Down(name)
+			}
+			continue // just being made by somebody
+		}
+	}
+	return "", fmt.Errorf("clusters %s to %s9 exist: see `skein dev ls`, and remove some with `skein dev down --name NAME`", base, base)
 }
 
 func say(w io.Writer, format string, args ...any) {
