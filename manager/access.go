@@ -84,7 +84,7 @@ func (m *Manager) roleNow(nodeID string) (role string, certain bool, err error) 
 }
 
 // admitRaft decides whether a node may exchange Raft streams with us. Its certificate must say manager, and the store must not say
-// otherwise. A manager of which the store says nothing is let in unless it was removed: we may lag behind the entry that added it, and it
+// otherwise; one that was demoted takes part until the leader has taken it out of the group. A manager of which the store says nothing is let in unless it was removed: we may lag behind the entry that added it, and it
 // may be the very leader that would send us that entry.
 func (m *Manager) admitRaft(id api.NodeIdentity) error {
 	denied := func(why string) error {
@@ -97,7 +97,7 @@ func (m *Manager) admitRaft(id api.NodeIdentity) error {
 		return denied("its certificate is not a manager's")
 	case s.removed:
 		return denied("it was removed from the cluster")
-	case s.role != "" && s.role != api.RoleManager:
+	case s.role != "" && s.role != api.RoleManager && !m.isMember(id.NodeID):
 		return denied("it is a " + s.role)
 	}
 	return nil

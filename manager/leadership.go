@@ -28,14 +28,14 @@ func (m *Manager) lead(ctx context.Context, node *consensus.Node) {
 			stop()
 			stop = func() {}
 			if leads {
-				stop = m.term(ctx)
+				stop = m.term(ctx, node)
 			}
 		}
 	}
 }
 
 // term starts the leader's parts and returns what stops them and waits for them.
-func (m *Manager) term(ctx context.Context) (stop func()) {
+func (m *Manager) term(ctx context.Context, node *consensus.Node) (stop func()) {
 	began := time.Now()
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -55,6 +55,7 @@ func (m *Manager) term(ctx context.Context) (stop func()) {
 	for _, c := range orchestrator.Controllers() {
 		part(c.Name(), func() error { return loop.Run(ctx, m.store, c) })
 	}
+	part("group", func() error { return m.keepGroup(ctx, node) })
 	m.setLeading(true)
 	m.log.Info("leading", "version", m.store.Version())
 	return func() {

@@ -50,6 +50,10 @@ type Config struct {
 	DialNode func(addr string) (*grpc.ClientConn, error)
 	// Join are addresses of managers to ask for membership while this manager's log belongs to no group yet.
 	Join []string
+	// Known returns further addresses of managers, as heard lately; may be nil.
+	Known func() []string
+	// Reserve is the free space in bytes below which no writes are taken; 0: the default.
+	Reserve int64
 	// Disconnect cuts all accepted connections of a node that was removed or lost its role.
 	Disconnect func(nodeID string)
 	// Fatal must end the process: going on would break a guarantee.
@@ -87,6 +91,7 @@ type Manager struct {
 	seen    *consensus.Observer // likewise
 	leading bool                // a term of ours is under way
 	changed chan struct{}       // closed and replaced when leadership may have changed
+	leaving bool                // Leave was called: do not join again
 }
 
 // services are what Register offers.
@@ -107,6 +112,7 @@ func New(cfg Config) (*Manager, error) {
 	m.fwd = forward.New(forward.Config{Leadership: m, Dial: cfg.DialManager})
 	m.front = dispatcher.NewFront(m.LeaderAddr)
 	m.srv.ca = ca.NewServer(m.store, cfg.Logger, nil)
+	m.srv.ca.BeforeDemoted(m.awaitOut)
 	m.srv.members = &membership{m: m}
 	m.srv.control = control.New(control.Config{
 		Store: m.store, Managers: group{m}, Observer: m.observer, Logger: cfg.Logger,
@@ -155,13 +161,7 @@ func (m *Manager) Run(ctx context.Context) error {
 		}
 		_ = m.fwd.Close()
 	}()
-	has, err := node.HasState()
-	if err != nil {
-		return fmt.Errorf("run manager: %w", err)
-	}
-	if !has && len(m.cfg.Join) > 0 {
-		wg.Go(func() { m.join(ctx) })
-	}
+	wg.Go(func() { m.belong(ctx) })
 	wg.Go(func() { m.guard(ctx) })
 	m.lead(ctx, node)
 	return nil
@@ -170,7 +170,7 @@ func (m *Manager) Run(ctx context.Context) error {
 func (m *Manager) open() (*consensus.Node, error) {
 	node, err := consensus.Open(consensus.Config{
 		NodeID: m.cfg.NodeID, Dir: filepath.Join(m.cfg.StateDir, "raft"), Stream: newStreams(m), Advertise: m.cfg.RPCAddr,
-		Logger: m.cfg.Logger, Store: m.store, Fatal: m.cfg.Fatal,
+		Logger: m.cfg.Logger, Store: m.store, Fatal: m.cfg.Fatal, Reserve: m.cfg.Reserve,
 	})
 	if err != nil {
 		return nil, err
@@ -188,17 +188,36 @@ func (m *Manager) open() (*consensus.Node, error) {
 func (m *Manager) guard(ctx context.Context) {
 	w := m.store.Watch(store.KindNode)
 	defer w.Close()
+	demoted := map[string]bool{} // seen as managers, then as workers that are still in the group
+	was := map[string]string{}
+	tick := time.NewTicker(guardStep)
+	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-w.C():
+		case <-tick.C: // leaving the group is no event of the store
 		}
 		keys, _ := w.Take()
 		for _, k := range keys {
+			role := m.standing(k.ID).role
+			if was[k.ID] == api.RoleManager && role == api.RoleWorker {
+				demoted[k.ID] = true
+			}
+			was[k.ID] = role
 			if m.gone(k.ID) {
+				delete(was, k.ID)
+				delete(demoted, k.ID)
 				m.log.Info("node is out of the cluster, cutting its connections", "peer", k.ID)
 				m.cfg.Disconnect(k.ID)
+			}
+		}
+		for id := range demoted {
+			if !m.isMember(id) {
+				delete(demoted, id)
+				m.log.Info("node is no manager any more, cutting its connections", "peer", id)
+				m.cfg.Disconnect(id)
 			}
 		}
 	}
@@ -240,4 +259,5 @@ const (
 	joinRetry    = 250 * time.Millisecond
 	joinRetryMax = 4 * time.Second
 	joinTimeout  = 15 * time.Second
+	guardStep    = time.Second
 )

@@ -70,6 +70,10 @@ func (s *membership) Leave(ctx context.Context, r *api.MemberRequest) (*api.Empt
 
 // Leave takes this manager out of the group, through the leader: it is about to leave the cluster. The last manager cannot.
 func (m *Manager) Leave(ctx context.Context) error {
+	m.mu.Lock()
+	m.leaving = true
+	m.mu.Unlock()
+	m.HandOver(ctx) // so that nobody waits for an election
 	_, err := api.NewMembershipClient(m.local()).Leave(ctx, &api.MemberRequest{NodeId: m.cfg.NodeID})
 	if err != nil {
 		return fmt.Errorf("leave the raft group: %w", err)
@@ -77,11 +81,11 @@ func (m *Manager) Leave(ctx context.Context) error {
 	return nil
 }
 
-// join asks the managers it was given for membership until one agrees.
+// join asks the other managers for membership until one agrees, or this manager is in the group anyway.
 func (m *Manager) join(ctx context.Context) {
 	pause := joinRetry
-	for {
-		for _, addr := range m.cfg.Join {
+	for !m.isLeaving() && !(m.isMember(m.cfg.NodeID) && m.LeaderAddr() != "") {
+		for _, addr := range m.others() {
 			err := m.askToJoin(ctx, addr)
 			if err == nil {
 				m.log.Info("member of the raft group", "through", addr)

@@ -40,6 +40,7 @@ type Server struct {
 	log     *slog.Logger
 	now     func() time.Time
 	guesses *limiter
+	demoted func(ctx context.Context, nodeID string) error
 }
 
 // NewServer returns the CA service. now is the clock, nil: the real one.
@@ -51,6 +52,11 @@ func NewServer(st Store, log *slog.Logger, now func() time.Time) *Server {
 		now = time.Now
 	}
 	return &Server{store: st, log: log.With("component", "ca"), now: now, guesses: newLimiter(guessBurst, guessPeriod, guessHosts)}
+}
+
+// BeforeDemoted sets what a renewal waits for that gives a node the role of a worker. Before the server is used.
+func (s *Server) BeforeDemoted(await func(ctx context.Context, nodeID string) error) {
+	s.demoted = await
 }
 
 // GetRootCA returns the root certificate, which is public.
@@ -103,16 +109,26 @@ func (s *Server) RenewCertificate(ctx context.Context, r *api.IssueRequest) (*ap
 	if err != nil {
 		return nil, err
 	}
-	var node *store.Node
-	s.store.View(func(tx store.ReadTx) { node = tx.Node(caller.NodeID) })
-	if node == nil {
-		return nil, api.Errorf(errdefs.ErrPermissionDenied, "renew certificate: node %s was removed from the cluster; leave with \"docker swarm leave --force\" and join again", caller.NodeID)
-	}
 	csr, err := ParseRequest(r.CsrPem)
 	if err != nil {
 		return nil, err
 	}
+	node := s.node(caller.NodeID)
+	if node != nil && node.Role != api.RoleManager && s.demoted != nil {
+		if err := s.demoted(ctx, node.Id); err != nil {
+			return nil, err
+		}
+		node = s.node(caller.NodeID)
+	}
+	if node == nil {
+		return nil, api.Errorf(errdefs.ErrPermissionDenied, "renew certificate: node %s was removed from the cluster; leave with \"docker swarm leave --force\" and join again", caller.NodeID)
+	}
 	return s.issue(c, csr, node.Id, node.Role)
+}
+
+func (s *Server) node(id string) (n *store.Node) {
+	s.store.View(func(tx store.ReadTx) { n = tx.Node(id) })
+	return n
 }
 
 func (s *Server) issue(c *store.Cluster, csr *x509.CertificateRequest, nodeID, role string) (*api.IssueReply, error) {

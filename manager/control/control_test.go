@@ -468,7 +468,7 @@ func TestNodes(t *testing.T) {
 		return err
 	}
 	for spec, want := range map[string]string{
-		`{"Availability":"drain","Role":"worker"}`: "changing the role",
+		`{"Availability":"drain","Role":"worker"}`: "attempting to demote the last manager of the swarm",
 		`{"Availability":"sometimes"}`:             "Availability",
 		`{}`:                                       "Availability must be set",
 		`{"Availability":"drain","Role":"manager","Labls":null}`: "unknown field",
@@ -501,7 +501,7 @@ func TestRemoveNode(t *testing.T) {
 	}
 	f.ok(remove("host-worker", true))
 	f.m.leader[f.node[0]] = false
-	if err := remove("host-manager", true); err == nil || !strings.Contains(err.Error(), "is a manager that is up") {
+	if err := remove("host-manager", true); err == nil || !strings.Contains(err.Error(), "is a cluster manager that is reachable") {
 		t.Errorf("remove a live manager: %v", err)
 	}
 	f.m.reachable[f.node[0]] = false

@@ -69,7 +69,7 @@ func (s *Server) ListNodes(ctx context.Context, r *api.ListRequest) (*api.Object
 	return objects(out)
 }
 
-// UpdateNode changes a node's availability, labels and name.
+// UpdateNode changes a node's availability, labels, name and role. The role is a wish: the leader and the node follow it.
 func (s *Server) UpdateNode(ctx context.Context, r *api.UpdateRequest) (*api.Empty, error) {
 	var spec swarm.NodeSpec
 	if err := decode("node spec", r.SpecJson, &spec); err != nil {
@@ -78,6 +78,9 @@ func (s *Server) UpdateNode(ctx context.Context, r *api.UpdateRequest) (*api.Emp
 	if err := validateNode(&spec); err != nil {
 		return nil, err
 	}
+	s.roles.Lock() // two demotions side by side could take the last two managers
+	defer s.roles.Unlock()
+	role := ""
 	err := s.write(ctx, func(tx store.WriteTx) error {
 		old, err := tx.FindNode(r.Ref)
 		if err != nil {
@@ -86,11 +89,16 @@ func (s *Server) UpdateNode(ctx context.Context, r *api.UpdateRequest) (*api.Emp
 		if err := checkVersion("node "+old.Hostname, r.Version, old.Meta.GetVersion()); err != nil {
 			return err
 		}
-		if spec.Role != "" && string(spec.Role) != old.Role {
-			return notBuilt("changing the role of node %s from %s to %s (let the node leave and join again with the other role's token)", old.Hostname, old.Role, spec.Role)
+		if role = string(spec.Role); role == "" {
+			role = old.Role
+		}
+		if role == api.RoleWorker && old.Role == api.RoleManager {
+			if err := s.mayDemote(tx, old); err != nil {
+				return err
+			}
 		}
 		n := proto.Clone(old).(*api.NodeRecord)
-		n.Name, n.Labels, n.Availability = spec.Name, spec.Labels, string(spec.Availability)
+		n.Name, n.Labels, n.Availability, n.Role = spec.Name, spec.Labels, string(spec.Availability), role
 		tx.Add(expect("node", old.Id, r.Version))
 		tx.Add(&api.Change{Kind: &api.Change_PutNode{PutNode: n}})
 		return nil
@@ -98,8 +106,32 @@ func (s *Server) UpdateNode(ctx context.Context, r *api.UpdateRequest) (*api.Emp
 	if err != nil {
 		return nil, err
 	}
-	s.log.Info("node updated", "node", r.Ref, "availability", spec.Availability)
+	s.log.Info("node updated", "node", r.Ref, "availability", spec.Availability, "role", role)
 	return &api.Empty{}, nil
+}
+
+// mayDemote refuses what would leave the cluster without a manager, or without a majority of those that remain.
+func (s *Server) mayDemote(tx store.ReadTx, n *store.Node) error {
+	rest, up := 0, 0
+	for _, o := range tx.Nodes() {
+		if o.Id == n.Id || o.Role != api.RoleManager {
+			continue
+		}
+		member, _, reachable := s.cfg.Managers.ManagerStatus(o.Id)
+		if member {
+			rest++
+		}
+		if member && reachable {
+			up++
+		}
+	}
+	switch {
+	case rest == 0:
+		return api.Errorf(errdefs.ErrFailedPrecondition, "attempting to demote the last manager of the swarm: node %s; promote another node first", n.Hostname)
+	case up <= rest/2:
+		return api.Errorf(errdefs.ErrFailedPrecondition, "can't remove member from the raft: this would result in a loss of quorum: without node %s, %d of the remaining %d managers are reachable", n.Hostname, up, rest)
+	}
+	return nil
 }
 
 func validateNode(spec *swarm.NodeSpec) error {
@@ -144,11 +176,11 @@ func (s *Server) RemoveNode(ctx context.Context, r *api.RemoveRequest) (*api.Emp
 	member, leader, reachable := s.cfg.Managers.ManagerStatus(n.Id)
 	switch up := n.Status.GetState() == "ready"; {
 	case leader:
-		return nil, api.Errorf(errdefs.ErrFailedPrecondition, "node %s is the leader and can't be removed: let it leave the swarm first (docker swarm leave --force, on it)", n.Hostname)
+		return nil, api.Errorf(errdefs.ErrFailedPrecondition, "node %s is the leader of the raft cluster. It must be demoted to worker before removal (docker node demote)", n.Hostname)
 	case member && !r.Force:
-		return nil, api.Errorf(errdefs.ErrFailedPrecondition, "node %s is a cluster manager and is a member of the raft cluster: let it leave the swarm first, or remove it with --force if it is lost for good", n.Hostname)
+		return nil, api.Errorf(errdefs.ErrFailedPrecondition, "node %s is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal (docker node demote); if it is lost for good, remove it with --force", n.Hostname)
 	case member && reachable:
-		return nil, api.Errorf(errdefs.ErrFailedPrecondition, "node %s is a manager that is up and can't be removed: let it leave the swarm first (docker swarm leave --force, on it)", n.Hostname)
+		return nil, api.Errorf(errdefs.ErrFailedPrecondition, "node %s is a cluster manager that is reachable. It must be demoted to worker before removal (docker node demote)", n.Hostname)
 	case up && !r.Force:
 		return nil, api.Errorf(errdefs.ErrFailedPrecondition, "node %s is not down and can't be removed: let it leave the swarm first, or use --force", n.Hostname)
 	}

@@ -9,6 +9,7 @@ package control
 import (
 	"context"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -60,8 +61,9 @@ type Config struct {
 // Server implements api.ControlServer.
 type Server struct {
 	api.UnimplementedControlServer
-	cfg Config
-	log *slog.Logger
+	cfg   Config
+	log   *slog.Logger
+	roles sync.Mutex // held while a node's record, and with it its role, is changed
 }
 
 // New returns the service.
