@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -76,8 +77,29 @@ func newMounts(runDir string) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("private mounts: %w", err)
 	}
+	if err := dropNamespaces(); err != nil {
+		return err
+	}
 	if err := unix.Mount(runDir, "/run", "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("mount %s on /run: %w", runDir, err)
+	}
+	return nil
+}
+
+// dropNamespaces unmounts the copies of named network namespaces that came with the mount namespace: they would keep other clusters'
+// namespaces alive for as long as this node lives.
+func dropNamespaces() error {
+	b, err := os.ReadFile("/proc/thread-self/mountinfo")
+	if err != nil {
+		return err
+	}
+	lines := strings.Split(string(b), "\n")
+	for i := len(lines) - 1; i >= 0; i-- { // the latest mount lies on top
+		if f := strings.Fields(lines[i]); len(f) > 4 && (f[4] == netnsDir || strings.HasPrefix(f[4], netnsDir+"/")) {
+			if err := unix.Unmount(f[4], unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+				return fmt.Errorf("unmount %s: %w", f[4], err)
+			}
+		}
 	}
 	return nil
 }
