@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	mdns "github.com/miekg/dns"
 	"golang.org/x/sys/unix"
 
@@ -457,6 +458,50 @@ func TestDaemonRestart(t *testing.T) {
 	}
 	if _, _, err := held.ask(); err != nil {
 		t.Errorf("held connection: %v", err)
+	}
+	l.must(h.RemoveSandbox(context.Background(), "task1"))
+	if len(store.fds) != 0 {
+		t.Errorf("left in the store: %v", store.fds)
+	}
+}
+
+// A daemon takes the sandboxes of the one before over ahead of the first tables, as an engine does at its start: what it is asked by then is
+// answered with the tables, and nothing is moved.
+func TestSandboxBeforeTables(t *testing.T) {
+	l := newLab(t, 2)
+	store := &memoryStore{fds: map[string]int{}}
+	l.hosts[0].Driver.Close()
+	l.hosts[0].Driver = l.driver(1, store)
+	l.setAll([]Network{webNetwork(Ready, Ready)}, webMesh(1, 2))
+	for i, h := range l.hosts {
+		l.serve(l.sandbox(h, webSandbox(i+1)), fmt.Sprintf("task%d", i+1), 80)
+	}
+	h := l.hosts[0]
+	h.Driver.Close()
+	h.Driver = l.driver(1, store)
+	if _, err := h.AddSandbox(context.Background(), webSandbox(1)); err != nil {
+		t.Fatalf("a complete sandbox before the first tables: %v", err)
+	}
+	fresh := webSandbox(3)
+	if _, err := h.AddSandbox(context.Background(), fresh); !errdefs.IsUnavailable(err) {
+		t.Errorf("a new sandbox before the first tables: %v, want unavailable", err)
+	}
+	asked := make(chan string, 1)
+	go func() {
+		m, err := query(l.box(1), "udp", "web", mdns.TypeA)
+		if err != nil {
+			asked <- err.Error()
+			return
+		}
+		asked <- answers(m)
+	}()
+	l.spread(l.box(1), "tcp4", "10.10.0.2:80", 10, "")
+	l.set(h, []Network{webNetwork(Ready, Ready)}, webMesh(1, 2))
+	if got := <-asked; got != "10.10.0.2" {
+		t.Errorf("query asked before the tables came: %s", got)
+	}
+	if len(h.waiting) != 0 || h.boxes["task1"] == nil {
+		t.Errorf("not taken over: %v", h.waiting)
 	}
 	l.must(h.RemoveSandbox(context.Background(), "task1"))
 	if len(store.fds) != 0 {

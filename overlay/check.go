@@ -60,6 +60,9 @@ func (d *Driver) checkNetwork(id string) error {
 }
 
 func (d *Driver) checkSandboxes(ctx context.Context) error {
+	if d.have {
+		d.takeWaiting(ctx)
+	}
 	damaged, err := d.damagedSandboxes()
 	for _, id := range damaged {
 		d.log.Warn("mending the network of a container", "container", id)
@@ -158,6 +161,7 @@ func (d *Driver) leave() error {
 	for _, b := range d.boxes {
 		b.spec.Legs, b.spec.Gateway4, b.spec.Gateway6 = nil, netip.Addr{}, netip.Addr{}
 	}
+	clear(d.waiting)
 	clear(d.mesh.gateways)
 	d.mesh.device, d.have, d.cfg = 0, false, Config{}
 	d.mesh.table = nil

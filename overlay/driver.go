@@ -59,6 +59,7 @@ type Driver struct {
 	peersChanged bool
 	routers      map[string]*router
 	boxes        map[string]*box
+	waiting      map[string]Sandbox // of an earlier daemon, until the tables of their networks are there
 	mesh         mesh
 	bridges      map[string]Bridge
 	// bridgeTable is skein_bridge, nil while there is no bridge.
@@ -80,7 +81,7 @@ func New(opts Options) (*Driver, error) {
 		opts.CheckEvery = 10 * time.Second
 	}
 	d := &Driver{opts: opts, log: opts.Logger.With("component", "overlay"), routers: map[string]*router{}, boxes: map[string]*box{},
-		bridges: map[string]Bridge{}, stored: map[string]int{}}
+		waiting: map[string]Sandbox{}, bridges: map[string]Bridge{}, stored: map[string]int{}}
 	if err := d.open(); err != nil {
 		d.Close()
 		return nil, fmt.Errorf("overlay driver: %w", err)
@@ -198,6 +199,7 @@ func (d *Driver) apply(ctx context.Context, full bool) Applied {
 		}
 	}
 	d.updateDNS()
+	d.takeWaiting(ctx)
 	for table, err := range out {
 		if err != nil {
 			d.log.Error("network not applied", "table", table, "error", err)

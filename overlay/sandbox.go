@@ -22,7 +22,8 @@ type box struct {
 }
 
 // AddSandbox makes a container's namespace with its legs, or mends one that exists: missing legs are added, surplus ones removed, the
-// names of those that stay do not change. It returns the namespace's file.
+// names of those that stay do not change. It returns the namespace's file. A sandbox that an earlier daemon made complete is accepted
+// before the first Set, too: its legs work as they are, and its DNS answers, which need the config's names, go on with that Set.
 func (d *Driver) AddSandbox(ctx context.Context, s Sandbox) (string, error) {
 	if err := validateSandbox(s); err != nil {
 		return "", err
@@ -31,13 +32,55 @@ func (d *Driver) AddSandbox(ctx context.Context, s Sandbox) (string, error) {
 	// Making a namespace is the slowest part and needs no order among containers.
 	ns, err := link.CreateNS(d.sandboxFile(s.ID))
 	if err == nil {
-		err = d.step(func() error { return d.addSandbox(ctx, s, ns) })
+		err = d.step(func() error {
+			err := d.addSandbox(ctx, s, ns)
+			if errdefs.IsUnavailable(err) && !d.have && complete(ns, s) {
+				d.waiting[s.ID], err = s, nil
+			}
+			return err
+		})
 		ns.Close()
 	}
 	if err != nil {
 		return "", fmt.Errorf("network of container %s: %w", s.ID, err)
 	}
 	return d.sandboxFile(s.ID), nil
+}
+
+// complete tells that a sandbox has its legs on overlay networks and its gateway leg, of which tables are needed to make one.
+func complete(ns *link.NS, s Sandbox) bool {
+	conn, err := link.Dial(ns)
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	links, err := conn.Links()
+	if err != nil {
+		return false
+	}
+	for _, l := range s.Legs {
+		if _, ok := byMAC(links, legMAC(overlayLeg, l.Addr4.Addr())); !ok {
+			return false
+		}
+	}
+	_, ok := byMAC(links, legMAC(gatewayLeg, s.Gateway4))
+	return ok || !s.Gateway4.IsValid()
+}
+
+// takeWaiting takes over the sandboxes of an earlier daemon that came before the config.
+func (d *Driver) takeWaiting(ctx context.Context) {
+	for id, s := range d.waiting {
+		ns, err := link.OpenNS(d.sandboxFile(id))
+		if err == nil {
+			err = d.addSandbox(ctx, s, ns)
+			ns.Close()
+		}
+		if err != nil { // tried again after the next Set and at the next Check
+			d.log.Warn("the network of a running container is not taken over yet", "container", id, "error", err)
+			continue
+		}
+		delete(d.waiting, id)
+	}
 }
 
 // idLocks orders the calls for one container.
@@ -153,6 +196,7 @@ func (d *Driver) addSandbox(ctx context.Context, s Sandbox, ns *link.NS) error {
 		}
 	}
 	d.boxes[s.ID] = &box{spec: s}
+	delete(d.waiting, s.ID)
 	if err := d.gatewayChanged(s.ID, s.Gateway4); err != nil {
 		return err
 	}
@@ -388,6 +432,7 @@ func (d *Driver) removeSandbox(ctx context.Context, id string) error {
 			err = errors.Join(err, r.conn.DelLink(legPrefix+t))
 		}
 	}
+	delete(d.waiting, id)
 	err = errors.Join(err, d.conn.DelLink(gatewayPrefix+t), d.removeBridgeLegs(id, b))
 	delete(d.boxes, id)
 	err = errors.Join(err, d.gatewayChanged(id, netip.Addr{}), d.applyBridgeRules(false))
