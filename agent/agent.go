@@ -36,7 +36,9 @@ type Config struct {
 	// changed. They must not block.
 	OnManagers func([]*api.ManagerPeer)
 	OnNode     func(*api.NodeRecord)
-	Log        *slog.Logger
+	// OnRefused, where set, is told each time a manager says that this node is not part of the cluster. It must not block.
+	OnRefused func(error)
+	Log       *slog.Logger
 }
 
 func (c *Config) validate() error {

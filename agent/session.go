@@ -259,6 +259,9 @@ func (a *Agent) disconnected(addr string, had bool, err error) {
 		a.status.Err = err.Error()
 	}
 	a.mu.Unlock()
+	if status.Code(err) == codes.PermissionDenied && a.cfg.OnRefused != nil {
+		a.cfg.OnRefused(api.FromGRPC(err))
+	}
 	if had {
 		a.cfg.Log.Warn("session with the managers ended", "leader", addr, "err", err)
 	} else {

@@ -77,14 +77,15 @@ func (c *Config) validate() error {
 
 // Manager is one manager. New makes it, Register offers its services, Run makes it work.
 type Manager struct {
-	cfg   Config
-	log   *slog.Logger
-	store *store.Store
-	authz *authz.Authorizer
-	fwd   *forward.Forwarder
-	front *dispatcher.Front
-	srv   services
-	ready chan struct{} // closed when the log is open
+	cfg     Config
+	log     *slog.Logger
+	store   *store.Store
+	authz   *authz.Authorizer
+	fwd     *forward.Forwarder
+	front   *dispatcher.Front
+	srv     services
+	streams *streams
+	ready   chan struct{} // closed when the log is open
 
 	mu      sync.Mutex
 	raft    *consensus.Node     // nil before ready and after Run
@@ -108,6 +109,7 @@ func New(cfg Config) (*Manager, error) {
 	}
 	m := &Manager{cfg: cfg, log: cfg.Logger.With("component", "manager", "node", cfg.NodeID), store: store.New(nil),
 		ready: make(chan struct{}), changed: make(chan struct{})}
+	m.streams = newStreams(m)
 	m.authz = authz.New(authz.Config{Role: m.role, Logger: cfg.Logger})
 	m.fwd = forward.New(forward.Config{Leadership: m, Dial: cfg.DialManager})
 	m.front = dispatcher.NewFront(m.LeaderAddr)
@@ -169,7 +171,7 @@ func (m *Manager) Run(ctx context.Context) error {
 
 func (m *Manager) open() (*consensus.Node, error) {
 	node, err := consensus.Open(consensus.Config{
-		NodeID: m.cfg.NodeID, Dir: filepath.Join(m.cfg.StateDir, "raft"), Stream: newStreams(m), Advertise: m.cfg.RPCAddr,
+		NodeID: m.cfg.NodeID, Dir: filepath.Join(m.cfg.StateDir, "raft"), Stream: m.streams, Advertise: m.cfg.RPCAddr,
 		Logger: m.cfg.Logger, Store: m.store, Fatal: m.cfg.Fatal, Reserve: m.cfg.Reserve,
 	})
 	if err != nil {
@@ -216,8 +218,7 @@ func (m *Manager) guard(ctx context.Context) {
 		for id := range demoted {
 			if !m.isMember(id) {
 				delete(demoted, id)
-				m.log.Info("node is no manager any more, cutting its connections", "peer", id)
-				m.cfg.Disconnect(id)
+				m.streams.cut(id) // its requests are checked one by one
 			}
 		}
 	}

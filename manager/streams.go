@@ -3,6 +3,7 @@ package manager
 import (
 	"context"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -14,9 +15,44 @@ import (
 type streams struct {
 	m  *Manager
 	ln net.Listener
+
+	mu    sync.Mutex
+	conns map[*stream]struct{} // accepted and open
 }
 
-func newStreams(m *Manager) *streams { return &streams{m: m, ln: m.cfg.RaftListener} }
+func newStreams(m *Manager) *streams {
+	return &streams{m: m, ln: m.cfg.RaftListener, conns: map[*stream]struct{}{}}
+}
+
+// stream is an accepted connection.
+type stream struct {
+	net.Conn
+	peer string
+	s    *streams
+}
+
+// Close closes the stream.
+func (c *stream) Close() error {
+	c.s.mu.Lock()
+	delete(c.s.conns, c)
+	c.s.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// cut closes the streams that a node opened: it takes no part in the group any more.
+func (s *streams) cut(nodeID string) {
+	s.mu.Lock()
+	var out []*stream
+	for c := range s.conns {
+		if c.peer == nodeID {
+			out = append(out, c)
+		}
+	}
+	s.mu.Unlock()
+	for _, c := range out {
+		_ = c.Close()
+	}
+}
 
 // Accept waits for a stream of a manager; others are cut off.
 func (s *streams) Accept() (net.Conn, error) {
@@ -30,7 +66,11 @@ func (s *streams) Accept() (net.Conn, error) {
 			_ = c.Close()
 			continue
 		}
-		return c, nil
+		st := &stream{Conn: c, peer: peerOf(c).NodeID, s: s}
+		s.mu.Lock()
+		s.conns[st] = struct{}{}
+		s.mu.Unlock()
+		return st, nil
 	}
 }
 

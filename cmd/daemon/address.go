@@ -15,22 +15,43 @@ import (
 
 const defaultPort = 2377
 
-// chooseAddress finds the address under which others reach this node: the wish (an address or a device, with or without port), else
-// the machine's only global address.
-func chooseAddress(wish string) (netip.Addr, error) {
-	if wish != "" {
-		host := wish
-		if h, _, err := net.SplitHostPort(wish); err == nil {
-			host = h
-		}
-		if a, err := netip.ParseAddr(host); err == nil {
-			if a.IsUnspecified() {
-				return chooseAddress("")
-			}
-			return a, nil
-		}
-		return deviceAddress(host)
+// chooseAddress finds the address under which others reach this node: the wish (an address or a device, with or without port), else the
+// machine's only global address. The port is empty when the wish has none.
+func chooseAddress(wish, flag string) (a netip.Addr, port string, err error) {
+	host, port, err := splitWish(wish, flag)
+	if err != nil {
+		return a, "", err
 	}
+	if a, err := netip.ParseAddr(host); err == nil && !a.IsUnspecified() {
+		if a.IsMulticast() || a.Zone() != "" {
+			return a, "", api.Errorf(errdefs.ErrInvalidArgument, "%s %s: not an address at which other nodes reach this one", flag, wish)
+		}
+		return a, port, nil
+	} else if err == nil || host == "" {
+		a, err := onlyAddress()
+		return a, port, err
+	}
+	a, err = deviceAddress(host, flag)
+	return a, port, err
+}
+
+// splitWish takes HOST, HOST:PORT, [V6] and [V6]:PORT apart.
+func splitWish(wish, flag string) (host, port string, err error) {
+	if _, err := netip.ParseAddr(wish); err == nil {
+		return wish, "", nil
+	}
+	host, port, err = net.SplitHostPort(wish)
+	if err != nil {
+		return strings.TrimSuffix(strings.TrimPrefix(wish, "["), "]"), "", nil
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return "", "", api.Errorf(errdefs.ErrInvalidArgument, "%s %s: the port must be 1 to 65535", flag, wish)
+	}
+	return host, port, nil
+}
+
+// onlyAddress is the machine's address when it has only one.
+func onlyAddress() (netip.Addr, error) {
 	all, err := globalAddresses()
 	if err != nil {
 		return netip.Addr{}, err
@@ -48,21 +69,29 @@ func chooseAddress(wish string) (netip.Addr, error) {
 	return netip.Addr{}, api.Errorf(errdefs.ErrInvalidArgument, "could not choose an IP address to advertise since this system has multiple addresses (%s) - specify one with --advertise-addr", strings.Join(texts, ", "))
 }
 
-func deviceAddress(name string) (netip.Addr, error) {
+// deviceAddress is the only IPv4 address of a device.
+func deviceAddress(name, flag string) (netip.Addr, error) {
 	ifi, err := net.InterfaceByName(name)
 	if err != nil {
-		return netip.Addr{}, api.Errorf(errdefs.ErrInvalidArgument, "advertise address %q is neither an IP address nor a network device of this machine", name)
+		return netip.Addr{}, api.Errorf(errdefs.ErrInvalidArgument, "%s %q is neither an IP address nor a network device of this machine", flag, name)
 	}
 	addrs, err := ifi.Addrs()
 	if err != nil {
-		return netip.Addr{}, err
+		return netip.Addr{}, fmt.Errorf("addresses of network device %s: %w", name, err)
 	}
+	var found []netip.Addr
 	for _, a := range addrs {
 		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Is4() {
-			return p.Addr(), nil
+			found = append(found, p.Addr())
 		}
 	}
-	return netip.Addr{}, api.Errorf(errdefs.ErrInvalidArgument, "network device %s has no IPv4 address to advertise", name)
+	switch len(found) {
+	case 0:
+		return netip.Addr{}, api.Errorf(errdefs.ErrInvalidArgument, "%s: network device %s has no IPv4 address", flag, name)
+	case 1:
+		return found[0], nil
+	}
+	return netip.Addr{}, api.Errorf(errdefs.ErrInvalidArgument, "%s: network device %s has more than one IPv4 address (%v): name one of them", flag, name, found)
 }
 
 type deviceAddr struct {
@@ -105,35 +134,44 @@ func ownDevice(name string) bool {
 	return false
 }
 
+// clientListen is what docker's command line sends when the user says nothing.
+const clientListen = "0.0.0.0:2377"
+
 // listenAddress merges the request's wish with the daemon's configuration.
 func listenAddress(wish, configured string) (string, error) {
-	if wish == "" {
+	if wish == "" || wish == clientListen {
 		return configured, nil
 	}
-	host, port, err := net.SplitHostPort(wish)
+	const flag = "--listen-addr"
+	host, port, err := splitWish(wish, flag)
 	if err != nil {
-		host, port = wish, strconv.Itoa(defaultPort)
+		return "", err
+	}
+	if port == "" {
+		port = strconv.Itoa(defaultPort)
 	}
 	if host == "" {
 		host = "0.0.0.0"
 	}
 	a, err := netip.ParseAddr(host)
 	if err != nil {
-		if a, err = deviceAddress(host); err != nil {
+		if a, err = deviceAddress(host, flag); err != nil {
 			return "", err
 		}
-	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-		return "", api.Errorf(errdefs.ErrInvalidArgument, "listen address %q: the port must be 1 to 65535", wish)
 	}
 	return net.JoinHostPort(a.String(), port), nil
 }
 
-// advertised is host:port of this node's port as others reach it.
-func advertised(addr netip.Addr, listen string) string {
-	_, port, err := net.SplitHostPort(listen)
-	if err != nil {
+// remoteAddress completes the address of a manager to join. It may be a name.
+func remoteAddress(s string) (string, error) {
+	host, port, err := splitWish(s, "manager address")
+	switch {
+	case err != nil:
+		return "", err
+	case host == "" || strings.ContainsAny(host, "/[] "):
+		return "", api.Errorf(errdefs.ErrInvalidArgument, "manager address %q: want HOST or HOST:PORT", s)
+	case port == "":
 		port = strconv.Itoa(defaultPort)
 	}
-	return net.JoinHostPort(addr.String(), port)
+	return net.JoinHostPort(host, port), nil
 }

@@ -4,14 +4,19 @@ package daemon
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
+	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
@@ -32,9 +37,14 @@ type Config struct {
 	Labels        []string
 	LogLevel      string
 	DiskReserve   string
+
+	reserve int64 // DiskReserve in bytes
 }
 
-const envPrefix = "SKEIN_"
+const (
+	envPrefix     = "SKEIN_"
+	maxSocketPath = 103 // 107, and four for the name it is made under
+)
 
 func (c *Config) flags(f *pflag.FlagSet) {
 	host, _ := os.Hostname()
@@ -56,20 +66,9 @@ func (c *Config) flags(f *pflag.FlagSet) {
 
 // load fills flags that were not given from the environment, then from the config file.
 func load(f *pflag.FlagSet, file string, fileGiven bool) error {
-	fromFile := map[string]any{}
-	b, err := os.ReadFile(file)
-	switch {
-	case err == nil:
-		if err := json.Unmarshal(b, &fromFile); err != nil {
-			return fmt.Errorf("config file %s: %w: it must be one JSON object whose keys are flag names", file, err)
-		}
-	case fileGiven || !os.IsNotExist(err):
-		return fmt.Errorf("config file: %w", err)
-	}
-	for key := range fromFile {
-		if f.Lookup(key) == nil {
-			return fmt.Errorf("config file %s: unknown key %q: see `skein daemon --help` for the names", file, key)
-		}
+	fromFile, err := readConfig(f, file, fileGiven)
+	if err != nil {
+		return err
 	}
 	var bad error
 	f.VisitAll(func(fl *pflag.Flag) {
@@ -92,22 +91,54 @@ func load(f *pflag.FlagSet, file string, fileGiven bool) error {
 	return bad
 }
 
-func setAny(fl *pflag.Flag, v any) error {
-	if list, ok := v.([]any); ok {
-		sv, isSlice := fl.Value.(pflag.SliceValue)
-		if !isSlice {
-			return fmt.Errorf("wants one value, not a list")
+// readConfig reads the file, which need not be there unless it was asked for.
+func readConfig(f *pflag.FlagSet, file string, given bool) (map[string]any, error) {
+	b, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) && !given {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("config file: %w", err)
+	}
+	var keys map[string]any
+	if err := json.Unmarshal(b, &keys); err != nil {
+		return nil, fmt.Errorf("config file %s: %w: it must be one JSON object whose keys are flag names", file, err)
+	}
+	for _, key := range slices.Sorted(maps.Keys(keys)) {
+		if f.Lookup(key) == nil || key == "help" || key == "config" {
+			return nil, fmt.Errorf("config file %s: unknown key %q: see `skein daemon --help` for the names", file, key)
 		}
-		var out []string
-		for _, x := range list {
-			out = append(out, fmt.Sprint(x))
+	}
+	return keys, nil
+}
+
+func setAny(fl *pflag.Flag, v any) error {
+	sv, isSlice := fl.Value.(pflag.SliceValue)
+	switch v := v.(type) {
+	case string:
+		return fl.Value.Set(v)
+	case bool:
+		return fl.Value.Set(strconv.FormatBool(v))
+	case float64:
+		return fl.Value.Set(strconv.FormatFloat(v, 'f', -1, 64))
+	case []any:
+		if !isSlice {
+			return errors.New("wants one value, not a list")
+		}
+		out := make([]string, 0, len(v))
+		for _, x := range v {
+			text, ok := x.(string)
+			if !ok {
+				return fmt.Errorf("wants a list of strings, not %v", x)
+			}
+			out = append(out, text)
 		}
 		return sv.Replace(out)
 	}
-	if n, ok := v.(float64); ok {
-		return fl.Value.Set(fmt.Sprintf("%.0f", n))
+	if isSlice {
+		return errors.New("wants a list of strings")
 	}
-	return fl.Value.Set(fmt.Sprint(v))
+	return errors.New("wants a string, a number or true or false")
 }
 
 func (c *Config) validate() error {
@@ -117,20 +148,30 @@ func (c *Config) validate() error {
 	if c.Socket == "" {
 		c.Socket = filepath.Join(c.RunDir, "skein.sock")
 	}
-	for name, p := range map[string]*string{"state-dir": &c.StateDir, "run-dir": &c.RunDir, "socket": &c.Socket, "cgroup-parent": &c.CgroupParent} {
-		if !filepath.IsAbs(*p) {
-			return fmt.Errorf("--%s %q: want an absolute path", name, *p)
+	for _, p := range []struct {
+		name string
+		path *string
+	}{{"state-dir", &c.StateDir}, {"run-dir", &c.RunDir}, {"socket", &c.Socket}, {"cgroup-parent", &c.CgroupParent}} {
+		if !filepath.IsAbs(*p.path) {
+			return fmt.Errorf("--%s %q: want an absolute path", p.name, *p.path)
 		}
-		*p = filepath.Clean(*p)
+		*p.path = filepath.Clean(*p.path)
+	}
+	if len(c.Socket) > maxSocketPath {
+		return fmt.Errorf("--socket %q: the path has %d bytes, the kernel takes %d", c.Socket, len(c.Socket), maxSocketPath)
 	}
 	if c.CgroupParent == "/" {
 		return fmt.Errorf("--cgroup-parent: the root group belongs to the whole machine: name one of our own, as /skein")
 	}
-	if _, err := netip.ParseAddrPort(c.ListenAddr); err != nil {
-		return fmt.Errorf("--listen-addr %q: want ADDRESS:PORT: %w", c.ListenAddr, err)
+	if ap, err := netip.ParseAddrPort(c.ListenAddr); err != nil || ap.Port() == 0 {
+		return fmt.Errorf("--listen-addr %q: want ADDRESS:PORT", c.ListenAddr)
 	}
-	if c.Hostname == "" || len(c.Hostname) > 63 {
-		return fmt.Errorf("--hostname %q: want 1 to 63 characters", c.Hostname)
+	if c.Hostname == "" || len(c.Hostname) > 63 || strings.ContainsFunc(c.Hostname, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return fmt.Errorf("--hostname %q: want 1 to 63 printable characters", c.Hostname)
+	}
+	var err error
+	if c.reserve, err = units.RAMInBytes(c.DiskReserve); err != nil || c.reserve < 1 {
+		return fmt.Errorf("--disk-reserve %q: want a size, as 64m", c.DiskReserve)
 	}
 	for _, l := range c.Labels {
 		if k, _, ok := strings.Cut(l, "="); !ok || k == "" {

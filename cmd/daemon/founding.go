@@ -16,6 +16,7 @@ import (
 // founding is a new cluster in the making: its seed, and the first node's identity.
 type founding struct {
 	id   *identity.Identity
+	req  *identity.Request
 	spec manager.InitSpec
 }
 
@@ -25,71 +26,146 @@ var (
 	meshPools    = []string{manager.DefaultMeshPool, "100.64.0.0/10"}
 )
 
-// newFounding checks the request and makes root, certificate and identity. Nothing is written before everything was checked.
+// newFounding checks the request and makes root and certificate. Nothing is written.
 func newFounding(m *membership, s settings, req swarm.InitRequest) (*founding, error) {
 	f := &founding{spec: manager.InitSpec{
 		Spec: req.Spec, Hostname: m.cfg.Hostname, UnderlayAddr: s.Underlay, Availability: string(req.Availability),
 		DataPort: req.DataPathPort,
 	}}
-	if len(req.DefaultAddrPool) > 1 {
-		return nil, api.Errorf(errdefs.ErrNotImplemented, "several --default-addr-pool are not supported by this version of skein: name one that is large enough")
+	if err := f.pools(m.cfg.Hostname, req); err != nil {
+		return nil, err
+	}
+	if err := checkInit(req); err != nil {
+		return nil, err
 	}
 	var err error
-	if len(req.DefaultAddrPool) == 1 {
-		f.spec.OverlayPool, f.spec.OverlayBits = req.DefaultAddrPool[0], req.SubnetSize // which without a pool is docker's default, not a wish
-		err = checkRoutes(m.cfg.Hostname, f.spec.OverlayPool, "--default-addr-pool")
-	} else {
-		f.spec.OverlayPool, err = choosePool(m.cfg.Hostname, overlayPools)
-	}
-	if err != nil {
+	if f.req, err = identity.NewRequest(); err != nil {
 		return nil, err
 	}
-	if f.spec.MeshPool, err = choosePool(m.cfg.Hostname, meshPools); err != nil {
+	if f.spec.Seed, err = manager.NewSeed(f.req.CSRPEM); err != nil {
 		return nil, err
 	}
-	r, err := identity.NewRequest()
-	if err != nil {
-		return nil, err
-	}
-	if f.spec.Seed, err = manager.NewSeed(r.CSRPEM); err != nil {
-		return nil, err
-	}
-	if err := manager.CheckInit(f.spec); err != nil {
-		return nil, err
-	}
-	f.id, err = identity.Install(m.identityDir(), r, f.spec.Seed.CertPEM, f.spec.Seed.GossipKey)
-	return f, err
+	return f, manager.CheckInit(f.spec)
 }
 
-// choosePool returns the first pool that no route of this node overlaps.
-func choosePool(hostname string, pools []string) (netip.Prefix, error) {
+// install makes the node a member of its new cluster.
+func (f *founding) install(m *membership) (err error) {
+	f.id, err = identity.Install(m.identityDir(), f.req, f.spec.Seed.CertPEM, f.spec.Seed.GossipKey)
+	return err
+}
+
+// Bounds that docker has, too.
+const (
+	minDataPort, maxDataPort = 1024, 49151
+	maxSubnetBits            = 29
+	clientSubnetBits         = 24 // what docker's command line sends when the user says nothing
+)
+
+func checkInit(req swarm.InitRequest) error {
+	if p := req.DataPathPort; p != 0 && (p < minDataPort || p > maxDataPort) {
+		return api.Errorf(errdefs.ErrInvalidArgument, "invalid value for --data-path-port: %d: the port number must be between %d and %d", p, minDataPort, maxDataPort)
+	}
+	switch req.Availability {
+	case "", swarm.NodeAvailabilityActive, swarm.NodeAvailabilityPause, swarm.NodeAvailabilityDrain:
+		return nil
+	}
+	return api.Errorf(errdefs.ErrInvalidArgument, "invalid Availability: %q: want active, pause or drain", req.Availability)
+}
+
+// pools chooses the cluster's address pools: the user's, else the first that no route of this node overlaps.
+func (f *founding) pools(hostname string, req swarm.InitRequest) error {
+	if len(req.DefaultAddrPool) > 1 {
+		return api.Errorf(errdefs.ErrNotImplemented, "several --default-addr-pool are not supported by this version of skein: name one that is large enough")
+	}
+	busy, err := routes()
+	if err != nil {
+		return err
+	}
+	bits := req.SubnetSize
+	if len(req.DefaultAddrPool) == 1 {
+		f.spec.OverlayPool = req.DefaultAddrPool[0]
+		if err = checkPool(f.spec.OverlayPool); err == nil {
+			err = busy.check(hostname, f.spec.OverlayPool)
+		}
+	} else {
+		if bits == clientSubnetBits {
+			bits = 0 // docker's default, not a wish
+		}
+		f.spec.OverlayPool, err = busy.choose(hostname, overlayPools)
+	}
+	if err != nil {
+		return err
+	}
+	if bits != 0 && (bits <= uint32(f.spec.OverlayPool.Bits()) || bits > maxSubnetBits) {
+		return api.Errorf(errdefs.ErrInvalidArgument, "--default-addr-pool-mask-length %d: networks cut from the pool %s need a mask length from %d to %d", bits, f.spec.OverlayPool, f.spec.OverlayPool.Bits()+1, maxSubnetBits)
+	}
+	f.spec.OverlayBits = bits
+	if bits == 0 && f.spec.OverlayPool.Bits() >= manager.DefaultOverlayBits {
+		f.spec.OverlayBits = uint32(min(f.spec.OverlayPool.Bits()+4, maxSubnetBits))
+	}
+	f.spec.MeshPool, err = append(busy, route{f.spec.OverlayPool, "the cluster's own --default-addr-pool"}).choose(hostname, meshPools)
+	return err
+}
+
+func checkPool(p netip.Prefix) error {
+	switch {
+	case !p.IsValid() || !p.Addr().Is4():
+		return api.Errorf(errdefs.ErrInvalidArgument, "--default-addr-pool %s: want an IPv4 prefix, as 10.20.0.0/16", p)
+	case p != p.Masked():
+		return api.Errorf(errdefs.ErrInvalidArgument, "--default-addr-pool %s: bits are set behind the prefix length: did you mean %s?", p, p.Masked())
+	case p.Bits() < 8 || p.Bits() > 24:
+		return api.Errorf(errdefs.ErrInvalidArgument, "--default-addr-pool %s: want a prefix length from 8 to 24", p)
+	case !p.Addr().IsGlobalUnicast() || p.Addr().IsLoopback():
+		return api.Errorf(errdefs.ErrInvalidArgument, "--default-addr-pool %s: these are no addresses for containers", p)
+	}
+	return nil
+}
+
+// route is a prefix that is in use, and by what.
+type route struct {
+	prefix netip.Prefix
+	what   string
+}
+
+type busyRoutes []route
+
+// routes lists what this node has routes to.
+func routes() (busyRoutes, error) {
+	list, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	var out busyRoutes
+	for _, r := range list {
+		if r.Dst == nil {
+			continue
+		}
+		a, ok := netip.AddrFromSlice(r.Dst.IP.To4())
+		if bits, _ := r.Dst.Mask.Size(); ok && bits != 0 {
+			p := netip.PrefixFrom(a, bits)
+			out = append(out, route{p, "the route to " + p.String()})
+		}
+	}
+	return out, nil
+}
+
+// choose returns the first pool that is free.
+func (b busyRoutes) choose(hostname string, pools []string) (netip.Prefix, error) {
 	var last error
 	for _, s := range pools {
 		p := netip.MustParsePrefix(s)
-		if last = checkRoutes(hostname, p, "--default-addr-pool"); last == nil {
+		if last = b.check(hostname, p); last == nil {
 			return p, nil
 		}
 	}
 	return netip.Prefix{}, last
 }
 
-// checkRoutes refuses a pool that is in use on this node.
-func checkRoutes(hostname string, pool netip.Prefix, flag string) error {
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
-	if err != nil {
-		return fmt.Errorf("list routes: %w", err)
-	}
-	for _, r := range routes {
-		if r.Dst == nil {
-			continue
-		}
-		a, ok := netip.AddrFromSlice(r.Dst.IP.To4())
-		bits, _ := r.Dst.Mask.Size()
-		if !ok || bits == 0 {
-			continue
-		}
-		if dst := netip.PrefixFrom(a, bits); dst.Overlaps(pool) {
-			return api.Errorf(errdefs.ErrInvalidArgument, "address pool %s overlaps with the route to %s of node %s: name another pool with %s", pool, dst, hostname, flag)
+// check refuses a pool that is in use on this node.
+func (b busyRoutes) check(hostname string, pool netip.Prefix) error {
+	for _, r := range b {
+		if r.prefix.Overlaps(pool) {
+			return api.Errorf(errdefs.ErrInvalidArgument, "address pool %s overlaps with %s of node %s: name another pool with --default-addr-pool", pool, r.what, hostname)
 		}
 	}
 	return nil

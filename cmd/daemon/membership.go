@@ -2,16 +2,13 @@ package daemon
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/swarm"
@@ -36,23 +33,19 @@ type membership struct {
 	network *overlay.Driver
 	log     *slog.Logger
 
-	op sync.Mutex // serialises init, join, leave
+	op     sync.Mutex // serialises init, join, leave, changes of the role
+	closed bool       // under op: the daemon ends
 
 	mu   sync.RWMutex
-	node *clusterNode // nil: not in a cluster
+	node *clusterNode // nil: not in a cluster. While the role changes it is the former one, ended.
 	err  error        // why a node that should be in a cluster is not
+	note string       // why a node that was in a cluster is not any more
+
+	wg sync.WaitGroup // of those that follow a node's role
 }
 
 func newMembership(cfg Config, eng *engine.Engine, network *overlay.Driver, log *slog.Logger) *membership {
 	return &membership{cfg: cfg, eng: eng, network: network, log: log}
-}
-
-// settings is what rests on disk of how this node takes part.
-type settings struct {
-	Listen   string   // host:port
-	RPCAddr  string   // host:port as others reach it
-	Underlay string   // address of VXLAN packets
-	Seeds    []string // managers to begin with
 }
 
 func (m *membership) clusterDir() string    { return filepath.Join(m.cfg.StateDir, "cluster") }
@@ -68,58 +61,73 @@ func (m *membership) resume(ctx context.Context) error {
 		return nil
 	}
 	s, err := m.loadSettings()
-	if err != nil {
-		return err
+	var id *identity.Identity
+	if err == nil {
+		id, err = identity.Load(m.identityDir())
 	}
-	id, err := identity.Load(m.identityDir())
 	if err == nil {
 		err = m.start(id, s, nil)
 	}
 	if err != nil {
 		// The node's own containers go on, and the API tells why the cluster does not.
 		m.log.Error("cannot take part in the cluster", "err", err)
-		m.mu.Lock()
-		m.err = err
-		m.mu.Unlock()
+		m.set(nil, err, "")
 	}
 	return nil
+}
+
+// set changes what the node is.
+func (m *membership) set(n *clusterNode, err error, note string) {
+	m.mu.Lock()
+	m.node, m.err, m.note = n, err, note
+	m.mu.Unlock()
 }
 
 // start runs this node's part in the cluster until stop. found, when set, makes a new cluster of it.
 func (m *membership) start(id *identity.Identity, s settings, found *founding) error {
+	if m.closed {
+		return api.Errorf(errdefs.ErrUnavailable, "the daemon is ending")
+	}
 	n, err := startNode(m, id, s, found)
 	if err != nil {
 		return err
 	}
-	m.mu.Lock()
-	m.node, m.err = n, nil
-	m.mu.Unlock()
+	m.set(n, nil, "")
+	m.wg.Go(func() { m.follow(n) })
 	return nil
 }
 
-// stop ends the node's part; nothing is left or removed.
+// stop ends the node's part; nothing is left or removed. A leader hands over first, so that the others need no election.
 func (m *membership) stop() {
+	m.end()
+	m.wg.Wait()
+}
+
+func (m *membership) end() {
 	m.op.Lock()
 	defer m.op.Unlock()
-	m.mu.Lock()
-	n := m.node
-	m.node = nil
-	m.mu.Unlock()
-	if n != nil {
-		n.stop()
+	m.closed = true
+	n := m.current()
+	m.set(nil, nil, "")
+	if n == nil {
+		return
 	}
+	if n.manager != nil {
+		n.manager.HandOver(context.Background())
+	}
+	n.stop()
 }
 
 // SwarmInfo is the Swarm part of docker info.
 func (m *membership) SwarmInfo(ctx context.Context) swarm.Info {
 	m.mu.RLock()
-	n, broken := m.node, m.err
+	n, broken, note := m.node, m.err, m.note
 	m.mu.RUnlock()
 	if n == nil {
 		if broken != nil {
 			return swarm.Info{LocalNodeState: swarm.LocalNodeStateError, Error: broken.Error()}
 		}
-		return swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive}
+		return swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive, Error: note}
 	}
 	return n.info(ctx)
 }
@@ -145,8 +153,11 @@ func (m *membership) SwarmInit(ctx context.Context, req swarm.InitRequest) (stri
 	if err != nil {
 		return "", err
 	}
-	if err := m.saveSettings(s); err != nil {
+	if err := m.saveSettings(s); err != nil { // before the identity, which makes the node a member
 		return "", err
+	}
+	if err := f.install(m); err != nil {
+		return "", errors.Join(err, m.forget())
 	}
 	if err := m.start(f.id, s, f); err != nil {
 		return "", errors.Join(fmt.Errorf("initialise the cluster: %w", err), m.forget())
@@ -169,13 +180,17 @@ func (m *membership) SwarmJoin(ctx context.Context, req swarm.JoinRequest) error
 		return err
 	}
 	for _, r := range req.RemoteAddrs {
-		s.Seeds = append(s.Seeds, withPort(r))
+		addr, err := remoteAddress(r)
+		if err != nil {
+			return err
+		}
+		s.Seeds = append(s.Seeds, addr)
+	}
+	if err := m.saveSettings(s); err != nil { // before the identity, which makes the node a member
+		return err
 	}
 	id, err := m.obtainIdentity(ctx, s, req)
 	if err != nil {
-		return err
-	}
-	if err := m.saveSettings(s); err != nil {
 		return err
 	}
 	if err := m.start(id, s, nil); err != nil {
@@ -183,31 +198,41 @@ func (m *membership) SwarmJoin(ctx context.Context, req swarm.JoinRequest) error
 	}
 	if err := m.current().joined(ctx); err != nil {
 		n := m.current()
-		m.mu.Lock()
-		m.node = nil
-		m.mu.Unlock()
+		m.set(nil, nil, "")
+		n.leave(context.WithoutCancel(ctx)) // it may be in the group already
 		n.stop()
-		return errors.Join(err, m.forget())
+		return errors.Join(fmt.Errorf("join the cluster: %w: nothing of it is left here, try again", err), m.forget())
 	}
 	return nil
 }
 
-// obtainIdentity asks the given managers in turn. A wrong token is not tried twice.
+// remoteWait bounds how long one of the given managers may take to answer.
+const remoteWait = 8 * time.Second
+
+// obtainIdentity asks the given managers in turn. A wrong token is not tried twice. What a failed attempt leaves is the node's key, so that
+// a manager that had taken the node, but whose answer was lost, knows it again; nothing else.
 func (m *membership) obtainIdentity(ctx context.Context, s settings, req swarm.JoinRequest) (*identity.Identity, error) {
 	var errs []error
 	for _, remote := range s.Seeds {
-		id, err := identity.Join(ctx, remote, req.JoinToken, identity.JoinOptions{
+		one, cancel := context.WithTimeout(ctx, remoteWait)
+		id, err := identity.Join(one, remote, req.JoinToken, identity.JoinOptions{
 			StateDir: m.identityDir(), Hostname: m.cfg.Hostname, RPCAddr: s.RPCAddr, UnderlayAddr: s.Underlay, Availability: string(req.Availability),
 		})
+		cancel()
 		if err == nil {
 			return id, nil
 		}
 		errs = append(errs, err)
-		if !errdefs.IsUnavailable(err) && !errdefs.IsDeadlineExceeded(err) {
-			break
+		lost := errdefs.IsUnavailable(err) || errdefs.IsDeadlineExceeded(err) || errors.Is(err, context.DeadlineExceeded)
+		if !lost || ctx.Err() != nil {
+			if !lost {
+				errs = append(errs, m.forget())
+			}
+			return nil, errors.Join(errs...)
 		}
 	}
-	return nil, errors.Join(errs...)
+	err := errors.Join(errs...)
+	return nil, api.Errorf(errdefs.ErrUnavailable, "%v: no manager answered: compare the addresses, and see whether a firewall is between (TCP port %d)", err, defaultPort)
 }
 
 // SwarmLeave takes the node out of its cluster and removes what the cluster had here.
@@ -221,23 +246,39 @@ func (m *membership) SwarmLeave(ctx context.Context, force bool) error {
 	if n != nil && n.manager != nil && !force {
 		return api.Errorf(errdefs.ErrFailedPrecondition, "You are attempting to leave the swarm on a node that is participating as a manager. Removing this node leaves the swarm with fewer managers; the only way to restore a swarm that has lost consensus is to reinitialize it. Use `--force` to suppress this message.")
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanWait) // half-way is no place to stop because the client went
+	defer cancel()
 	if n != nil {
 		n.leave(ctx)
-		m.mu.Lock()
-		m.node = nil
-		m.mu.Unlock()
+	}
+	return m.clean(ctx, n, "")
+}
+
+// cleanWait bounds the removal of everything that the cluster had on this node.
+const cleanWait = 2 * time.Minute
+
+// clean ends the node's part and removes what the cluster had here, its identity last, so that what failed can be repeated.
+func (m *membership) clean(ctx context.Context, n *clusterNode, note string) error {
+	if n != nil {
 		n.stop()
 	}
-	if err := m.removeTasks(ctx); err != nil {
+	m.set(nil, errors.New("this node is leaving its cluster"), "")
+	err := m.removeTasks(ctx)
+	if err == nil {
+		if err = m.network.Teardown(ctx); err != nil {
+			err = fmt.Errorf("remove the cluster's networks: %w", err)
+		}
+	}
+	if err == nil {
+		err = m.forget()
+	}
+	if err != nil {
+		err = fmt.Errorf("leave the cluster: %w: try again with \"docker swarm leave --force\"", err)
+		m.set(nil, err, "")
 		return err
 	}
-	if err := m.network.Teardown(ctx); err != nil {
-		return fmt.Errorf("leave: remove the cluster's networks: %w", err)
-	}
-	m.mu.Lock()
-	m.err = nil
-	m.mu.Unlock()
-	return m.forget()
+	m.set(nil, nil, note)
+	return nil
 }
 
 func (m *membership) removeTasks(ctx context.Context) error {
@@ -247,7 +288,7 @@ func (m *membership) removeTasks(ctx context.Context) error {
 	}
 	for _, id := range ids {
 		if err := m.eng.RemoveTask(ctx, id); err != nil {
-			return fmt.Errorf("leave: remove task %s: %w", id, err)
+			return fmt.Errorf("remove task %s: %w", id, err)
 		}
 	}
 	return nil
@@ -288,79 +329,8 @@ func (m *membership) managerNode() (*clusterNode, error) {
 		return nil, api.Errorf(errdefs.ErrUnavailable, "this node cannot take part in its swarm: %v", broken)
 	case n == nil:
 		return nil, api.Errorf(errdefs.ErrUnavailable, "%s", textNotManager)
-	case n.manager == nil:
+	case !n.manages():
 		return nil, api.Errorf(errdefs.ErrUnavailable, "%s", textWorker)
 	}
 	return n, nil
-}
-
-// settingsFor chooses this node's addresses: the request's words, then the daemon's flags.
-func (m *membership) settingsFor(listen, advertise, dataPath string) (settings, error) {
-	l, err := listenAddress(listen, m.cfg.ListenAddr)
-	if err != nil {
-		return settings{}, err
-	}
-	if advertise == "" {
-		advertise = m.cfg.AdvertiseAddr
-	}
-	a, err := chooseAddress(advertise)
-	if err != nil {
-		return settings{}, err
-	}
-	if dataPath == "" {
-		dataPath = m.cfg.DataPathAddr
-	}
-	d := a
-	if dataPath != "" {
-		if d, err = chooseAddress(dataPath); err != nil {
-			return settings{}, err
-		}
-	}
-	s := settings{Listen: l, RPCAddr: advertised(a, l), Underlay: d.String()}
-	if strings.Contains(advertise, ":") {
-		if ap, err := netip.ParseAddrPort(advertise); err == nil {
-			s.RPCAddr = ap.String()
-		}
-	}
-	return s, nil
-}
-
-func (m *membership) loadSettings() (settings, error) {
-	var s settings
-	b, err := os.ReadFile(m.settingsFile())
-	if errors.Is(err, fs.ErrNotExist) {
-		return s, fmt.Errorf("this node has a certificate but %s is missing: leave with `skein swarm leave --force` and join again", m.settingsFile())
-	}
-	if err == nil {
-		err = json.Unmarshal(b, &s)
-	}
-	if err != nil {
-		return s, fmt.Errorf("cluster settings %s: %w", m.settingsFile(), err)
-	}
-	return s, nil
-}
-
-func (m *membership) saveSettings(s settings) error {
-	b, err := json.Marshal(s)
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(m.clusterDir(), 0o700); err != nil {
-		return err
-	}
-	tmp := m.settingsFile() + ".new"
-	if err := os.WriteFile(tmp, b, 0o600); err != nil {
-		return fmt.Errorf("cluster settings: %w", err)
-	}
-	return os.Rename(tmp, m.settingsFile())
-}
-
-func withPort(addr string) string {
-	if _, err := netip.ParseAddrPort(addr); err == nil {
-		return addr
-	}
-	if i := strings.LastIndex(addr, ":"); i > 0 && !strings.Contains(addr[i:], "]") && strings.Count(addr, ":") == 1 {
-		return addr
-	}
-	return fmt.Sprintf("%s:%d", addr, defaultPort)
 }

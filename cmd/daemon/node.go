@@ -37,6 +37,7 @@ const (
 // clusterNode is this node's part in a cluster while it lasts: the port to other nodes, the agent, and a manager if the role says so.
 type clusterNode struct {
 	id       *identity.Identity
+	role     string // that this part was started in; the certificate's may be newer
 	settings settings
 	log      *slog.Logger
 	mux      *transport.Mux
@@ -45,13 +46,19 @@ type clusterNode struct {
 	manager  *manager.Manager // nil on workers
 	control  api.ControlClient
 
-	cancel  context.CancelFunc
-	group   *errgroup.Group
-	session chan struct{} // closed at the first session with a manager
-	failed  chan error    // why the manager ended, if it did by itself
+	cancel    context.CancelFunc
+	group     *errgroup.Group
+	session   chan struct{} // closed at the first session with a manager
+	connected func()        // closes it
+	failed    chan error    // why the manager ended, if it did by itself
+	done      chan struct{} // closed by stop
+	switched  chan struct{} // capacity 1: the certificate is of another role now
+	expelled  chan error    // capacity 1: the cluster removed this node
 
-	mu    sync.Mutex
-	conns map[string]*grpc.ClientConn // to agents, by address
+	mu           sync.Mutex
+	conns        map[string]*grpc.ClientConn // to agents, by address; nil after stop
+	wanted       string                      // role in the store, empty before the first session
+	refusedSince time.Time                   // since when managers refuse this node; zero: they do not
 }
 
 // startNode opens the port and runs the parts. With found it makes a new cluster.
@@ -66,8 +73,10 @@ func startNode(m *membership, id *identity.Identity, s settings, found *founding
 		return nil, fmt.Errorf("open the gossip port: %w", err)
 	}
 	n := &clusterNode{
-		id: id, settings: s, log: m.log, mux: mux, session: make(chan struct{}), failed: make(chan error, 1), conns: map[string]*grpc.ClientConn{},
+		id: id, role: id.Role(), settings: s, log: m.log, mux: mux, session: make(chan struct{}), failed: make(chan error, 1), done: make(chan struct{}),
+		switched: make(chan struct{}, 1), expelled: make(chan error, 1), conns: map[string]*grpc.ClientConn{},
 	}
+	n.connected = sync.OnceFunc(func() { close(n.session) })
 	if err := n.build(m); err != nil {
 		mux.Close()
 		packets.Close()
@@ -90,7 +99,7 @@ func startNode(m *membership, id *identity.Identity, s settings, found *founding
 // build puts manager, server and agent together; nothing runs yet.
 func (n *clusterNode) build(m *membership) error {
 	opts := transport.ServerOptions()
-	if n.id.Role() == api.RoleManager {
+	if n.role == api.RoleManager {
 		var err error
 		if n.manager, err = manager.New(n.managerConfig(m)); err != nil {
 			return err
@@ -98,6 +107,10 @@ func (n *clusterNode) build(m *membership) error {
 		n.control = n.manager.Control()
 		opts = append(opts, n.manager.ServerOptions()...)
 	} else {
+		// A manager that was demoted: the log holds the cluster's keys, which are no business of a worker.
+		if err := os.RemoveAll(filepath.Join(m.clusterDir(), "raft")); err != nil {
+			return fmt.Errorf("remove the raft log of a former manager: %w", err)
+		}
 		az := authz.New(authz.Config{Logger: n.log})
 		opts = append(opts, grpc.ChainUnaryInterceptor(az.Unary()), grpc.ChainStreamInterceptor(az.Stream()))
 	}
@@ -106,14 +119,13 @@ func (n *clusterNode) build(m *membership) error {
 		n.manager.Register(n.server)
 	}
 	api.RegisterAgentServer(n.server, agent.NewServer(logSource{m.eng}))
-	connected := sync.OnceFunc(func() { close(n.session) })
 	var err error
 	n.agent, err = agent.New(agent.Config{
 		NodeID: n.id.NodeID(), Hostname: m.cfg.Hostname, UnderlayAddr: n.settings.Underlay, RPCAddr: n.settings.RPCAddr,
 		StateDir: filepath.Join(m.clusterDir(), "agent"), Seeds: n.seeds(), Executor: m.eng, Network: m.eng,
 		Dial:   func(_ context.Context, addr string) (*grpc.ClientConn, error) { return n.dialManager(addr) },
-		OnNode: func(*api.NodeRecord) { connected() },
-		Log:    n.log.With("component", "agent"),
+		OnNode: n.noteRecord, OnRefused: n.noteRefusal,
+		Log: n.log.With("component", "agent"),
 	})
 	return err
 }
@@ -130,7 +142,8 @@ func (n *clusterNode) managerConfig(m *membership) manager.Config {
 		NodeID: n.id.NodeID(), ClusterID: n.id.ClusterID(), StateDir: m.clusterDir(), RPCAddr: n.settings.RPCAddr,
 		RaftListener: n.mux.Raft(),
 		DialRaft:     func(ctx context.Context, addr string) (net.Conn, error) { return n.mux.Dial(ctx, addr, api.ALPNRaft) },
-		DialManager:  n.dialManager, DialNode: n.mux.DialGRPC, Join: n.settings.Seeds, Disconnect: n.mux.Disconnect,
+		DialManager:  n.dialManager, DialNode: n.mux.DialGRPC, Join: n.settings.Seeds, Known: n.managers, Disconnect: n.mux.Disconnect,
+		Reserve: m.cfg.reserve,
 		Fatal: func(code int, err error) {
 			n.log.Error("this node's manager cannot go on", "err", err)
 			os.Exit(code)
@@ -191,7 +204,7 @@ func (n *clusterNode) run(live *liveness.Liveness) {
 	part("gossip", live.Run)
 	part("agent", n.agent.Run)
 	part("certificate renewal", func(ctx context.Context) error {
-		return n.id.Run(ctx, identity.Renewal{Dial: n.dialAnyManager, Logger: n.log.With("component", "identity")})
+		return n.id.Run(ctx, identity.Renewal{Dial: n.dialAnyManager, Renewed: n.noteRenewal, Logger: n.log.With("component", "identity")})
 	})
 	part("rpc server", func(ctx context.Context) error {
 		defer context.AfterFunc(ctx, n.server.Stop)()
@@ -210,6 +223,9 @@ func (n *clusterNode) run(live *liveness.Liveness) {
 
 func (n *clusterNode) dialAnyManager(context.Context) (*grpc.ClientConn, error) {
 	list := n.managers()
+	if others := slices.DeleteFunc(slices.Clone(list), func(a string) bool { return a == n.settings.RPCAddr }); len(others) > 0 {
+		list = others // this node's own manager may be the one that is going
+	}
 	if len(list) == 0 {
 		return nil, api.Errorf(errdefs.ErrUnavailable, "no manager of the cluster is known")
 	}
@@ -279,6 +295,13 @@ func (n *clusterNode) leave(ctx context.Context) {
 
 // stop ends all parts and waits for them.
 func (n *clusterNode) stop() {
+	n.mu.Lock()
+	stopped := n.conns == nil
+	n.mu.Unlock()
+	if stopped {
+		return
+	}
+	close(n.done)
 	n.cancel()
 	n.mux.Close()
 	_ = n.group.Wait()
@@ -293,7 +316,7 @@ func (n *clusterNode) stop() {
 // info is the node's word on the cluster, without asking anybody.
 func (n *clusterNode) info(context.Context) swarm.Info {
 	host, _, _ := net.SplitHostPort(n.settings.RPCAddr)
-	in := swarm.Info{NodeID: n.id.NodeID(), NodeAddr: host, LocalNodeState: swarm.LocalNodeStateActive, ControlAvailable: n.manager != nil}
+	in := swarm.Info{NodeID: n.id.NodeID(), NodeAddr: host, LocalNodeState: swarm.LocalNodeStateActive, ControlAvailable: n.manages()}
 	for _, p := range n.agent.Managers() {
 		in.RemoteManagers = append(in.RemoteManagers, swarm.Peer{NodeID: p.NodeId, Addr: p.RpcAddr})
 	}

@@ -24,6 +24,7 @@ import (
 // Run runs the daemon until ctx is done. Containers, their network and the supervisor live on.
 func Run(ctx context.Context, cfg Config, version string) error {
 	log := cfg.logger()
+	quietLibraries(log)
 	if err := makeDirs(cfg); err != nil {
 		return err
 	}
