@@ -21,6 +21,7 @@ import (
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
 
+	"skein/overlay"
 	"skein/runtime/image"
 )
 
@@ -41,15 +42,22 @@ func (e *Engine) ContainerCreate(ctx context.Context, name string, req container
 		}
 		return container.CreateResponse{}, err
 	}
-	c, warnings, err := e.create(name, req, img, "")
+	c, warnings, err := e.create(name, req, img, nil)
 	if err != nil {
 		return container.CreateResponse{}, err
 	}
 	return container.CreateResponse{ID: c.rec.ID, Warnings: warnings}, nil
 }
 
-// create validates, merges the image's configuration, and writes the record. task is the cluster task's id, if any.
-func (e *Engine) create(name string, req container.CreateRequest, img image.Image, task string) (*entry, []string, error) {
+// taskPart is what a cluster task adds to a container's record: its id and the addresses it was given.
+type taskPart struct {
+	id       string
+	sandbox  overlay.Sandbox
+	networks map[string]*network.EndpointSettings
+}
+
+// create validates, merges the image's configuration, and writes the record. task is nil but for a cluster's task.
+func (e *Engine) create(name string, req container.CreateRequest, img image.Image, task *taskPart) (*entry, []string, error) {
 	if req.HostConfig == nil {
 		req.HostConfig = &container.HostConfig{}
 	}
@@ -69,14 +77,17 @@ func (e *Engine) create(name string, req container.CreateRequest, img image.Imag
 	if err != nil {
 		return nil, nil, err
 	}
-	if cfg.Hostname == "" {
-		cfg.Hostname = id[:12]
+	if cfg.Hostname, err = e.hostname(cfg.Hostname, id, &hc); err != nil {
+		return nil, nil, err
 	}
 	rec := record{
-		ID: id, Name: strings.TrimPrefix(name, "/"), Created: time.Now().UTC(), Image: img.ID.String(), Config: cfg, HostConfig: &hc, Task: task,
+		ID: id, Name: strings.TrimPrefix(name, "/"), Created: time.Now().UTC(), Image: img.ID.String(), Config: cfg, HostConfig: &hc,
 		State: state{Status: container.StateCreated, Clean: true},
 	}
-	if rec.Networks, err = e.endpointSettings(&hc, req.NetworkingConfig, task != ""); err != nil {
+	if task != nil {
+		rec.Task, rec.Sandbox, rec.Networks = task.id, task.sandbox, task.networks
+		rec.Sandbox.ID = id
+	} else if rec.Networks, err = e.endpointSettings(&hc, req.NetworkingConfig); err != nil {
 		return nil, nil, err
 	}
 	c := &entry{rec: rec, changed: make(chan struct{})}
@@ -93,6 +104,26 @@ func (e *Engine) create(name string, req container.CreateRequest, img image.Imag
 	}
 	e.emit(rec, events.ActionCreate, nil)
 	return c, warnings, nil
+}
+
+// hostname is the wished name, or docker's default: of the node or the other container when its network is shared, else the short id.
+func (e *Engine) hostname(wish, id string, hc *container.HostConfig) (string, error) {
+	switch target, shared := strings.CutPrefix(string(hc.NetworkMode), "container:"); {
+	case shared:
+		if wish != "" {
+			return "", invalid("conflicting options: hostname and the network mode")
+		}
+		o, err := e.find(target)
+		if err != nil {
+			return "", err
+		}
+		return o.snapshot().Config.Hostname, nil
+	case wish != "":
+		return wish, nil
+	case hc.NetworkMode == "host":
+		return e.cfg.Hostname, nil
+	}
+	return id[:12], nil
 }
 
 // mergeImage fills what the user left out from the image's configuration, as docker does.
@@ -187,6 +218,7 @@ func (e *Engine) checkHostConfig(hc *container.HostConfig) (warnings []string, e
 	refuse(hc.VolumeDriver != "", "--volume-driver")
 	refuse(hc.BlkioWeight != 0 || len(hc.BlkioWeightDevice)+len(hc.BlkioDeviceReadBps)+len(hc.BlkioDeviceWriteBps)+len(hc.BlkioDeviceReadIOps)+len(hc.BlkioDeviceWriteIOps) > 0, "block I/O limits")
 	refuse(hc.CPURealtimePeriod != 0 || hc.CPURealtimeRuntime != 0, "real-time CPU limits")
+	refuse(hc.MemorySwappiness != nil && *hc.MemorySwappiness != -1, "--memory-swappiness")
 	refuse(hc.Runtime != "" && hc.Runtime != "skein", "runtime "+strconv.Quote(hc.Runtime))
 	refuse(hc.LogConfig.Type != "" && hc.LogConfig.Type != "json-file", "log driver "+strconv.Quote(hc.LogConfig.Type))
 	if err != nil {
@@ -253,9 +285,15 @@ func checkMount(m mount.Mount) error {
 		if !path.IsAbs(m.Source) {
 			return invalid("invalid mount config for type \"bind\": invalid mount path: '%s' mount path must be absolute", m.Source)
 		}
+		if o := m.BindOptions; o != nil && (o.ReadOnlyForceRecursive || o.ReadOnlyNonRecursive) {
+			return notBuilt("bind-recursive=readonly and bind-recursive=writable are not supported by this version of skein")
+		}
 	case mount.TypeTmpfs:
 		if m.Source != "" {
 			return invalid("invalid mount config for type \"tmpfs\": field Source must not be specified")
+		}
+		if m.TmpfsOptions != nil && len(m.TmpfsOptions.Options) > 0 {
+			return notBuilt("options of tmpfs mounts other than size and mode are not supported by this version of skein")
 		}
 	default:
 		return notBuilt("mounts of type %q are not supported by this version of skein: use bind or tmpfs", m.Type)

@@ -52,11 +52,13 @@ type Engine struct {
 	events     *bus
 	execs      *execTable
 	nets       *localNetworks
+	ports      *portTable
 	logWatcher *logs.Watcher
 
 	mu         sync.RWMutex
 	containers map[string]*entry // by id
 	names      map[string]string // name → id
+	tasks      map[string]*entry // by the cluster task they carry out
 	lastEvent  uint64
 
 	background context.Context // ends with Run
@@ -73,9 +75,9 @@ func New(cfg Config) (*Engine, error) {
 	}
 	e := &Engine{
 		cfg: cfg, log: cfg.Logger, events: newBus(),
-		containers: map[string]*entry{}, names: map[string]string{}, ready: make(chan struct{}),
+		containers: map[string]*entry{}, names: map[string]string{}, tasks: map[string]*entry{}, ready: make(chan struct{}),
 	}
-	e.execs = newExecTable()
+	e.execs, e.ports = newExecTable(), newPortTable()
 	var err error
 	if e.logWatcher, err = logs.NewWatcher(); err != nil {
 		return nil, fmt.Errorf("watch log files: %w", err)

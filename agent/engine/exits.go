@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"path/filepath"
 	"strconv"
 	"time"
@@ -17,7 +18,9 @@ func (e *Engine) handleExit(ev runtime.Event) {
 	if ev.ExecID != "" {
 		e.execs.ended(ev.ContainerID, ev.ExecID, ev.Exit)
 	} else if c := e.byID(ev.ContainerID); c != nil {
-		e.ended(c, ev.Exit)
+		if e.current(c, ev.Exit) {
+			e.ended(c, ev.Exit)
+		}
 	}
 	e.lastEvent = ev.Seq
 	// Losing this write is harmless: records older than a container's run are ignored when they are replayed.
@@ -32,44 +35,93 @@ func (e *Engine) byID(id string) *entry {
 	return e.containers[id]
 }
 
-// ended records the end of the current run and follows it up: clean-up, removal, restart.
-func (e *Engine) ended(c *entry, exit runtime.Exit) {
+// current tells whether a journaled end can be of the run that the record knows. The journal is replayed after a crash, so that an end
+// that looks older than the run is checked against the supervisor's word, not against clocks alone.
+func (e *Engine) current(c *entry, exit runtime.Exit) bool {
 	r := c.snapshot()
-	if !r.State.active() || exit.At.Before(r.State.StartedAt.Add(-time.Second)) {
-		return // replayed, or of an earlier run
+	if !r.State.active() || !exit.At.Before(r.State.StartedAt) {
+		return true
 	}
-	e.markEnded(c, exit)
+	st, err := e.cfg.Supervisor.State(e.background, r.ID)
+	return err != nil || st.Status == runtime.Stopped
+}
+
+// ended records the end of the current run and follows it up: clean-up, removal, restart. Of a container that does not run only what is
+// left over is cleaned up.
+func (e *Engine) ended(c *entry, exit runtime.Exit) {
+	if !e.markEnded(c, exit) {
+		if r, _, removed, _ := c.watch(); removed || r.State.Clean {
+			return // replayed, or told twice
+		}
+		e.work.Go(func() error {
+			c.op.Lock()
+			defer c.op.Unlock()
+			if err := e.clean(context.WithoutCancel(e.background), c); err != nil {
+				e.log.Error("clean up after a container", "container", c.snapshot().Name, "err", err)
+			}
+			return nil
+		})
+		return
+	}
 	e.work.Go(func() error {
 		e.followUp(c)
 		return nil
 	})
 }
 
-// markEnded writes the end into the record and tells everybody who waits.
-func (e *Engine) markEnded(c *entry, exit runtime.Exit) {
-	c.mu.Lock()
-	c.exits++
-	c.mu.Unlock()
-	e.stopHealth(c)
+// markEnded writes the end of a run into the record and tells everybody who waits. It reports whether there was a run to end.
+func (e *Engine) markEnded(c *entry, exit runtime.Exit) bool {
 	code, text := exit.Code, exit.Err
 	if code == runtime.UnknownExit {
 		code, text = 255, "exit code unknown: nobody saw the process end"
 	}
 	at := exit.At.UTC()
-	if at.IsZero() {
+	if exit.At.IsZero() {
 		at = time.Now().UTC()
 	}
-	if err := e.update(c, func(r *record) {
+	marked := false
+	err := e.update(c, func(r *record) {
+		if !r.State.active() {
+			return
+		}
+		marked = true
+		c.exits++
 		r.State.Status, r.State.Pid, r.State.ExitCode = container.StateExited, 0, code
 		r.State.OOMKilled, r.State.Error, r.State.FinishedAt = exit.OOMKilled, text, at
-	}); err != nil {
+	})
+	if err != nil {
 		e.log.Error("record the end of a container", "container", c.snapshot().Name, "err", err)
 	}
+	if !marked {
+		return false
+	}
+	e.stopHealth(c)
 	r := c.snapshot()
 	if exit.OOMKilled {
 		e.emit(r, events.ActionOOM, nil)
 	}
-	e.emit(r, events.ActionDie, map[string]string{"exitCode": strconv.Itoa(code)})
+	e.emit(r, events.ActionDie, map[string]string{"exitCode": strconv.Itoa(code), "execDuration": strconv.Itoa(int(at.Sub(r.State.StartedAt).Seconds()))})
+	return true
+}
+
+// markFailed writes why a start did not become a run. A container that never ran stays "created", as docker shows it.
+func (e *Engine) markFailed(c *entry, cause error) {
+	code := 128
+	var failed execError
+	if errors.As(cause, &failed) {
+		code = failed.code
+	}
+	err := e.update(c, func(r *record) {
+		c.failures++
+		r.State.Pid, r.State.ExitCode, r.State.OOMKilled, r.State.Error = 0, code, false, cause.Error()
+		r.State.Status = container.StateCreated
+		if !r.State.StartedAt.IsZero() || r.Task != "" {
+			r.State.Status, r.State.FinishedAt = container.StateExited, time.Now().UTC()
+		}
+	})
+	if err != nil {
+		e.log.Error("record a failed start", "container", c.snapshot().Name, "err", err)
+	}
 }
 
 // followUp cleans up after a run and applies --rm and the restart policy.
@@ -111,13 +163,15 @@ func (e *Engine) wantsRestart(r record) bool {
 
 // scheduleRestart starts the container again after a delay that doubles with each short run.
 func (e *Engine) scheduleRestart(ctx context.Context, c *entry, r record) {
+	backoff := r.State.Backoff
 	if r.State.FinishedAt.Sub(r.State.StartedAt) >= restartReset {
-		r.State.RestartCount = 0
+		backoff = 0
 	}
-	delay := restartDelayFirst << min(r.State.RestartCount, 10)
-	delay = min(delay, restartDelayMax)
+	delay := min(restartDelayFirst<<min(backoff, 10), restartDelayMax)
 	count := r.State.RestartCount + 1
-	if err := e.update(c, func(r *record) { r.State.Status, r.State.RestartCount = container.StateRestarting, count }); err != nil {
+	if err := e.update(c, func(r *record) {
+		r.State.Status, r.State.RestartCount, r.State.Backoff = container.StateRestarting, count, backoff+1
+	}); err != nil {
 		e.log.Error("record a restart", "container", r.Name, "err", err)
 		return
 	}
@@ -131,12 +185,13 @@ func (e *Engine) scheduleRestart(ctx context.Context, c *entry, r record) {
 		}
 		c.op.Lock()
 		defer c.op.Unlock()
-		if now, _, removed, _ := c.watch(); removed || now.State.Status != container.StateRestarting {
-			return nil // stopped or removed meanwhile
+		now, _, removed, _ := c.watch()
+		if removed || now.State.Status != container.StateRestarting || now.State.RestartCount != count {
+			return nil // stopped, started or removed meanwhile
 		}
 		if err := e.start(ctx, c); err != nil && ctx.Err() == nil {
 			e.log.Warn("restart a container", "container", r.Name, "err", err)
-			if now := c.snapshot(); e.wantsRestart(now) {
+			if now, _, removed, _ := c.watch(); !removed && e.wantsRestart(now) {
 				e.scheduleRestart(ctx, c, now)
 			}
 		}
@@ -165,7 +220,7 @@ func (e *Engine) ContainerWait(ctx context.Context, ref string, condition contai
 			}
 			if done {
 				resp := container.WaitResponse{StatusCode: int64(r.State.ExitCode)}
-				if r.State.Error != "" {
+				if r.State.Error != "" && condition != container.WaitConditionRemoved {
 					resp.Error = &container.WaitExitError{Message: r.State.Error}
 				}
 				out <- resp

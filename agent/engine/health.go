@@ -105,6 +105,9 @@ func (e *Engine) probeLoop(ctx context.Context, c *entry, h *health, r record, c
 			t.Stop()
 			return
 		}
+		if c.snapshot().State.Status == container.StatePaused {
+			continue // a frozen container cannot answer, and is not to blame
+		}
 		res := e.probe(ctx, r, cfg, timeout)
 		if ctx.Err() != nil {
 			return

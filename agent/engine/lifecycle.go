@@ -2,9 +2,7 @@ package engine
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 	"syscall"
@@ -33,7 +31,9 @@ func (e *Engine) ContainerStart(ctx context.Context, ref string) error {
 	if err != nil {
 		return err
 	}
-	c.op.Lock()
+	if err := c.lock(); err != nil {
+		return err
+	}
 	defer c.op.Unlock()
 	r := c.snapshot()
 	if r.State.Status == container.StatePaused {
@@ -42,7 +42,7 @@ func (e *Engine) ContainerStart(ctx context.Context, ref string) error {
 	if r.State.active() {
 		return dockerapi.ErrNotModified
 	}
-	if err := e.update(c, func(r *record) { r.State.StoppedByUser, r.State.RestartCount = false, 0 }); err != nil {
+	if err := e.update(c, func(r *record) { r.State.StoppedByUser, r.State.RestartCount, r.State.Backoff = false, 0, 0 }); err != nil {
 		return err
 	}
 	return e.start(ctx, c)
@@ -62,12 +62,7 @@ func (e *Engine) start(ctx context.Context, c *entry) error {
 		return nil
 	}
 	// What was half made is removed at once; the container stays, with the reason.
-	exit := runtime.Exit{Code: 128, At: time.Now(), Err: err.Error()}
-	var failed execError
-	if errors.As(err, &failed) {
-		exit.Code = failed.code
-	}
-	e.markEnded(c, exit)
+	e.markFailed(c, err)
 	done := context.WithoutCancel(ctx)
 	cerr := e.clean(done, c)
 	if cerr == nil && r.HostConfig.AutoRemove {
@@ -118,6 +113,7 @@ func (e *Engine) launch(ctx context.Context, c *entry, r record) error {
 		return fmt.Errorf("start container %s: %w", r.Name, err)
 	}
 	e.letAttach(ctx, c)
+	begun := time.Now().UTC() // before the process can end: the order of the two tells an old run's end from this one's
 	pid, err := e.cfg.Supervisor.Start(ctx, r.ID)
 	if err != nil {
 		code := 126
@@ -126,29 +122,31 @@ func (e *Engine) launch(ctx context.Context, c *entry, r record) error {
 		}
 		return execError{code, err}
 	}
-	if err := e.markStarted(ctx, c, pid); err != nil {
+	if err := e.markStarted(ctx, c, pid, begun); err != nil {
+		// A run that no record knows would be nobody's: its end is journaled, and handleExit cleans up.
+		if kerr := e.signal(context.WithoutCancel(ctx), c, unix.SIGKILL); kerr != nil {
+			e.log.Error("kill a container whose start could not be recorded", "container", r.Name, "err", kerr)
+		}
 		return err
 	}
-	e.emit(r, events.ActionStart, nil)
 	return nil
 }
 
-// markStarted records the run unless it already ended.
-func (e *Engine) markStarted(ctx context.Context, c *entry, pid int) error {
-	now := time.Now().UTC()
+// markStarted records the run, and its end if it is over already.
+func (e *Engine) markStarted(ctx context.Context, c *entry, pid int, begun time.Time) error {
 	err := e.update(c, func(r *record) {
-		r.State.Status, r.State.Pid, r.State.StartedAt = container.StateRunning, pid, now
+		r.State.Status, r.State.Pid, r.State.StartedAt = container.StateRunning, pid, begun
 		r.State.FinishedAt, r.State.ExitCode, r.State.OOMKilled, r.State.Error = time.Time{}, 0, false, ""
 	})
 	if err != nil {
 		return err
 	}
+	e.emit(c.snapshot(), events.ActionStart, nil)
+	e.startHealth(c)
 	// Its end may have been journaled before the record said "running", when handleExit had nothing to end.
 	if st, err := e.cfg.Supervisor.State(ctx, c.snapshot().ID); err == nil && st.Status == runtime.Stopped {
 		e.ended(c, st.Exit)
-		return nil
 	}
-	e.startHealth(c)
 	return nil
 }
 
@@ -158,8 +156,12 @@ func (e *Engine) ContainerStop(ctx context.Context, ref string, o dockerapi.Stop
 	if err != nil {
 		return err
 	}
-	c.op.Lock()
+	if err := c.lock(); err != nil {
+		return err
+	}
 	defer c.op.Unlock()
+	ctx, done := e.untilShutdown(ctx)
+	defer done()
 	r := c.snapshot()
 	if err := e.update(c, func(r *record) { r.State.StoppedByUser = true }); err != nil {
 		return err
@@ -175,6 +177,16 @@ func (e *Engine) ContainerStop(ctx context.Context, ref string, o dockerapi.Stop
 	}
 	e.emit(r, events.ActionStop, nil)
 	return nil
+}
+
+// untilShutdown is a context for what a client's going away must not leave half done; it ends with the daemon.
+func (e *Engine) untilShutdown(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	if e.background == nil {
+		return ctx, cancel
+	}
+	stop := context.AfterFunc(e.background, cancel)
+	return ctx, func() { stop(); cancel() }
 }
 
 // stop ends the container's process. The caller holds c.op.
@@ -199,7 +211,7 @@ func (e *Engine) stop(ctx context.Context, c *entry, o dockerapi.StopOptions) er
 		timeout = time.Duration(*o.Timeout) * time.Second
 	}
 	if r.State.Status == container.StatePaused {
-		if err := e.cfg.Supervisor.Resume(ctx, r.ID); err != nil {
+		if err := e.thaw(ctx, c); err != nil {
 			return err
 		}
 	}
@@ -207,6 +219,7 @@ func (e *Engine) stop(ctx context.Context, c *entry, o dockerapi.StopOptions) er
 		if err := e.signal(ctx, c, n); err != nil {
 			return err
 		}
+		e.emit(r, events.ActionKill, map[string]string{"signal": strconv.Itoa(int(n))})
 		if e.awaitEnd(ctx, c, timeout) {
 			return e.clean(ctx, c)
 		}
@@ -221,6 +234,19 @@ func (e *Engine) stop(ctx context.Context, c *entry, o dockerapi.StopOptions) er
 		return fmt.Errorf("cannot stop container %s: its process %d did not end within %v of SIGKILL: it is stuck in the kernel", r.Name, r.State.Pid, killWait)
 	}
 	return e.clean(ctx, c)
+}
+
+// thaw lets a paused container's processes run, so that signals reach them.
+func (e *Engine) thaw(ctx context.Context, c *entry) error {
+	r := c.snapshot()
+	if err := e.cfg.Supervisor.Resume(ctx, r.ID); err != nil && !cerrdefs.IsNotFound(err) && !cerrdefs.IsFailedPrecondition(err) {
+		return fmt.Errorf("unpause container %s: %w", r.Name, err)
+	}
+	return e.update(c, func(r *record) {
+		if r.State.Status == container.StatePaused {
+			r.State.Status = container.StateRunning
+		}
+	})
 }
 
 // signal sends n; a process that is already gone is no error.
@@ -262,8 +288,12 @@ func (e *Engine) ContainerRestart(ctx context.Context, ref string, o dockerapi.S
 	if err != nil {
 		return err
 	}
-	c.op.Lock()
+	if err := c.lock(); err != nil {
+		return err
+	}
 	defer c.op.Unlock()
+	ctx, done := e.untilShutdown(ctx)
+	defer done()
 	if c.snapshot().State.active() {
 		if err := e.update(c, func(r *record) { r.State.StoppedByUser = true }); err != nil {
 			return err
@@ -299,13 +329,18 @@ func (e *Engine) ContainerKill(ctx context.Context, ref, signal string) error {
 	if !r.State.active() {
 		return conflict("cannot kill container: %s: container %s is not running", ref, r.ID)
 	}
-	if n == unix.SIGKILL {
+	if stop, _ := parseSignal(r.Config.StopSignal); n == unix.SIGKILL || n == stop || stop == 0 && n == unix.SIGTERM {
 		if err := e.update(c, func(r *record) { r.State.StoppedByUser = true }); err != nil {
 			return err
 		}
 	}
 	if err := e.signal(ctx, c, n); err != nil {
 		return err
+	}
+	if n == unix.SIGKILL && r.State.Status == container.StatePaused { // a frozen process does not die
+		if err := e.thaw(ctx, c); err != nil {
+			return err
+		}
 	}
 	e.emit(r, events.ActionKill, map[string]string{"signal": strconv.Itoa(int(n))})
 	if n == unix.SIGKILL && !e.awaitEnd(ctx, c, killWait) {
@@ -329,7 +364,9 @@ func (e *Engine) freeze(ctx context.Context, ref string, from, to container.Cont
 	if err != nil {
 		return err
 	}
-	c.op.Lock()
+	if err := c.lock(); err != nil {
+		return err
+	}
 	defer c.op.Unlock()
 	r := c.snapshot()
 	if r.State.Status != from {
@@ -362,7 +399,9 @@ func (e *Engine) ContainerRename(ctx context.Context, ref, name string) error {
 	if !validName.MatchString(name) {
 		return invalid("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
 	}
-	c.op.Lock()
+	if err := c.lock(); err != nil {
+		return err
+	}
 	defer c.op.Unlock()
 	old := c.snapshot().Name
 	e.mu.Lock()
@@ -374,77 +413,12 @@ func (e *Engine) ContainerRename(ctx context.Context, ref, name string) error {
 	delete(e.names, old)
 	e.mu.Unlock()
 	if err := e.update(c, func(r *record) { r.Name = name }); err != nil {
+		e.mu.Lock()
+		delete(e.names, name)
+		e.names[old] = c.rec.ID
+		e.mu.Unlock()
 		return err
 	}
 	e.emit(c.snapshot(), events.ActionRename, map[string]string{"oldName": "/" + old})
 	return nil
-}
-
-// ContainerRemove deletes a container; force kills it first.
-func (e *Engine) ContainerRemove(ctx context.Context, ref string, force, volumes bool) error {
-	c, err := e.find(ref)
-	if err != nil {
-		return err
-	}
-	c.op.Lock()
-	defer c.op.Unlock()
-	return e.remove(ctx, c, force)
-}
-
-// remove deletes everything of the container; its record goes last, so that a crash leaves something to mend. The caller holds c.op.
-func (e *Engine) remove(ctx context.Context, c *entry, force bool) error {
-	r, _, removed, _ := c.watch()
-	if removed {
-		return nil
-	}
-	if r.State.active() {
-		if !force {
-			return conflict("cannot remove container %q: container is %s: stop the container before removing or force remove", "/"+r.Name, r.State.Status)
-		}
-		if err := e.update(c, func(r *record) { r.State.StoppedByUser = true }); err != nil {
-			return err
-		}
-		zero := 0
-		if err := e.stop(ctx, c, dockerapi.StopOptions{Timeout: &zero}); err != nil {
-			return err
-		}
-	}
-	ctx = context.WithoutCancel(ctx) // once begun, a removal is finished
-	if err := e.clean(ctx, c); err != nil {
-		return err
-	}
-	if err := e.cfg.Images.RemoveSnapshot(ctx, r.ID); err != nil {
-		return fmt.Errorf("remove container %s: root filesystem: %w", r.Name, err)
-	}
-	c.mu.Lock()
-	err := os.RemoveAll(e.containerDir(r.ID))
-	if err == nil {
-		c.removed = true
-		close(c.changed)
-		c.changed = make(chan struct{})
-	}
-	c.mu.Unlock()
-	if err != nil {
-		return fmt.Errorf("remove container %s: %w", r.Name, err)
-	}
-	e.unregister(c)
-	e.execs.forget(r.ID)
-	e.emit(r, events.ActionDestroy, nil)
-	return nil
-}
-
-// clean removes what the last run left in the runtime and the network. Idempotent; nothing happens while the container runs. The
-// caller holds c.op.
-func (e *Engine) clean(ctx context.Context, c *entry) error {
-	r := c.snapshot()
-	if r.State.active() || r.State.Clean {
-		return nil
-	}
-	if err := e.cfg.Supervisor.Delete(ctx, r.ID); err != nil && !cerrdefs.IsNotFound(err) {
-		return fmt.Errorf("clean up container %s: %w", r.Name, err)
-	}
-	if err := e.disconnect(ctx, c); err != nil {
-		return fmt.Errorf("clean up container %s: network: %w", r.Name, err)
-	}
-	return e.update(c, func(r *record) { r.State.Clean = true })
 }

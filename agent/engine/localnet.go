@@ -35,10 +35,11 @@ type localNetwork struct {
 
 // localNetworks is the node's single-host networks and the addresses in use on them.
 type localNetworks struct {
-	path string
-	mu   sync.Mutex
-	byID map[string]*localNetwork
-	used map[string]map[netip.Addr]string // network id → address → container id
+	path  string
+	apply sync.Mutex // held over a change and its programming, so that an older list never replaces a newer one
+	mu    sync.Mutex
+	byID  map[string]*localNetwork
+	used  map[string]map[netip.Addr]string // network id → address → container id
 }
 
 const (
@@ -138,14 +139,17 @@ func (n *localNetworks) findLocked(ref string) (*localNetwork, error) {
 func (n *localNetworks) take(l *localNetwork, containerID string, want netip.Addr) (netip.Prefix, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.byID[l.ID] == nil {
+		return netip.Prefix{}, notFound("network %s not found", l.Name)
+	}
 	used := n.used[l.ID]
 	if used == nil {
 		used = map[netip.Addr]string{}
 		n.used[l.ID] = used
 	}
 	if want.IsValid() {
-		if !l.Subnet.Contains(want) {
-			return netip.Prefix{}, invalid("invalid address %s: it is not in the subnet %s of network %s", want, l.Subnet, l.Name)
+		if !l.Subnet.Contains(want) || want == l.Subnet.Addr() || !l.Subnet.Contains(want.Next()) {
+			return netip.Prefix{}, invalid("invalid address %s: it is not an address for containers in the subnet %s of network %s", want, l.Subnet, l.Name)
 		}
 		if holder, taken := used[want]; taken && holder != containerID || want == l.Gateway {
 			return netip.Prefix{}, conflict("address %s of network %s is already in use", want, l.Name)
@@ -171,12 +175,6 @@ func (n *localNetworks) give(networkID, containerID string) {
 			delete(n.used[networkID], a)
 		}
 	}
-}
-
-func (n *localNetworks) busy(id string) int {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return len(n.used[id])
 }
 
 // NetworkList returns the single-host networks.
@@ -230,6 +228,11 @@ func (e *Engine) NetworkCreate(ctx context.Context, req network.CreateRequest) (
 	l := &localNetwork{
 		ID: newContainerID(), Name: req.Name, Driver: "bridge", Created: time.Now().UTC(), Internal: req.Internal, Options: req.Options, Labels: req.Labels,
 	}
+	if err := checkNetworkRequest(req); err != nil {
+		return network.CreateResponse{}, err
+	}
+	e.nets.apply.Lock()
+	defer e.nets.apply.Unlock()
 	l.Device = "skb-" + l.ID[:8]
 	if err := e.nets.add(l, req.IPAM); err != nil {
 		return network.CreateResponse{}, err
@@ -240,6 +243,30 @@ func (e *Engine) NetworkCreate(ctx context.Context, req network.CreateRequest) (
 	}
 	e.emitNetwork(l, events.ActionCreate)
 	return network.CreateResponse{ID: l.ID}, nil
+}
+
+// checkNetworkRequest refuses by name what would be ignored.
+func checkNetworkRequest(req network.CreateRequest) error {
+	for k := range req.Options {
+		return notBuilt("network option %s is not supported by this version of skein", k)
+	}
+	if req.ConfigOnly || req.ConfigFrom != nil {
+		return notBuilt("configuration-only networks are not supported by this version of skein")
+	}
+	if req.EnableIPv4 != nil && !*req.EnableIPv4 {
+		return notBuilt("networks without IPv4 are not supported by this version of skein")
+	}
+	if i := req.IPAM; i != nil {
+		if i.Driver != "" && i.Driver != "default" || len(i.Options) > 0 {
+			return notBuilt("IPAM driver %q and its options are not supported by this version of skein", i.Driver)
+		}
+		for _, c := range i.Config {
+			if c.IPRange.IsValid() || len(c.AuxAddress) > 0 {
+				return notBuilt("--ip-range and --aux-address are not supported by this version of skein")
+			}
+		}
+	}
+	return nil
 }
 
 func (n *localNetworks) add(l *localNetwork, ipam *network.IPAM) error {
@@ -293,12 +320,24 @@ func (n *localNetworks) overlaps(p netip.Prefix) *localNetwork {
 	return nil
 }
 
+// drop forgets a network that no container uses.
 func (n *localNetworks) drop(id string) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	l := n.byID[id]
+	if l == nil {
+		return notFound("network %s not found", id)
+	}
+	if len(n.used[id]) > 0 {
+		return errf(errDenied, "error while removing network: network %s has active endpoints", l.Name)
+	}
 	delete(n.byID, id)
 	delete(n.used, id)
-	return n.save()
+	if err := n.save(); err != nil {
+		n.byID[id] = l
+		return err
+	}
+	return nil
 }
 
 // NetworkRemove deletes a user-defined bridge that no container uses.
@@ -310,9 +349,8 @@ func (e *Engine) NetworkRemove(ctx context.Context, ref string) error {
 	if l.Name == defaultBridge || l.Driver != "bridge" {
 		return errf(errDenied, "%s is a pre-defined network and cannot be removed", l.Name)
 	}
-	if e.nets.busy(l.ID) > 0 {
-		return errf(errDenied, "error while removing network: network %s has active endpoints", l.Name)
-	}
+	e.nets.apply.Lock()
+	defer e.nets.apply.Unlock()
 	if err := e.nets.drop(l.ID); err != nil {
 		return err
 	}

@@ -54,6 +54,9 @@ func (e *Engine) register(c *entry) error {
 	}
 	e.names[c.rec.Name] = c.rec.ID
 	e.containers[c.rec.ID] = c
+	if c.rec.Task != "" {
+		e.tasks[c.rec.Task] = c
+	}
 	return nil
 }
 
@@ -61,6 +64,9 @@ func (e *Engine) unregister(c *entry) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.containers, c.rec.ID)
+	if e.tasks[c.rec.Task] == c {
+		delete(e.tasks, c.rec.Task)
+	}
 	if e.names[c.rec.Name] == c.rec.ID {
 		delete(e.names, c.rec.Name)
 	}

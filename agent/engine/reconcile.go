@@ -37,8 +37,15 @@ func (e *Engine) reconcile(ctx context.Context) error {
 func (e *Engine) adopt(ctx context.Context, c *entry, alive map[string]runtime.State) {
 	r := c.snapshot()
 	for _, b := range r.Sandbox.Bridges {
+		for _, p := range b.Ports {
+			if !r.State.Clean {
+				e.ports.reserve(portKey{p.Protocol, p.Published}, r.ID)
+			}
+		}
 		if l, err := e.nets.find(b.BridgeID); err == nil && !r.State.Clean {
-			_, _ = e.nets.take(l, r.ID, b.Addr4.Addr())
+			if _, err := e.nets.take(l, r.ID, b.Addr4.Addr()); err != nil {
+				e.log.Error("reserve a container's address", "container", r.Name, "err", err)
+			}
 		}
 	}
 	st, known := alive[r.ID]
@@ -140,6 +147,12 @@ func (e *Engine) resume() {
 		r := c.snapshot()
 		if r.State.active() {
 			continue
+		}
+		if r.HostConfig.RestartPolicy.IsAlways() && r.State.StoppedByUser && !r.State.StartedAt.IsZero() {
+			// "always" means after a stop too, once the daemon starts anew; "unless-stopped" is for the others.
+			if err := e.update(c, func(r *record) { r.State.StoppedByUser = false }); err != nil {
+				e.log.Error("restart a container", "container", r.Name, "err", err)
+			}
 		}
 		restart := r.State.Status == container.StateRestarting || r.HostConfig.RestartPolicy.IsAlways() && !r.State.StartedAt.IsZero()
 		if r.State.Clean && !restart && !(r.HostConfig.AutoRemove && !r.State.StartedAt.IsZero()) {

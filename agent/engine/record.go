@@ -44,6 +44,7 @@ type state struct {
 	StartedAt     time.Time
 	FinishedAt    time.Time
 	RestartCount  int
+	Backoff       int  `json:",omitempty"` // short runs in a row; decides the delay of the next restart
 	StoppedByUser bool // no restart policy applies
 	Clean         bool // runtime state and sandbox of the last run are removed
 }
@@ -59,7 +60,8 @@ type entry struct {
 	mu        sync.Mutex // guards the rest; never held across I/O other than the record's file
 	rec       record
 	changed   chan struct{} // closed and replaced at each change of state
-	exits     int           // ends seen since the daemon started
+	exits     int           // ends of runs seen since the daemon started
+	failures  int           // starts that did not become a run
 	removed   bool
 	attachers []*attacher // clients that wait for the next start
 	health    *health     // probes of the current run, nil without
@@ -77,6 +79,23 @@ func (c *entry) watch() (r record, exits int, removed bool, changed <-chan struc
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.rec, c.exits, c.removed, c.changed
+}
+
+// attempts counts starts that have come to an end, one way or the other.
+func (c *entry) attempts() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.exits + c.failures
+}
+
+// lock serialises operations on the container; a container that was removed meanwhile is not found.
+func (c *entry) lock() error {
+	c.op.Lock()
+	if r, _, removed, _ := c.watch(); removed {
+		c.op.Unlock()
+		return notFound("No such container: %s", r.ID)
+	}
+	return nil
 }
 
 // update changes the record, writes it, and wakes who watches.
@@ -120,6 +139,9 @@ func (e *Engine) loadContainers() error {
 		c := &entry{rec: r, changed: make(chan struct{})}
 		e.containers[r.ID] = c
 		e.names[r.Name] = r.ID
+		if r.Task != "" {
+			e.tasks[r.Task] = c
+		}
 	}
 	if b, err := os.ReadFile(filepath.Join(e.cfg.StateDir, "last-event")); err == nil {
 		e.lastEvent, _ = strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)

@@ -3,12 +3,16 @@ package engine
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
@@ -21,11 +25,8 @@ const (
 	lastDynamicPort  = 60999
 )
 
-// endpointSettings checks the wished networks when a container is created. Tasks bring theirs with the assignment.
-func (e *Engine) endpointSettings(hc *container.HostConfig, nc *network.NetworkingConfig, task bool) (map[string]*network.EndpointSettings, error) {
-	if task {
-		return map[string]*network.EndpointSettings{}, nil
-	}
+// endpointSettings checks the wished networks when a container is created.
+func (e *Engine) endpointSettings(hc *container.HostConfig, nc *network.NetworkingConfig) (map[string]*network.EndpointSettings, error) {
 	mode := string(hc.NetworkMode)
 	if mode == "" || mode == "default" {
 		mode = defaultBridge
@@ -61,47 +62,95 @@ func (e *Engine) endpointSettings(hc *container.HostConfig, nc *network.Networki
 		if (l.Driver == "host" || l.Driver == "null") && len(wished) > 1 {
 			return nil, invalid("container cannot be connected to network %s and others at once", l.Name)
 		}
-		if s.MacAddress != nil && len(s.MacAddress) > 0 {
-			return nil, notBuilt("--mac-address is not supported by this version of skein")
-		}
-		out[l.Name] = &network.EndpointSettings{NetworkID: l.ID, Aliases: s.Aliases, IPAMConfig: s.IPAMConfig}
-		if l.Name == defaultBridge && len(s.Aliases) > 0 {
-			return nil, invalid("network-scoped alias is supported only for containers in user defined networks")
+		if out[l.Name], err = endpoint(l, s); err != nil {
+			return nil, err
 		}
 	}
 	return out, nil
 }
 
+// endpoint checks what a user wishes of one network and keeps it.
+func endpoint(l *localNetwork, s *network.EndpointSettings) (*network.EndpointSettings, error) {
+	if len(s.MacAddress) > 0 {
+		return nil, notBuilt("--mac-address is not supported by this version of skein")
+	}
+	if len(s.Links) > 0 || len(s.DriverOpts) > 0 {
+		return nil, notBuilt("links and driver options of an endpoint are not supported by this version of skein: use --network-alias")
+	}
+	if l.Name == defaultBridge && len(s.Aliases) > 0 {
+		return nil, invalid("network-scoped alias is supported only for containers in user defined networks")
+	}
+	if c := s.IPAMConfig; c != nil {
+		if c.IPv6Address.IsValid() || len(c.LinkLocalIPs) > 0 {
+			return nil, notBuilt("IPv6 and link-local addresses on bridge networks are not supported by this version of skein")
+		}
+		if c.IPv4Address.IsValid() && (l.Name == defaultBridge || l.Driver != "bridge") {
+			return nil, invalid("user specified IP address is supported on user defined networks only")
+		}
+	}
+	return &network.EndpointSettings{NetworkID: l.ID, Aliases: s.Aliases, IPAMConfig: s.IPAMConfig, GwPriority: s.GwPriority}, nil
+}
+
+// sharesNetwork returns the container whose network r joins, or nil.
+func (e *Engine) sharesNetwork(r record) (*entry, error) {
+	target, ok := strings.CutPrefix(string(r.HostConfig.NetworkMode), "container:")
+	if !ok || r.Task != "" {
+		return nil, nil
+	}
+	return e.find(target)
+}
+
+// networkFilesDir is where the container's hosts, hostname and resolv.conf are: with the container whose network it shares.
+func (e *Engine) networkFilesDir(r record) string {
+	if o, err := e.sharesNetwork(r); err == nil && o != nil {
+		return e.networkFilesDir(o.snapshot()) // ends: a container can only join one that was created before
+	}
+	return e.containerDir(r.ID)
+}
+
 // connect makes the container's network namespace and returns its path; empty means the node's own.
 func (e *Engine) connect(ctx context.Context, c *entry) (string, error) {
 	r := c.snapshot()
-	mode := string(r.HostConfig.NetworkMode)
 	if r.Task == "" {
-		if mode == "host" {
-			return "", nil
-		}
-		if target, ok := strings.CutPrefix(mode, "container:"); ok {
-			o, err := e.find(target)
-			if err != nil {
-				return "", err
-			}
-			pid := o.snapshot().State.Pid
-			if pid == 0 {
-				return "", conflict("cannot join network of a non running container: %s", target)
-			}
-			return fmt.Sprintf("/proc/%d/ns/net", pid), nil
-		}
-		sb, nets, err := e.bridgeSandbox(r)
+		o, err := e.sharesNetwork(r)
 		if err != nil {
-			e.releaseBridges(r)
 			return "", err
 		}
-		if err := e.update(c, func(r *record) { r.Sandbox, r.Networks = sb, nets }); err != nil {
+		if o != nil {
+			return e.joinNetwork(ctx, o)
+		}
+		if r.HostConfig.NetworkMode == "host" {
+			return "", nil
+		}
+		sb, nets, err := e.bridgeSandbox(r)
+		if err == nil {
+			err = e.update(c, func(r *record) { r.Sandbox, r.Networks = sb, nets })
+		}
+		if err != nil {
+			e.releaseBridges(r)
 			return "", err
 		}
 		r = c.snapshot()
 	}
 	return e.cfg.Network.AddSandbox(ctx, r.Sandbox)
+}
+
+// joinNetwork returns the namespace of a running container by its own name, not by a pid that may be another's by the time it is opened.
+func (e *Engine) joinNetwork(ctx context.Context, o *entry) (string, error) {
+	r := o.snapshot()
+	if !r.State.active() {
+		return "", conflict("cannot join network of a non running container: %s", r.ID)
+	}
+	next, err := e.sharesNetwork(r)
+	switch {
+	case err != nil:
+		return "", err
+	case next != nil:
+		return e.joinNetwork(ctx, next)
+	case r.Task == "" && r.HostConfig.NetworkMode == "host":
+		return "", nil
+	}
+	return e.cfg.Network.AddSandbox(ctx, r.Sandbox) // idempotent
 }
 
 // bridgeSandbox allocates addresses and ports on the container's single-host networks.
@@ -149,6 +198,7 @@ func (e *Engine) bridgeSandbox(r record) (overlay.Sandbox, map[string]*network.E
 }
 
 func (e *Engine) releaseBridges(r record) {
+	e.ports.release(r.ID)
 	for _, s := range r.Networks {
 		e.nets.give(s.NetworkID, r.ID)
 	}
@@ -193,18 +243,16 @@ func (e *Engine) publish(r record) ([]overlay.HostPort, error) {
 			}
 		}
 	}
-	taken := e.publishedPorts(r.ID)
 	for _, p := range sortedPorts(bindings) {
 		for _, b := range bindings[p] {
 			proto := string(p.Proto())
 			if proto != "tcp" && proto != "udp" {
 				return nil, notBuilt("publishing %s ports is not supported by this version of skein", proto)
 			}
-			n, err := e.hostPort(proto, b.HostPort, taken)
+			n, err := e.hostPort(r.ID, proto, b.HostPort)
 			if err != nil {
 				return nil, fmt.Errorf("driver failed programming external connectivity on endpoint %s: %w", r.Name, err)
 			}
-			taken[portKey{proto, n}] = true
 			ip := b.HostIP
 			if ip.IsValid() && ip.IsUnspecified() {
 				ip = netip.Addr{}
@@ -220,24 +268,39 @@ type portKey struct {
 	port  uint16
 }
 
-func (e *Engine) publishedPorts(except string) map[portKey]bool {
-	taken := map[portKey]bool{}
-	for _, c := range e.all() {
-		r := c.snapshot()
-		if r.ID == except || r.State.Clean {
-			continue
-		}
-		for _, b := range r.Sandbox.Bridges {
-			for _, p := range b.Ports {
-				taken[portKey{p.Protocol, p.Published}] = true
-			}
-		}
-	}
-	return taken
+// portTable is which container holds which port of the node, so that two that start at once cannot get the same.
+type portTable struct {
+	mu     sync.Mutex
+	holder map[portKey]string
 }
 
-// hostPort checks the wished port or range, or finds a free one.
-func (e *Engine) hostPort(proto, wish string, taken map[portKey]bool) (uint16, error) {
+func newPortTable() *portTable { return &portTable{holder: map[portKey]string{}} }
+
+// reserve reports whether the container got the port.
+func (t *portTable) reserve(k portKey, id string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if _, taken := t.holder[k]; taken {
+		return false
+	}
+	t.holder[k] = id
+	return true
+}
+
+func (t *portTable) free(k portKey) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.holder, k)
+}
+
+func (t *portTable) release(id string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	maps.DeleteFunc(t.holder, func(_ portKey, holder string) bool { return holder == id })
+}
+
+// hostPort reserves the wished port or one of the range, or finds a free one.
+func (e *Engine) hostPort(id, proto, wish string) (uint16, error) {
 	first, last := firstDynamicPort, lastDynamicPort
 	if wish != "" && wish != "0" {
 		lo, hi, isRange := strings.Cut(wish, "-")
@@ -253,15 +316,17 @@ func (e *Engine) hostPort(proto, wish string, taken map[portKey]bool) (uint16, e
 		}
 	}
 	for n := first; n <= last; n++ {
-		if taken[portKey{proto, uint16(n)}] {
+		k := portKey{proto, uint16(n)}
+		if !e.ports.reserve(k, id) {
 			continue
 		}
 		name, pid, inUse := e.cfg.Network.PortHolder(proto, uint16(n))
 		if !inUse {
 			return uint16(n), nil
 		}
+		e.ports.free(k)
 		if first == last {
-			return 0, conflict("Bind for 0.0.0.0:%d failed: port is already allocated: %s (pid %d) of this host listens on it", n, name, pid)
+			return 0, conflict("Bind for 0.0.0.0:%d failed: port is already allocated: %s", n, holderText(name, pid))
 		}
 	}
 	if first == last {
@@ -270,11 +335,32 @@ func (e *Engine) hostPort(proto, wish string, taken map[portKey]bool) (uint16, e
 	return 0, conflict("all %s ports of %d-%d are allocated", proto, first, last)
 }
 
+func holderText(name string, pid int) string {
+	if pid == 0 {
+		return name + " publishes it"
+	}
+	return fmt.Sprintf("%s (pid %d) of this host listens on it", name, pid)
+}
+
+// hostsHead begins every container's hosts file.
+const hostsHead = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
+
 // writeNetworkFiles writes hosts, hostname and resolv.conf, which are bound into the container.
 func (e *Engine) writeNetworkFiles(r record) error {
+	if o, err := e.sharesNetwork(r); o != nil || err != nil {
+		return err // the other container's are bound
+	}
 	dir := e.containerDir(r.ID)
 	var hosts bytes.Buffer
-	hosts.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
+	if r.Task == "" && r.HostConfig.NetworkMode == "host" {
+		host, err := os.ReadFile("/etc/hosts")
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		hosts.Write(host)
+	} else {
+		hosts.WriteString(hostsHead)
+	}
 	for _, h := range r.HostConfig.ExtraHosts {
 		name, addr, ok := strings.Cut(h, ":")
 		if !ok {

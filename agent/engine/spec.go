@@ -229,7 +229,7 @@ func setResources(spec *specs.Spec, r *container.Resources) {
 
 // addMounts appends the engine's files, binds and tmpfs, shallow targets first.
 func (e *Engine) addMounts(spec *specs.Spec, r record) error {
-	dir := e.containerDir(r.ID)
+	dir := e.networkFilesDir(r)
 	for _, f := range []string{"hosts", "hostname", "resolv.conf"} {
 		spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/etc/" + f, Type: "bind", Source: filepath.Join(dir, f), Options: []string{"bind", "rprivate"}})
 	}
@@ -285,6 +285,9 @@ func bindMount(m mount.Mount) (specs.Mount, error) {
 		}
 	}
 	opts := []string{"rbind"}
+	if m.BindOptions != nil && m.BindOptions.NonRecursive {
+		opts[0] = "bind"
+	}
 	if m.ReadOnly {
 		opts = append(opts, "ro")
 	}

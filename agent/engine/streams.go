@@ -2,7 +2,9 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"strconv"
@@ -55,7 +57,7 @@ func (e *Engine) readLogs(ctx context.Context, c *entry, o dockerapi.LogOptions,
 		}
 		return emit(dockerapi.LogLine{Time: l.Time, Stderr: stderr, Line: l.Text})
 	})
-	if err != nil && os.IsNotExist(err) {
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil // never started
 	}
 	return err
@@ -87,7 +89,7 @@ func (e *Engine) ContainerAttach(ctx context.Context, ref string, o dockerapi.At
 	if !o.Stream {
 		return nil
 	}
-	st := runtime.Streams{CloseStdin: true}
+	st := runtime.Streams{CloseStdin: r.Config.StdinOnce}
 	if o.Stdin && r.Config.OpenStdin {
 		st.Stdin = s.Stdin
 	}
@@ -102,7 +104,8 @@ func (e *Engine) ContainerAttach(ctx context.Context, ref string, o dockerapi.At
 			o.Attached()
 		}
 	}
-	if r.State.active() {
+	running := r.State.active()
+	if running {
 		st.Attached = registered
 	} else { // docker run attaches before it starts
 		var ok bool
@@ -112,7 +115,7 @@ func (e *Engine) ContainerAttach(ctx context.Context, ref string, o dockerapi.At
 	}
 	e.emit(r, events.ActionAttach, nil)
 	err = e.cfg.Supervisor.Attach(ctx, r.ID, "", st)
-	if st.Attached != nil {
+	if !running {
 		st.Attached() // also when it failed: start must not wait for it
 	}
 	if cerrdefs.IsNotFound(err) {
@@ -138,13 +141,17 @@ func (e *Engine) awaitCreated(ctx context.Context, c *entry, st *runtime.Streams
 	if removed {
 		return false, errGone
 	}
-	_, before, _, _ := c.watch()
+	before := c.attempts()
 	registered()
 	for {
-		_, exits, removed, changed := c.watch()
-		if removed || exits > before { // the start failed
+		r, _, removed, changed := c.watch()
+		if removed || c.attempts() > before { // the start failed
 			st.Attached()
 			return false, nil
+		}
+		if r.State.active() { // it was started between the caller's look and ours
+			st.Attached()
+			return true, nil
 		}
 		select {
 		case <-a.created:
@@ -319,7 +326,7 @@ func (e *Engine) ExecStart(ctx context.Context, id string, req container.ExecSta
 	e.execs.mu.Unlock()
 	pid, err := e.cfg.Supervisor.Exec(ctx, r.ID, p)
 	if err != nil {
-		e.execs.ended(r.ID, id, runtime.Exit{Code: 126})
+		e.execs.ended(r.ID, id, runtime.Exit{Code: execCode(err)})
 		return fmt.Errorf("OCI runtime exec failed: exec failed: %w", err)
 	}
 	e.execs.mu.Lock()
@@ -343,6 +350,16 @@ func (e *Engine) ExecStart(ctx context.Context, id string, req container.ExecSta
 	case <-ctx.Done():
 	}
 	return nil
+}
+
+// execCode is docker's exit code of a process that could not be executed.
+func execCode(err error) int {
+	for _, text := range []string{"executable file not found", "no such file or directory"} {
+		if strings.Contains(err.Error(), text) {
+			return 127
+		}
+	}
+	return 126
 }
 
 func (e *Engine) execProcess(ctx context.Context, r record, x *execEntry) (runtime.Process, error) {

@@ -60,12 +60,9 @@ func (e *Engine) Tasks(context.Context) ([]string, error) {
 }
 
 func (e *Engine) taskContainer(taskID string) *entry {
-	for _, c := range e.all() {
-		if c.rec.Task == taskID {
-			return c
-		}
-	}
-	return nil
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	return e.tasks[taskID]
 }
 
 // RemoveTask removes the container of a task that nobody asks for any more.
@@ -117,15 +114,14 @@ func (t *taskController) Prepare(ctx context.Context) error {
 		slot = t.a.NodeId
 	}
 	name := t.a.ServiceName + "." + slot + "." + t.a.TaskId
-	c, _, err := t.e.create(name, req, img, t.a.TaskId)
+	_, _, err = t.e.create(name, req, img, &taskPart{id: t.a.TaskId, sandbox: sb, networks: nets})
 	if err != nil {
 		if cerrdefs.IsInvalidArgument(err) || cerrdefs.IsNotImplemented(err) {
 			return task.Fatal{Err: err}
 		}
 		return err
 	}
-	sb.ID = c.rec.ID
-	return t.e.update(c, func(r *record) { r.Sandbox, r.Networks = sb, nets })
+	return nil
 }
 
 // image finds the image locally first: a registry that is down must not stop a task whose image is here.
