@@ -118,6 +118,11 @@ func (c *Cluster) kill(n *Node) error {
 	if err := cgroup.KillTree(c.cgroup(n)); err != nil {
 		return fmt.Errorf("kill node %s: %w", n.Name, err)
 	}
+	// A killed group is not used again: kernels with cgroup.kill counters (6.18 at least) kill at once what is cloned from a process in
+	// a group that was ever killed into one that was not, which is how containers are made.
+	if err := cgroup.RemoveTree(c.cgroup(n)); err != nil {
+		return fmt.Errorf("kill node %s: %w", n.Name, err)
+	}
 	if err := os.Remove(filepath.Join(c.nodeDir(n), "daemon.pid")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
