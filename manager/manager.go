@@ -170,6 +170,9 @@ func (m *Manager) Run(ctx context.Context) error {
 }
 
 func (m *Manager) open() (*consensus.Node, error) {
+	if err := consensus.CheckLog(filepath.Join(m.cfg.StateDir, "raft")); err != nil {
+		return nil, err
+	}
 	node, err := consensus.Open(consensus.Config{
 		NodeID: m.cfg.NodeID, Dir: filepath.Join(m.cfg.StateDir, "raft"), Stream: m.streams, Advertise: m.cfg.RPCAddr,
 		Logger: m.cfg.Logger, Store: m.store, Fatal: m.cfg.Fatal, Reserve: m.cfg.Reserve,

@@ -74,7 +74,11 @@ func Load(stateDir string) (*Identity, error) {
 	}
 	i, err := build(dir, rootPEM, nodePEM, gossip)
 	if err != nil {
-		return nil, fmt.Errorf("load identity from %s: %w", dir, err)
+		file := nodeFile
+		if _, bad := parseRoot(rootPEM); bad != nil {
+			file = rootFile
+		}
+		return nil, fmt.Errorf("load identity: %s is damaged: %w", filepath.Join(dir, file), err)
 	}
 	if leaf := i.cur.Load().cert.Leaf; i.now().After(leaf.NotAfter) {
 		return nil, api.Errorf(errdefs.ErrFailedPrecondition, "load identity: the certificate of node %s expired on %s because the node was away too long; leave with \"docker swarm leave --force\" and join again",

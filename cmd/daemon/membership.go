@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -63,7 +64,9 @@ func (m *membership) resume(ctx context.Context) error {
 	s, err := m.loadSettings()
 	var id *identity.Identity
 	if err == nil {
-		id, err = identity.Load(m.identityDir())
+		if id, err = identity.Load(m.identityDir()); err != nil && !errdefs.IsFailedPrecondition(err) { // which says what to do
+			err = fmt.Errorf("%w: restore the file, or leave with \"docker swarm leave --force\" and join again", err)
+		}
 	}
 	if err == nil {
 		err = m.start(id, s, nil)
@@ -153,7 +156,7 @@ func (m *membership) SwarmInit(ctx context.Context, req swarm.InitRequest) (stri
 	if err != nil {
 		return "", err
 	}
-	if err := m.saveSettings(s); err != nil { // before the identity, which makes the node a member
+	if err := m.prepare(s); err != nil {
 		return "", err
 	}
 	if err := f.install(m); err != nil {
@@ -163,6 +166,18 @@ func (m *membership) SwarmInit(ctx context.Context, req swarm.InitRequest) (stri
 		return "", errors.Join(fmt.Errorf("initialise the cluster: %w", err), m.forget())
 	}
 	return f.id.NodeID(), nil
+}
+
+// prepare does what can fail before the identity, which makes the node a member, is asked for.
+func (m *membership) prepare(s settings) error {
+	l, err := net.Listen("tcp", s.Listen)
+	if err != nil {
+		return api.Errorf(errdefs.ErrInvalidArgument, "listen for other nodes: %v: name another address or port with --listen-addr", err)
+	}
+	if err := l.Close(); err != nil {
+		return err
+	}
+	return m.saveSettings(s)
 }
 
 // SwarmJoin makes this node a member of an existing cluster; the token decides on its role.
@@ -186,7 +201,7 @@ func (m *membership) SwarmJoin(ctx context.Context, req swarm.JoinRequest) error
 		}
 		s.Seeds = append(s.Seeds, addr)
 	}
-	if err := m.saveSettings(s); err != nil { // before the identity, which makes the node a member
+	if err := m.prepare(s); err != nil {
 		return err
 	}
 	id, err := m.obtainIdentity(ctx, s, req)
@@ -214,25 +229,34 @@ const remoteWait = 8 * time.Second
 func (m *membership) obtainIdentity(ctx context.Context, s settings, req swarm.JoinRequest) (*identity.Identity, error) {
 	var errs []error
 	for _, remote := range s.Seeds {
-		one, cancel := context.WithTimeout(ctx, remoteWait)
-		id, err := identity.Join(one, remote, req.JoinToken, identity.JoinOptions{
-			StateDir: m.identityDir(), Hostname: m.cfg.Hostname, RPCAddr: s.RPCAddr, UnderlayAddr: s.Underlay, Availability: string(req.Availability),
-		})
-		cancel()
+		id, err := m.askForIdentity(ctx, remote, s, req)
 		if err == nil {
 			return id, nil
 		}
 		errs = append(errs, err)
 		lost := errdefs.IsUnavailable(err) || errdefs.IsDeadlineExceeded(err) || errors.Is(err, context.DeadlineExceeded)
-		if !lost || ctx.Err() != nil {
-			if !lost {
-				errs = append(errs, m.forget())
-			}
-			return nil, errors.Join(errs...)
+		if !lost {
+			return nil, errors.Join(append(errs, m.forget())...)
+		}
+		if ctx.Err() != nil {
+			break
 		}
 	}
-	err := errors.Join(errs...)
-	return nil, api.Errorf(errdefs.ErrUnavailable, "%v: no manager answered: compare the addresses, and see whether a firewall is between (TCP port %d)", err, defaultPort)
+	_ = os.Remove(m.settingsFile())
+	_ = os.Remove(m.clusterDir()) // unless the key is in it
+	return nil, api.Errorf(errdefs.ErrUnavailable, "%v: no manager answered: compare the addresses, and see whether a firewall is between (TCP port %d)", errors.Join(errs...), defaultPort)
+}
+
+func (m *membership) askForIdentity(ctx context.Context, remote string, s settings, req swarm.JoinRequest) (*identity.Identity, error) {
+	ctx, cancel := context.WithTimeout(ctx, remoteWait)
+	defer cancel()
+	id, err := identity.Join(ctx, remote, req.JoinToken, identity.JoinOptions{
+		StateDir: m.identityDir(), Hostname: m.cfg.Hostname, RPCAddr: s.RPCAddr, UnderlayAddr: s.Underlay, Availability: string(req.Availability),
+	})
+	if errdefs.IsNotImplemented(err) {
+		return nil, api.Errorf(errdefs.ErrUnavailable, "join the cluster: the node at %s is a worker: name a manager's address", remote)
+	}
+	return id, err
 }
 
 // SwarmLeave takes the node out of its cluster and removes what the cluster had here.

@@ -242,7 +242,7 @@ func (n *clusterNode) awaitManager(found *founding) error {
 	select {
 	case <-n.manager.Ready():
 	case err := <-n.failed:
-		return fmt.Errorf("start this node's manager: %w", err)
+		return fmt.Errorf("start this node's manager: %w: restore the file; or, while other managers live, remove this node there (docker node rm --force), leave here with \"docker swarm leave --force\" and join again", err)
 	case <-ctx.Done():
 		return fmt.Errorf("start this node's manager: its log was not open within %v", managerReady)
 	}
