@@ -105,6 +105,8 @@ type Node struct {
 	reserve   *reserve
 	queue     *queue
 	leaders   *leadership
+	handed    time.Time // when the leadership was last handed over for want of room; proposeLoop's alone, as is handing
+	handing   raft.Future
 
 	notify chan bool     // from raft
 	closed chan struct{} // closed first of all by Close

@@ -485,6 +485,53 @@ func TestDiskReserve(t *testing.T) {
 	}
 }
 
+// A leader that alone has no room lets another one lead; when all are full the writer is told so.
+func TestFullLeaderHandsOver(t *testing.T) {
+	h := newHub()
+	free := map[string]*atomic.Int64{}
+	option := func(c *Config) {
+		room := &atomic.Int64{}
+		room.Store(100 << 20)
+		free[c.NodeID] = room
+		c.Reserve, c.FreeSpace = 1<<20, func() (int64, error) { return room.Load(), nil }
+	}
+	all := []*manager{h.bootstrapped(t, "m1", option)}
+	for _, id := range []string{"m2", "m3"} {
+		all = append(all, h.open(t, id, t.TempDir(), option))
+		if err := all[0].AddVoter(within(t), id, id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write := func(m *manager, id string) error {
+		_, _, err := m.store.Batch(within(t), []*api.Txn{node(id)})
+		return err
+	}
+	if err := write(all[0], "n1"); err != nil {
+		t.Fatal(err)
+	}
+	free["m1"].Store(1 << 19)
+	if err := write(all[0], "n2"); !errdefs.IsUnavailable(err) || !api.IsNotDone(err) {
+		t.Errorf("a write at the full leader: %v, want one that may be sent again", err)
+	}
+	lead := leader(t, all[1:])
+	if err := write(lead, "n3"); err != nil {
+		t.Errorf("a write at the next leader: %v", err)
+	}
+	for _, f := range free {
+		f.Store(1 << 19)
+	}
+	var last error
+	for range 4 {
+		lead = leader(t, all)
+		if last = write(lead, "n4"); errdefs.IsResourceExhausted(last) {
+			break
+		}
+	}
+	if !errdefs.IsResourceExhausted(last) {
+		t.Errorf("a write while all disks are full: %v, want resource exhausted", last)
+	}
+}
+
 func TestFailedSyncEndsTheProcess(t *testing.T) {
 	h := newHub()
 	m := h.bootstrapped(t, "m1")

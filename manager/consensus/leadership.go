@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"skein/manager/api"
 )
 
 // leadership turns raft's notices into an ordered stream for one reader and knows when reads may be served.
@@ -169,6 +171,30 @@ func (n *Node) Linearizable(ctx context.Context) error {
 		return n.mapError(doing, err)
 	}
 	return n.progress.wait(ctx, commit)
+}
+
+// handOverPause is how long a leader whose disk is full waits before it hands the leadership on again: when all disks are full it goes
+// around once.
+const handOverPause = 30 * time.Second
+
+// handOver gives the leadership to another manager because this one cannot take writes. The answer says whether the write may be sent
+// again, or is full where there is nobody to hand it to. Called by proposeLoop alone.
+func (n *Node) handOver(full error) error {
+	peers, err := n.Peers()
+	if err != nil || len(peers) < 2 {
+		return full
+	}
+	if now := time.Now(); n.handed.IsZero() || now.Sub(n.handed) >= handOverPause {
+		n.handed, n.handing = now, n.raft.LeadershipTransfer()
+		n.log.Warn("the leadership is handed to another manager: this one has no room for writes", "error", full)
+	}
+	const most = 2 * time.Second // raft gives up after an election timeout
+	ctx, cancel := context.WithTimeout(context.Background(), most)
+	defer cancel()
+	if err := wait(ctx, n.handing); err != nil || n.IsLeader() {
+		return full
+	}
+	return api.NotDone(unavailable("write to the cluster: this manager has no room for writes (%v) and handed the leadership to another: try again", full))
 }
 
 // awaitTerm waits until the barrier of a term just begun is applied.

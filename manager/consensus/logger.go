@@ -5,6 +5,8 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
+	"strings"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
@@ -19,13 +21,22 @@ func newLogger(log *slog.Logger) hclog.Logger {
 
 type sink struct{ log *slog.Logger }
 
-// Accept implements hclog.SinkAdapter. Raft's errors are mostly other managers that are away: warnings to us.
+// retries are raft's words for each failed attempt to reach a manager that is away, several a second. The Observer has one line when it
+// goes and one when it is back.
+var retries = []string{
+	"failed to start pipeline replication to", "failed to appendEntries to", "failed to heartbeat to", "failed to pipeline appendEntries",
+	"failed to send snapshot to", "failed to contact", "failed to make requestVote RPC", "Election timeout reached, restarting election",
+	"pre-vote: ", "rejecting pre-vote request", "rejecting vote request",
+}
+
+// Accept implements hclog.SinkAdapter. What is left of raft's errors is mostly this manager's own trouble: warnings to us.
 func (s sink) Accept(_ string, level hclog.Level, msg string, args ...any) {
 	to := slog.LevelDebug
-	switch level {
-	case hclog.Warn:
+	switch {
+	case slices.ContainsFunc(retries, func(r string) bool { return strings.HasPrefix(msg, r) }):
+	case level == hclog.Warn:
 		to = slog.LevelInfo
-	case hclog.Error:
+	case level == hclog.Error:
 		to = slog.LevelWarn
 	}
 	if s.log.Enabled(context.Background(), to) {

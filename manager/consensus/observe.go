@@ -15,6 +15,8 @@ type Observer struct {
 	wg   sync.WaitGroup
 	fire func()
 
+	leader string // as told; run's alone
+
 	mu   sync.Mutex
 	lost map[string]bool
 }
@@ -56,6 +58,8 @@ func (o *Observer) take(data any) {
 	case raft.ResumedHeartbeatObservation:
 		o.set(string(d.PeerID), false)
 		return
+	case raft.LeaderObservation:
+		o.tell(string(d.LeaderID))
 	case raft.RaftState:
 		o.mu.Lock()
 		clear(o.lost) // of an earlier term; a new leader finds out by itself
@@ -64,10 +68,30 @@ func (o *Observer) take(data any) {
 	o.fire()
 }
 
+// tell logs each change of the leader once.
+func (o *Observer) tell(leader string) {
+	if leader == o.leader {
+		return
+	}
+	if o.leader = leader; leader == "" {
+		o.node.log.Warn("no leader is known")
+	} else {
+		o.node.log.Info("a manager leads", "manager", leader, "self", leader == o.node.cfg.NodeID)
+	}
+}
+
 func (o *Observer) set(id string, lost bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.lost[id] == lost {
+		return
+	}
 	o.lost[id] = lost
+	if lost {
+		o.node.log.Warn("a manager does not answer: it is down, or cut off", "manager", id)
+	} else {
+		o.node.log.Info("a manager answers again", "manager", id)
+	}
 }
 
 // Reachable reports whether this manager's heartbeats reach another. Known to a leader only.

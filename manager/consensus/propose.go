@@ -175,7 +175,7 @@ func (n *Node) propose(batch []item) {
 
 func (n *Node) apply(batch []item) (raft.ApplyFuture, error) {
 	if err := n.reserve.check(); err != nil {
-		return nil, err
+		return nil, n.handOver(err)
 	}
 	txns := make([]*api.Txn, len(batch))
 	for i, it := range batch {
