@@ -24,7 +24,7 @@ func (e *Engine) handleExit(ev runtime.Event) {
 	}
 	e.lastEvent = ev.Seq
 	// Losing this write is harmless: records older than a container's run are ignored when they are replayed.
-	if err := writeFile(filepath.Join(e.cfg.StateDir, "last-event"), []byte(strconv.FormatUint(ev.Seq, 10))); err != nil {
+	if err := writeFile(filepath.Join(e.cfg.StateDir, "last-event"), []byte(strconv.FormatUint(ev.Seq, 10)), volatile); err != nil {
 		e.log.Warn("remember the journal position", "err", err)
 	}
 }
@@ -133,14 +133,17 @@ func (e *Engine) followUp(c *entry) {
 	if removed || r.State.active() {
 		return
 	}
-	if err := e.clean(context.WithoutCancel(ctx), c); err != nil {
-		e.log.Error("clean up after a container", "container", r.Name, "err", err)
-	}
 	if r.HostConfig.AutoRemove {
-		if err := e.remove(context.WithoutCancel(ctx), c, false); err != nil {
+		if err := e.remove(context.WithoutCancel(ctx), c, removal{volumes: true}); err != nil {
 			e.log.Error("remove an ended container", "container", r.Name, "err", err)
+			if err := e.clean(context.WithoutCancel(ctx), c); err != nil { // what it holds others may need
+				e.log.Error("clean up after a container", "container", r.Name, "err", err)
+			}
 		}
 		return
+	}
+	if err := e.clean(context.WithoutCancel(ctx), c); err != nil {
+		e.log.Error("clean up after a container", "container", r.Name, "err", err)
 	}
 	if e.wantsRestart(r) {
 		e.scheduleRestart(ctx, c, r)

@@ -43,6 +43,7 @@ func (e *Engine) ContainerStart(ctx context.Context, ref string) error {
 		return dockerapi.ErrNotModified
 	}
 	if err := e.update(c, func(r *record) { r.State.StoppedByUser, r.State.RestartCount, r.State.Backoff = false, 0, 0 }); err != nil {
+		e.startFailed(ctx, c, err)
 		return err
 	}
 	return e.start(ctx, c)
@@ -50,28 +51,32 @@ func (e *Engine) ContainerStart(ctx context.Context, ref string) error {
 
 // start prepares root filesystem, sandbox and process, and executes it. The caller holds c.op.
 func (e *Engine) start(ctx context.Context, c *entry) error {
-	if err := e.clean(ctx, c); err != nil {
-		return err
-	}
+	err := e.clean(ctx, c)
 	r := c.snapshot()
-	if r.State.active() {
-		return nil
+	if err == nil && !r.State.active() {
+		err = e.launch(ctx, c, r)
 	}
-	err := e.launch(ctx, c, r)
-	if err == nil {
-		return nil
-	}
-	// What was half made is removed at once; the container stays, with the reason.
-	e.markFailed(c, err)
-	done := context.WithoutCancel(ctx)
-	cerr := e.clean(done, c)
-	if cerr == nil && r.HostConfig.AutoRemove {
-		cerr = e.remove(done, c, false)
-	}
-	if cerr != nil {
-		e.log.Warn("cleaning up after a failed start", "container", r.Name, "err", cerr)
+	if err != nil {
+		e.startFailed(ctx, c, err)
 	}
 	return err
+}
+
+// startFailed removes at once what was half made. The container stays, with the reason, unless it was to go at its end: then somebody may
+// wait for that. The caller holds c.op.
+func (e *Engine) startFailed(ctx context.Context, c *entry, reason error) {
+	e.markFailed(c, reason)
+	ctx = context.WithoutCancel(ctx)
+	r := c.snapshot()
+	var err error
+	if r.HostConfig.AutoRemove {
+		err = e.remove(ctx, c, false) // needs no space on a full disk, unlike a record
+	} else {
+		err = e.clean(ctx, c)
+	}
+	if err != nil {
+		e.log.Warn("cleaning up after a failed start", "container", r.Name, "err", err)
+	}
 }
 
 // execError is a process that could not be executed: docker's exit codes 126 and 127.
@@ -86,9 +91,6 @@ func (x execError) Error() string {
 func (x execError) Unwrap() error { return x.err }
 
 func (e *Engine) launch(ctx context.Context, c *entry, r record) error {
-	if err := e.update(c, func(r *record) { r.State.Clean = false }); err != nil {
-		return err
-	}
 	img, err := e.cfg.Images.Get(ctx, r.Image)
 	if err != nil {
 		return fmt.Errorf("start container %s: its image: %w", r.Name, err)
@@ -103,6 +105,9 @@ func (e *Engine) launch(ctx context.Context, c *entry, r record) error {
 	}
 	r = c.snapshot()
 	if err := e.writeNetworkFiles(r); err != nil {
+		return fmt.Errorf("start container %s: %w", r.Name, err)
+	}
+	if err := e.populateVolumes(r, rootfs); err != nil {
 		return fmt.Errorf("start container %s: %w", r.Name, err)
 	}
 	cfg, err := e.runtimeConfig(ctx, r, rootfs, netns)

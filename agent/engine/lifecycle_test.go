@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -317,7 +319,7 @@ func TestOperationsAfterRemoval(t *testing.T) {
 	c.op.Lock()
 	done := make(chan error, 1)
 	go func() { done <- b.e.ContainerStart(t.Context(), id) }()
-	if err := b.e.remove(t.Context(), c, false); err != nil {
+	if err := b.e.remove(t.Context(), c, removal{}); err != nil {
 		t.Fatal(err)
 	}
 	c.op.Unlock()
@@ -512,5 +514,43 @@ func TestAttachBeforeStart(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestUnchangedRecord: a record is written when it changed, and only then.
+func TestUnchangedRecord(t *testing.T) {
+	b := newBench(t)
+	c, err := b.e.find(b.run("one", container.HostConfig{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(b.e.containerDir(c.rec.ID), "container.json")
+	inode := func() os.FileInfo {
+		st, err := os.Stat(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st
+	}
+	was := inode()
+	if err := b.e.update(c, func(*record) {}); err != nil || !os.SameFile(was, inode()) {
+		t.Errorf("an unchanged record was written: %v", err)
+	}
+	if err := b.e.update(c, func(r *record) { r.State.RestartCount++ }); err != nil || os.SameFile(was, inode()) {
+		t.Errorf("a changed record was not written: %v", err)
+	}
+	// What a failed write left out is written next time, changed again or not.
+	if err := os.Rename(filepath.Dir(file), filepath.Dir(file)+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.e.update(c, func(r *record) { r.State.RestartCount++ }); err == nil {
+		t.Error("writing without a directory succeeded")
+	}
+	if err := os.Rename(filepath.Dir(file)+".away", filepath.Dir(file)); err != nil {
+		t.Fatal(err)
+	}
+	was = inode()
+	if err := b.e.update(c, func(*record) {}); err != nil || os.SameFile(was, inode()) {
+		t.Errorf("a change whose write had failed was never written: %v", err)
 	}
 }

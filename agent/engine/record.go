@@ -2,6 +2,7 @@ package engine
 
 import (
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -14,8 +15,10 @@ import (
 	"sync"
 	"time"
 
+	cerrdefs "github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
+	"golang.org/x/sys/unix"
 
 	"skein/overlay"
 )
@@ -30,7 +33,8 @@ type record struct {
 	HostConfig *container.HostConfig
 	Networks   map[string]*network.EndpointSettings
 	Sandbox    overlay.Sandbox
-	Task       string `json:",omitempty"` // cluster task this container carries out
+	Task       string        `json:",omitempty"` // cluster task this container carries out
+	Volumes    []volumeMount `json:",omitempty"`
 	State      state
 }
 
@@ -59,9 +63,10 @@ type entry struct {
 
 	mu        sync.Mutex // guards the rest; never held across I/O other than the record's file
 	rec       record
-	changed   chan struct{} // closed and replaced at each change of state
-	exits     int           // ends of runs seen since the daemon started
-	failures  int           // starts that did not become a run
+	saved     [sha256.Size]byte // of the record's file as written last
+	changed   chan struct{}     // closed and replaced at each change of state
+	exits     int               // ends of runs seen since the daemon started
+	failures  int               // starts that did not become a run
 	removed   bool
 	attachers []*attacher // clients that wait for the next start
 	health    *health     // probes of the current run, nil without
@@ -98,7 +103,7 @@ func (c *entry) lock() error {
 	return nil
 }
 
-// update changes the record, writes it, and wakes who watches.
+// update changes the record, writes it if that changed anything, and wakes who watches.
 func (e *Engine) update(c *entry, f func(*record)) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -106,13 +111,26 @@ func (e *Engine) update(c *entry, f func(*record)) error {
 		return nil
 	}
 	f(&c.rec)
-	err := writeJSON(filepath.Join(e.containerDir(c.rec.ID), "container.json"), c.rec)
+	b, err := json.Marshal(c.rec)
+	if sum := sha256.Sum256(b); err == nil && sum != c.saved {
+		if err = writeFile(filepath.Join(e.containerDir(c.rec.ID), "container.json"), b, durable); err == nil {
+			c.saved = sum
+		}
+	}
 	close(c.changed)
 	c.changed = make(chan struct{})
 	if err != nil {
-		return fmt.Errorf("write the record of container %s: %w", c.rec.Name, err)
+		return e.diskError("write the record of container "+c.rec.Name, err)
 	}
 	return nil
+}
+
+// diskError names the disk and the way out when it is full.
+func (e *Engine) diskError(what string, err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return errf(cerrdefs.ErrResourceExhausted, "%s: disk of %s is full: free some space, or remove containers and images that are not needed", what, e.cfg.StateDir)
+	}
+	return fmt.Errorf("%s: %w", what, err)
 }
 
 func (e *Engine) loadContainers() error {
@@ -155,16 +173,25 @@ func writeJSON(path string, v any) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(path, b)
+	return writeFile(path, b, durable)
 }
 
-func writeFile(path string, b []byte) error {
+// durability says what a written file survives: the end of the machine, or only that of this process.
+type durability bool
+
+const (
+	durable  durability = true
+	volatile durability = false
+)
+
+// writeFile replaces path atomically.
+func writeFile(path string, b []byte, keep durability) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(b)
-	if err == nil {
+	if err == nil && keep == durable {
 		err = f.Sync()
 	}
 	if cerr := f.Close(); err == nil {
@@ -196,7 +223,7 @@ func loadID(path string) (string, error) {
 		return "", fmt.Errorf("engine id: %w", err)
 	}
 	id := newContainerID()[:32]
-	if err := writeFile(path, []byte(id+"\n")); err != nil {
+	if err := writeFile(path, []byte(id+"\n"), durable); err != nil {
 		return "", fmt.Errorf("engine id: %w", err)
 	}
 	return id, nil

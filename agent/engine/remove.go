@@ -28,7 +28,7 @@ func (e *Engine) ContainerRemove(ctx context.Context, ref string, force, volumes
 		return err
 	}
 	defer c.op.Unlock()
-	return e.remove(ctx, c, force)
+	return e.remove(ctx, c, removal{force: force, volumes: volumes})
 }
 
 // killNow ends a running container without waiting for its other operations.
@@ -49,17 +49,23 @@ func (e *Engine) killNow(ctx context.Context, c *entry) error {
 	return nil
 }
 
+// removal says how a container is removed.
+type removal struct {
+	force   bool // kill it first
+	volumes bool // and its anonymous volumes
+}
+
 // remove deletes everything of the container; its record goes last, so that a crash leaves something to mend. The caller holds c.op.
-func (e *Engine) remove(ctx context.Context, c *entry, force bool) error {
+func (e *Engine) remove(ctx context.Context, c *entry, o removal) error {
 	r, _, removed, _ := c.watch()
 	if removed {
 		return nil
 	}
-	if r.State.Status == container.StateRestarting && !force {
+	if r.State.Status == container.StateRestarting && !o.force {
 		return conflict("cannot remove container %q: container is restarting: stop the container before removing or force remove", "/"+r.Name)
 	}
 	if r.State.active() {
-		if !force {
+		if !o.force {
 			return conflict("cannot remove container %q: container is %s: stop the container before removing or force remove", "/"+r.Name, r.State.Status)
 		}
 		if err := e.update(c, func(r *record) { r.State.StoppedByUser = true }); err != nil {
@@ -71,7 +77,7 @@ func (e *Engine) remove(ctx context.Context, c *entry, force bool) error {
 		}
 	}
 	ctx = context.WithoutCancel(ctx) // once begun, a removal is finished
-	if err := e.clean(ctx, c); err != nil {
+	if err := e.release(ctx, c); err != nil {
 		return err
 	}
 	if err := e.cfg.Images.RemoveSnapshot(ctx, r.ID); err != nil {
@@ -90,13 +96,31 @@ func (e *Engine) remove(ctx context.Context, c *entry, force bool) error {
 	}
 	e.unregister(c)
 	e.execs.forget(r.ID)
+	if o.volumes {
+		e.dropAnonymous(r)
+	}
 	e.emit(r, events.ActionDestroy, nil)
 	return nil
 }
 
-// clean removes what the last run left in the runtime and the network. Idempotent; nothing happens while the container runs. The
-// caller holds c.op.
+// clean removes what the last run left in the runtime and the network, and records that. Idempotent; nothing happens while the container
+// runs. The caller holds c.op.
 func (e *Engine) clean(ctx context.Context, c *entry) error {
+	r := c.snapshot()
+	if r.State.active() || r.State.Clean {
+		return nil
+	}
+	if err := e.release(ctx, c); err != nil {
+		return err
+	}
+	return e.update(c, func(r *record) {
+		r.State.Clean = true
+		disconnected(r)
+	})
+}
+
+// release is clean without its record, for a container whose record goes next.
+func (e *Engine) release(ctx context.Context, c *entry) error {
 	r := c.snapshot()
 	if r.State.active() || r.State.Clean {
 		return nil
@@ -107,5 +131,5 @@ func (e *Engine) clean(ctx context.Context, c *entry) error {
 	if err := e.disconnect(ctx, c); err != nil {
 		return fmt.Errorf("clean up container %s: network: %w", r.Name, err)
 	}
-	return e.update(c, func(r *record) { r.State.Clean = true })
+	return nil
 }

@@ -108,31 +108,32 @@ func (e *Engine) networkFilesDir(r record) string {
 	return e.containerDir(r.ID)
 }
 
-// connect makes the container's network namespace and returns its path; empty means the node's own.
+// connect makes the container's network namespace and returns its path; empty means the node's own. Before it makes anything it records
+// that there is something to clean, together with the addresses: one write.
 func (e *Engine) connect(ctx context.Context, c *entry) (string, error) {
 	r := c.snapshot()
-	if r.Task == "" {
-		o, err := e.sharesNetwork(r)
-		if err != nil {
+	o, err := e.sharesNetwork(r)
+	if err != nil {
+		return "", err
+	}
+	if host := r.HostConfig.NetworkMode == "host"; host || o != nil || r.Task != "" {
+		if err := e.update(c, func(r *record) { r.State.Clean = false }); err != nil || host {
 			return "", err
 		}
 		if o != nil {
 			return e.joinNetwork(ctx, o)
 		}
-		if r.HostConfig.NetworkMode == "host" {
-			return "", nil
-		}
-		sb, nets, err := e.bridgeSandbox(r)
-		if err == nil {
-			err = e.update(c, func(r *record) { r.Sandbox, r.Networks = sb, nets })
-		}
-		if err != nil {
-			e.releaseBridges(r)
-			return "", err
-		}
-		r = c.snapshot()
+		return e.cfg.Network.AddSandbox(ctx, r.Sandbox)
 	}
-	return e.cfg.Network.AddSandbox(ctx, r.Sandbox)
+	sb, nets, err := e.bridgeSandbox(r)
+	if err == nil {
+		err = e.update(c, func(r *record) { r.State.Clean, r.Sandbox, r.Networks = false, sb, nets })
+	}
+	if err != nil {
+		e.releaseBridges(r)
+		return "", err
+	}
+	return e.cfg.Network.AddSandbox(ctx, sb)
 }
 
 // joinNetwork returns the namespace of a running container by its own name, not by a pid that may be another's by the time it is opened.
@@ -147,7 +148,7 @@ func (e *Engine) joinNetwork(ctx context.Context, o *entry) (string, error) {
 		return "", err
 	case next != nil:
 		return e.joinNetwork(ctx, next)
-	case r.Task == "" && r.HostConfig.NetworkMode == "host":
+	case r.HostConfig.NetworkMode == "host":
 		return "", nil
 	}
 	return e.cfg.Network.AddSandbox(ctx, r.Sandbox) // idempotent
@@ -217,13 +218,19 @@ func (e *Engine) disconnect(ctx context.Context, c *entry) error {
 		return nil
 	}
 	e.releaseBridges(r)
-	return e.update(c, func(r *record) {
-		nets := map[string]*network.EndpointSettings{}
-		for name, s := range r.Networks {
-			nets[name] = &network.EndpointSettings{NetworkID: s.NetworkID, Aliases: s.Aliases, IPAMConfig: s.IPAMConfig}
-		}
-		r.Networks, r.Sandbox = nets, overlay.Sandbox{}
-	})
+	return nil
+}
+
+// disconnected forgets the addresses of the run; those of a task are its own for good.
+func disconnected(r *record) {
+	if r.Task != "" || r.HostConfig.NetworkMode == "host" || r.HostConfig.NetworkMode.IsContainer() {
+		return
+	}
+	nets := map[string]*network.EndpointSettings{}
+	for name, s := range r.Networks {
+		nets[name] = &network.EndpointSettings{NetworkID: s.NetworkID, Aliases: s.Aliases, IPAMConfig: s.IPAMConfig}
+	}
+	r.Networks, r.Sandbox = nets, overlay.Sandbox{}
 }
 
 // publish chooses host ports for the container's bindings.
@@ -352,7 +359,7 @@ func (e *Engine) writeNetworkFiles(r record) error {
 	}
 	dir := e.containerDir(r.ID)
 	var hosts bytes.Buffer
-	if r.Task == "" && r.HostConfig.NetworkMode == "host" {
+	if r.HostConfig.NetworkMode == "host" {
 		host, err := os.ReadFile("/etc/hosts")
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
