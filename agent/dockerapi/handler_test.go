@@ -91,6 +91,20 @@ func TestAnswers(t *testing.T) {
 		{"GET", "/networks?filters=" + f(`{"scope":{"swarm":true}}`), "", 200, `[{"Name":"ingress"…`},
 		{"GET", "/networks?filters=" + f(`{"driver":["none"]}`), "", 200, `[{"Name":"none"…`},
 
+		{"GET", "/networks/host?scope=swarm", "", 200, `{"Name":"host","Id":"host","Created":"0001-01-01T00:00:00Z","Scope":"swarm","Driver":"host"…`},
+		{"GET", "/networks/host", "", 200, `{"Name":"host","Id":"host000000000000000000000000000000000000000000000000000000000000","Created":"0001-01-01T00:00:00Z","Scope":"local"…`},
+		{"GET", "/networks/none?scope=swarm", "", 200, `{"Name":"none","Id":"none","Created":"0001-01-01T00:00:00Z","Scope":"swarm","Driver":"null"…`},
+		{"GET", "/networks/web?scope=swarm", "", 404, `{"message":"network web not found"}`},
+		{"POST", "/networks/prune", "", 200, `{"NetworksDeleted":[]}`}, // docker's own and the mesh's stay
+		{"POST", "/networks/prune?filters=" + f(`{"until":["x"]}`), "", 400, `{"message":"invalid value for \"until\": \"x\" is neither Unix seconds nor RFC 3339"}`},
+		{"POST", "/networks/prune?filters=" + f(`{"name":["x"]}`), "", 400, `{"message":"invalid filter 'name'"}`},
+
+		{"GET", "/v1.50/system/df", "", 200, `{"LayersSize":7,"Images":[{"Containers":0,"Created":1,"Id":"` + dockerapitest.Digest + `"…`},
+		{"GET", "/v1.50/system/df?type=volume", "", 200, `{"LayersSize":0,"Images":null,"Containers":null,"Volumes":[],"BuildCache":null}`},
+		{"GET", "/v1.55/system/df", "", 200, `{"ImageUsage":{"Reclaimable":7,"TotalCount":1,"TotalSize":7},"ContainerUsage":{"ActiveCount":1,"TotalCount":1},"VolumeUsage":{},"BuildCacheUsage":{}}`},
+		{"GET", "/system/df?type=images", "", 400, `{"message":"unknown object type: images"}`},
+		{"POST", "/build/prune", "", 200, `{"CachesDeleted":[],"SpaceReclaimed":0}`},
+
 		{"GET", "/volumes", "", 200, `{"Volumes":[],"Warnings":[]}`},
 		{"POST", "/volumes/create", `{}`, 501, `{"message":"the volumes part of the API is not built yet in Skein"}`},
 		{"GET", "/plugins", "", 200, `[]`},
@@ -208,7 +222,7 @@ func TestPullErrors(t *testing.T) {
 	}
 	n.PullErr, n.PullLate = nil, errors.New("connection reset")
 	w := do(h, "POST", "/images/create?fromImage=web&tag=1", "")
-	want := `{"status":"Pulling web:1"}` + "\r\n" + `{"errorDetail":{"message":"connection reset"},"error":"connection reset"}` + "\r\n"
+	want := `{"status":"Pulling web:1"}` + "\r\n" + `{"status":"Downloading"}` + "\r\n" + `{"errorDetail":{"message":"connection reset"},"error":"connection reset"}` + "\r\n"
 	if w.Code != 200 || w.Body.String() != want {
 		t.Errorf("late: %d %q", w.Code, w.Body)
 	}

@@ -70,7 +70,7 @@ func (h *handlers) imageCreate(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	p := &progress{w: w}
+	p := &progress{w: w, hold: true}
 	return p.finish(h.Images.ImagePull(r.Context(), ref, registryAuth(r), q.Get("platform"), p.emit))
 }
 

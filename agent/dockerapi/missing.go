@@ -3,6 +3,7 @@ package dockerapi
 import (
 	"net/http"
 
+	"github.com/moby/moby/api/types/build"
 	"github.com/moby/moby/api/types/volume"
 )
 
@@ -29,6 +30,8 @@ func missingRoutes(h *handlers) []route {
 	routes := []route{
 		{"GET /volumes", list(volume.ListResponse{Volumes: []volume.Volume{}, Warnings: []string{}})},
 		{"GET /plugins", list([]string{})},
+		// Of what there is none, nothing is pruned: docker system prune asks for all kinds.
+		{"POST /build/prune", list(build.CachePruneReport{CachesDeleted: []string{}})},
 		{"GET /secrets", h.onManager(list([]string{}))},
 		{"GET /configs", h.onManager(list([]string{}))},
 		// docker inspect asks for every kind of object until it finds one of the name.
@@ -46,14 +49,12 @@ func missingRoutes(h *handlers) []route {
 		"/secrets/{rest...}":           "storing secrets",
 		"/configs/{rest...}":           "storing configs",
 		"POST /auth":                   "logging in through the daemon",
-		"GET /system/df":               "disk usage",
 		"POST /build":                  "building an image",
 		"POST /build/{verb}":           "the build cache",
 		"POST /session":                "a BuildKit session",
 		"POST /grpc":                   "a BuildKit connection",
 		"POST /commit":                 "committing a container",
 		"GET /images/search":           "searching a registry",
-		"POST /networks/prune":         "pruning networks",
 		"GET /containers/{id}/stats":   "container statistics",
 		"GET /containers/{id}/changes": "the list of a container's changed files",
 		"GET /containers/{id}/export":  "exporting a container",

@@ -25,6 +25,7 @@ func (h *handlers) networkRoutes() []route {
 	return []route{
 		{"GET /networks", h.networkList},
 		{"POST /networks/create", h.networkCreate},
+		{"POST /networks/prune", h.networkPrune},
 		{"GET /networks/{id}", h.networkInspect},
 		{"DELETE /networks/{id}", h.networkRemove},
 		{"POST /networks/{id}/connect", h.networkConnect},
@@ -140,6 +141,21 @@ func builtin(name string) bool {
 	return name == network.NetworkBridge || name == network.NetworkHost || name == network.NetworkNone
 }
 
+// predefined is what the cluster shows of a network that every node has by itself: clients look it up by scope before they put its id into
+// a service (docker service create --network host).
+func predefined(ref string) (network.Inspect, bool) {
+	var n network.Inspect
+	if !builtin(ref) {
+		return n, false
+	}
+	n.Name, n.ID, n.Scope, n.Driver, n.EnableIPv4 = ref, ref, scopeSwarm, ref, true
+	if ref == network.NetworkNone {
+		n.Driver, n.EnableIPv4 = "null", false
+	}
+	n.IPAM.Driver, n.Options, n.Labels, n.Containers = "default", map[string]string{}, map[string]string{}, map[string]network.EndpointResource{}
+	return n, true
+}
+
 func labelsMatch(want []string, have map[string]string) bool {
 	for _, l := range want {
 		k, v, exact := strings.Cut(l, "=")
@@ -189,7 +205,11 @@ func (h *handlers) networkInspect(w http.ResponseWriter, r *http.Request) error 
 	if err != nil {
 		return err
 	}
-	n, err := h.findNetwork(r.Context(), ref, r.URL.Query().Get("scope"))
+	scope := r.URL.Query().Get("scope")
+	if n, ok := predefined(ref); ok && scope == scopeSwarm && h.Swarm.SwarmInfo(r.Context()).ControlAvailable {
+		return writeJSON(w, http.StatusOK, n)
+	}
+	n, err := h.findNetwork(r.Context(), ref, scope)
 	if err != nil {
 		return err
 	}

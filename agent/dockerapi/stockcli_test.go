@@ -66,6 +66,11 @@ func TestStockCLI(t *testing.T) {
 		{args: "network create -d overlay back", want: []string{""}},
 		{args: "network inspect back", want: []string{`"Scope": "swarm"`}},
 		{args: "network rm back", want: []string{"back"}},
+		{args: "network create -d overlay gone", want: []string{""}},
+		{args: "network prune -f", want: []string{"Deleted Networks:\ngone"}},
+		{args: "system df", want: []string{"Images          1", "Containers", "Local Volumes   0", "Build Cache     0"}},
+		{args: "system df -v", want: []string{"busybox", "web", "CACHE ID"}},
+		{args: "system prune -af", want: []string{"Total reclaimed space: 0B"}},
 		{args: "volume ls", want: []string{"DRIVER"}},
 		{args: "volume create v", want: []string{"the volumes part of the API is not built yet"}, fails: true},
 		{args: "node ls", want: []string{"n1", "Ready", "Leader"}},
@@ -88,6 +93,8 @@ func TestStockCLI(t *testing.T) {
 		{args: "service inspect --pretty api", want: []string{"Name:\t\tapi"}},
 		{args: "service rm api", want: []string{"api"}},
 		{args: "service inspect api", want: []string{"no such service: api"}, fails: true},
+		{args: "service create -d -q --name onhost --network host --replicas 1 app:1", want: []string{""}},
+		{args: "service rm onhost", want: []string{"onhost"}},
 		{args: "swarm leave --force", want: []string{"Node left the swarm."}},
 		{args: "node ls", want: []string{`This node is not a swarm manager. Use "docker swarm init"`}, fails: true},
 	} {
@@ -103,7 +110,7 @@ func TestStockCLI(t *testing.T) {
 			}
 		})
 	}
-	if n := len(c.Created); n != 1 || !strings.HasPrefix(string(c.Created[0].SpecJson), `{"Name":"api"`) {
+	if n := len(c.Created); n != 2 || !strings.Contains(string(c.Created[1].SpecJson), `"Networks":[{"Target":"host"}]`) || !strings.HasPrefix(string(c.Created[0].SpecJson), `{"Name":"api"`) {
 		t.Errorf("%d services created", n)
 	} else if img := string(c.Created[0].SpecJson); !strings.Contains(img, "localhost:5000/app:1@sha256:") {
 		t.Errorf("the client did not pin the image: %s", img)

@@ -151,15 +151,34 @@ func streams(in io.Reader, out io.Writer, tty, stdin, stdout, stderr bool) Strea
 type progress struct {
 	mu    sync.Mutex
 	w     http.ResponseWriter
+	hold  bool // keep the first message back until the second: a pull that fails before has docker's status, not an answer that began well
+	first []jsonstream.Message
 	began bool
 	err   error
 }
 
-func (p *progress) emit(m jsonstream.Message) { p.write(m) }
+func (p *progress) emit(m jsonstream.Message) {
+	p.mu.Lock()
+	if p.hold {
+		p.hold, p.first = false, []jsonstream.Message{m}
+		p.mu.Unlock()
+		return
+	}
+	p.mu.Unlock()
+	p.write(m)
+}
 
 func (p *progress) write(v any) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	for _, m := range p.first {
+		p.send(m)
+	}
+	p.first = nil
+	p.send(v)
+}
+
+func (p *progress) send(v any) {
 	if p.err != nil {
 		return
 	}
@@ -181,20 +200,22 @@ func (p *progress) write(v any) {
 // finish ends the stream: an error after the first message is a message itself, in docker's old and new form.
 func (p *progress) finish(err error) error {
 	p.mu.Lock()
-	begun := p.began
-	p.mu.Unlock()
+	defer p.mu.Unlock()
 	if err == nil {
-		if !begun {
+		for _, m := range p.first {
+			p.send(m)
+		}
+		if !p.began {
 			p.w.Header().Set("Content-Type", "application/json")
 			p.w.WriteHeader(http.StatusOK)
 		}
 		return nil
 	}
-	if !begun {
+	if !p.began {
 		return err
 	}
 	_, text := statusOf(err)
-	p.write(struct {
+	p.send(struct {
 		Detail *jsonstream.Error `json:"errorDetail"`
 		Error  string            `json:"error"`
 	}{&jsonstream.Error{Message: text}, text})

@@ -26,6 +26,7 @@ func (h *handlers) systemRoutes() []route {
 		{"GET /version", h.version},
 		{"GET /info", h.info},
 		{"GET /events", h.events},
+		{"GET /system/df", h.diskUsage},
 	}
 }
 

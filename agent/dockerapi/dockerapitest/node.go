@@ -39,8 +39,8 @@ type Node struct {
 	mu         sync.Mutex
 	Containers map[string]*Container // by name
 	Nets       []network.Inspect
-	PullErr    error // before the first message
-	PullLate   error // after it
+	PullErr    error // after the first message, as a registry's refusal comes
+	PullLate   error // after the second
 	Auth       *registry.AuthConfig
 	Filters    dockerapi.Filters
 	EventsCh   chan events.Message
@@ -339,10 +339,13 @@ func (n *Node) ImagePull(_ context.Context, ref string, auth *registry.AuthConfi
 	n.mu.Lock()
 	n.Auth = auth
 	n.mu.Unlock()
+	emit(jsonstream.Message{Status: "Pulling " + ref})
 	if n.PullErr != nil {
 		return n.PullErr
 	}
-	emit(jsonstream.Message{Status: "Pulling " + ref})
+	if n.PullLate != nil {
+		emit(jsonstream.Message{Status: "Downloading"})
+	}
 	return n.PullLate
 }
 
