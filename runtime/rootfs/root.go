@@ -17,14 +17,15 @@ const (
 	maxData  = 4095
 )
 
-// Probe says whether this kernel's overlayfs takes layers one by one.
+// Probe says whether this kernel's overlayfs takes layers one by one. Before 6.5 it keeps every option unread until the filesystem is
+// made: a kernel that takes an option which does not exist knows nothing about layers either.
 func Probe() (lowerdirAppend bool) {
 	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return false
 	}
 	defer unix.Close(fd)
-	return unix.FsconfigSetString(fd, "lowerdir+", "/") == nil
+	return unix.FsconfigSetString(fd, "skein-no-such-option", "/") != nil && unix.FsconfigSetString(fd, "lowerdir+", "/") == nil
 }
 
 // mountRoot mounts the root filesystem on Spec.Root.Path and keeps its handle; it also reserves the slots that outlive single mounts.

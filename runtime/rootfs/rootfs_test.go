@@ -3,6 +3,7 @@ package rootfs
 import (
 	"errors"
 	"fmt"
+	"os"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -43,5 +44,28 @@ func TestCommonDir(t *testing.T) {
 		if got := commonDir(tc.in); got != tc.want {
 			t.Errorf("%q: %q, want %q", tc.in, got, tc.want)
 		}
+	}
+}
+
+// TestProbe: what the probe promises is true of this kernel.
+func TestProbe(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		t.Skip(err)
+	}
+	defer unix.Close(fd)
+	for range 2 {
+		if err := unix.FsconfigSetString(fd, "lowerdir+", t.TempDir()); err != nil {
+			if Probe() {
+				t.Errorf("lowerdir+ promised: %v", err)
+			}
+			return
+		}
+	}
+	if err := unix.FsconfigCreate(fd); (err == nil) != Probe() {
+		t.Errorf("lowerdir+ promised: %v; create: %v", Probe(), err)
 	}
 }
