@@ -209,8 +209,8 @@ func EnterCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "dev-enter -- CMD [ARG...]", Hidden: true, Args: cobra.MinimumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			if x.MountOf == 0 && x.RunDir == "" {
-				return errors.New("one of --run-dir and --mount-of is needed")
+			if x.MountOf == 0 && x.RunDir == "" && x.MountNS == "" {
+				return errors.New("one of --run-dir, --mount-of and --mount-ns is needed")
 			}
 			x.Argv, x.Env = args, os.Environ()
 			return x.Exec()
@@ -220,6 +220,7 @@ func EnterCommand() *cobra.Command {
 	f.StringVar(&x.Netns, "netns", "", "network namespace to enter")
 	f.StringVar(&x.RunDir, "run-dir", "", "directory that becomes /run in a new mount namespace")
 	f.IntVar(&x.MountOf, "mount-of", 0, "process whose mount namespace is joined instead")
+	f.StringVar(&x.MountNS, "mount-ns", "", "file of the mount namespace that is joined instead")
 	f.StringVar(&x.Cgroup, "cgroup", "", "cgroup to join")
 	return cmd
 }

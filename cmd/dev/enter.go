@@ -21,6 +21,7 @@ type Enter struct {
 	Netns   string // path
 	RunDir  string // becomes /run in a new mount namespace
 	MountOf int    // or: join the mount namespace of this process
+	MountNS string // or: join the one of this file
 	Cgroup  string // joined before anything else; empty: not
 	Argv    []string
 	Env     []string
@@ -42,9 +43,12 @@ func (x Enter) Exec() error {
 	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("enter network namespace %s: %w", x.Netns, err)
 	}
-	if x.MountOf != 0 {
-		err = joinMounts(x.MountOf)
-	} else {
+	switch {
+	case x.MountOf != 0:
+		err = joinMounts("/proc/" + strconv.Itoa(x.MountOf) + "/ns/mnt")
+	case x.MountNS != "":
+		err = joinMounts(x.MountNS)
+	default:
 		err = newMounts(x.RunDir)
 	}
 	if err != nil {
@@ -53,9 +57,9 @@ func (x Enter) Exec() error {
 	return unix.Exec(x.Argv[0], x.Argv, x.Env)
 }
 
-// joinMounts enters the mount namespace of a living process of the node.
-func joinMounts(pid int) error {
-	f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/ns/mnt")
+// joinMounts enters the node's mount namespace.
+func joinMounts(path string) error {
+	f, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("enter mount namespace: %w", err)
 	}
@@ -64,7 +68,7 @@ func joinMounts(pid int) error {
 		return err
 	}
 	if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("enter mount namespace of process %d: %w", pid, err)
+		return fmt.Errorf("enter mount namespace %s: %w", path, err)
 	}
 	return nil
 }

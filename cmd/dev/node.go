@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"skein/runtime/cgroup"
 )
 
@@ -35,8 +37,8 @@ func (c *Cluster) startDaemon(ctx context.Context, n *Node) error {
 		}
 	}
 	args := []string{"dev-enter", "--netns", netnsPath(n), "--cgroup", c.cgroup(n) + "/daemon"}
-	if pid := c.supervisorPID(n); pid != 0 {
-		args = append(args, "--mount-of", strconv.Itoa(pid))
+	if mounted(c.mounts(n)) {
+		args = append(args, "--mount-ns", c.mounts(n))
 	} else {
 		args = append(args, "--run-dir", c.runDir(n))
 	}
@@ -62,7 +64,29 @@ func (c *Cluster) startDaemon(ctx context.Context, n *Node) error {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }() // reaps it; whoever started the cluster may live longer than the daemon
-	return c.awaitAPI(ctx, n, ended)
+	if err := c.awaitAPI(ctx, n, ended); err != nil {
+		return err
+	}
+	return c.keepMounts(n)
+}
+
+// mounts is where the node's mount namespace is kept: a machine keeps its mounts when all of Skein's processes die.
+func (c *Cluster) mounts(n *Node) string { return filepath.Join(c.nodeDir(n), "mounts") }
+
+func (c *Cluster) keepMounts(n *Node) error {
+	path := c.mounts(n)
+	if mounted(path) {
+		return nil
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o400)
+	if err != nil {
+		return err
+	}
+	f.Close()
+	if err := unix.Mount(fmt.Sprintf("/proc/%d/ns/mnt", n.PID), path, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("keep the mount namespace of node %s: %w", n.Name, err)
+	}
+	return nil
 }
 
 func (c *Cluster) logPath(n *Node) string { return filepath.Join(c.nodeDir(n), "daemon.log") }
@@ -122,6 +146,8 @@ func (c *Cluster) kill(n *Node) error {
 	// a group that was ever killed into one that was not, which is how containers are made.
 	if err := cgroup.RemoveTree(c.cgroup(n)); err != nil {
 		return fmt.Errorf("kill node %s: %w", n.Name, err)
+	}
+	for unix.Unmount(c.mounts(n), unix.MNT_DETACH) == nil { // what was mounted goes, too
 	}
 	if err := os.Remove(filepath.Join(c.nodeDir(n), "daemon.pid")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
