@@ -26,7 +26,7 @@ const (
 	// its agents back within a second and a long outage does not meet a herd.
 	retryMin      = 100 * time.Millisecond
 	retryEarlyCap = 300 * time.Millisecond
-	retryMax      = 8 * time.Second
+	retryMax      = 3 * time.Second // a healed link serves again within 5 s
 	maxRedirects  = 3
 	statusEvery   = 50 * time.Millisecond // at most one batch in this time
 	maxRecvBytes  = maxFrameBytes         // a whole table of a big network is one message

@@ -27,13 +27,16 @@ const (
 	MinAPIVersion = "1.40"
 )
 
-// Config names the backends behind the API. All are required, except Logger.
+// Config names the backends behind the API. All are required, except Logger and those that say so.
 type Config struct {
 	Containers Containers
 	Images     Images
 	Networks   Networks
 	System     System
 	Swarm      Swarm
+	Volumes    Volumes      // nil: the node has none
+	Archives   Archives     // nil: nothing can be copied from and to containers
+	Limits     Limits       // nil: no statistics, no change of limits
 	Logger     *slog.Logger // nil: discard
 	Version    string       // of this program, for the Server header
 }
@@ -59,11 +62,16 @@ func New(cfg Config) http.Handler {
 	}
 	h := &handlers{Config: cfg}
 	mux := http.NewServeMux()
+	taken := map[string]bool{}
 	for _, table := range [][]route{
 		h.systemRoutes(), h.containerRoutes(), h.execRoutes(), h.imageRoutes(), h.networkRoutes(), h.swarmRoutes(), h.nodeRoutes(),
-		h.serviceRoutes(), h.taskRoutes(), h.skeinRoutes(), missingRoutes(h),
+		h.serviceRoutes(), h.taskRoutes(), h.skeinRoutes(), h.volumeRoutes(), h.archiveRoutes(), h.limitRoutes(), missingRoutes(h),
 	} {
 		for _, rt := range table {
+			if taken[rt.pattern] { // an optional backend is there: its route was first
+				continue
+			}
+			taken[rt.pattern] = true
 			mux.Handle(rt.pattern, h.wrap(rt.handle))
 		}
 	}

@@ -91,7 +91,7 @@ func (e *Engine) create(name string, req container.CreateRequest, img image.Imag
 		return nil, nil, err
 	}
 	c := &entry{rec: rec, changed: make(chan struct{})}
-	if err := e.register(c); err != nil {
+	if err := e.registerWithVolumes(c); err != nil {
 		return nil, nil, err
 	}
 	if err := os.MkdirAll(e.containerDir(id), 0o700); err == nil {
@@ -100,6 +100,7 @@ func (e *Engine) create(name string, req container.CreateRequest, img image.Imag
 	if err != nil {
 		e.unregister(c)
 		_ = os.RemoveAll(e.containerDir(id))
+		e.dropAnonymous(c.rec)
 		return nil, nil, fmt.Errorf("create container %s: %w", rec.Name, err)
 	}
 	e.emit(rec, events.ActionCreate, nil)
@@ -159,6 +160,12 @@ func mergeImage(cfg container.Config, img image.Image) (*container.Config, error
 	}
 	maps.Copy(labels, cfg.Labels)
 	cfg.Labels = labels
+	for v := range ic.Volumes {
+		if cfg.Volumes == nil {
+			cfg.Volumes = map[string]struct{}{}
+		}
+		cfg.Volumes[v] = struct{}{}
+	}
 	for p := range ic.ExposedPorts {
 		port, err := network.ParsePort(p)
 		if err != nil {
@@ -295,8 +302,12 @@ func checkMount(m mount.Mount) error {
 		if m.TmpfsOptions != nil && len(m.TmpfsOptions.Options) > 0 {
 			return notBuilt("options of tmpfs mounts other than size and mode are not supported by this version of skein")
 		}
+	case mount.TypeVolume:
+		if err := checkVolumeMount(m); err != nil {
+			return err
+		}
 	default:
-		return notBuilt("mounts of type %q are not supported by this version of skein: use bind or tmpfs", m.Type)
+		return notBuilt("mounts of type %q are not supported by this version of skein: use volume, bind or tmpfs", m.Type)
 	}
 	if !path.IsAbs(m.Target) || path.Clean(m.Target) == "/" {
 		return invalid("invalid mount config for type %q: invalid mount path: '%s' mount path must be absolute and not /", m.Type, m.Target)
@@ -310,17 +321,27 @@ func parseBind(s string) (mount.Mount, error) {
 	if len(parts) < 2 || len(parts) > 3 {
 		return mount.Mount{}, invalid("invalid volume specification: '%s'", s)
 	}
-	if !path.IsAbs(parts[0]) {
-		return mount.Mount{}, notBuilt("volume %q: named volumes are not supported by this version of skein: use an absolute path", parts[0])
-	}
 	m := mount.Mount{Type: mount.TypeBind, Source: parts[0], Target: parts[1], BindOptions: &mount.BindOptions{CreateMountpoint: true}}
+	if !path.IsAbs(parts[0]) {
+		if parts[0] == "" {
+			return mount.Mount{}, invalid("invalid volume specification: '%s'", s)
+		}
+		m.Type, m.BindOptions, m.VolumeOptions = mount.TypeVolume, nil, &mount.VolumeOptions{}
+	}
 	if len(parts) == 3 {
 		for _, o := range strings.Split(parts[2], ",") {
 			switch o {
 			case "ro":
 				m.ReadOnly = true
-			case "rw", "z", "Z", "nocopy":
+			case "rw", "z", "Z":
+			case "nocopy":
+				if m.VolumeOptions != nil {
+					m.VolumeOptions.NoCopy = true
+				}
 			case "private", "rprivate", "shared", "rshared", "slave", "rslave":
+				if m.BindOptions == nil {
+					return mount.Mount{}, invalid("invalid volume specification: '%s': a volume has no propagation", s)
+				}
 				m.BindOptions.Propagation = mount.Propagation(o)
 			default:
 				return mount.Mount{}, invalid("invalid mode: %s", parts[2])

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"skein/agent/volumes"
 	"skein/overlay"
 	"skein/runtime"
 	"skein/runtime/image"
@@ -53,6 +54,8 @@ type Engine struct {
 	execs      *execTable
 	nets       *localNetworks
 	ports      *portTable
+	volumes    *volumes.Store
+	volumeUse  sync.Mutex // held from a volume's creation until its container is registered, and over removals
 	logWatcher *logs.Watcher
 
 	mu         sync.RWMutex
@@ -86,6 +89,9 @@ func New(cfg Config) (*Engine, error) {
 		return nil, err
 	}
 	if e.nets, err = loadLocalNetworks(cfg.StateDir); err != nil {
+		return nil, err
+	}
+	if e.volumes, err = volumes.New(filepath.Join(cfg.StateDir, "volumes")); err != nil {
 		return nil, err
 	}
 	if err := e.loadContainers(); err != nil {

@@ -29,7 +29,7 @@ func (e *Engine) Info(ctx context.Context) (system.Info, error) {
 		IndexServerAddress: "https://index.docker.io/v1/", NCPU: runtime.NumCPU(), MemTotal: memTotal(), DockerRootDir: e.cfg.StateDir, Labels: orEmpty(e.cfg.Labels),
 		DefaultRuntime: "skein", Runtimes: map[string]system.RuntimeWithStatus{"skein": {}}, LiveRestoreEnabled: true,
 		SecurityOptions: []string{"name=seccomp,profile=builtin", "name=cgroupns"},
-		Plugins:         system.PluginsInfo{Volume: []string{}, Network: []string{"bridge", "host", "null", "overlay"}, Log: []string{"json-file"}},
+		Plugins:         system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "null", "overlay"}, Log: []string{"json-file"}},
 		RegistryConfig:  &registry.ServiceConfig{IndexConfigs: map[string]*registry.IndexInfo{}},
 	}
 	for _, s := range append([]string{"127.0.0.0/8", "::1/128"}, e.cfg.Insecure...) {
@@ -75,7 +75,7 @@ func (e *Engine) Describe(context.Context) ([]byte, error) {
 		Platform:  swarm.Platform{Architecture: machine(), OS: "linux"},
 		Resources: swarm.Resources{NanoCPUs: int64(runtime.NumCPU()) * 1e9, MemoryBytes: memTotal()},
 		Engine: swarm.EngineDescription{EngineVersion: e.cfg.Version, Labels: labels, Plugins: []swarm.PluginDescription{
-			{Type: "Network", Name: "overlay"}, {Type: "Network", Name: "bridge"}, {Type: "Log", Name: "json-file"},
+			{Type: "Volume", Name: "local"}, {Type: "Network", Name: "overlay"}, {Type: "Network", Name: "bridge"}, {Type: "Log", Name: "json-file"},
 		}},
 	}), nil
 }

@@ -29,7 +29,7 @@ func (e *Engine) ContainerInspect(ctx context.Context, ref string, size bool) (c
 		ID: r.ID, Created: r.Created.Format(time.RFC3339Nano), Path: argv[0], Args: argv[1:], Image: r.Image, Name: "/" + r.Name,
 		ResolvConfPath: dir + "/resolv.conf", HostnamePath: dir + "/hostname", HostsPath: dir + "/hosts", LogPath: e.logPath(r.ID),
 		RestartCount: r.State.RestartCount, Driver: "overlayfs", Platform: "linux", HostConfig: r.HostConfig, Config: r.Config,
-		Mounts: mountPoints(r), ExecIDs: e.execs.ids(r.ID),
+		Mounts: e.mountPoints(r), ExecIDs: e.execs.ids(r.ID),
 		State: &container.State{
 			Status: r.State.Status, Running: r.State.active(), Paused: r.State.Status == container.StatePaused,
 			Restarting: r.State.Status == container.StateRestarting, OOMKilled: r.State.OOMKilled, Pid: r.State.Pid, ExitCode: r.State.ExitCode,
@@ -49,7 +49,7 @@ func (e *Engine) ContainerInspect(ctx context.Context, ref string, size bool) (c
 
 func stamp(t time.Time) string { return t.Format(time.RFC3339Nano) }
 
-func mountPoints(r record) []container.MountPoint {
+func (e *Engine) mountPoints(r record) []container.MountPoint {
 	out := []container.MountPoint{}
 	add := func(m mount.Mount) {
 		mp := container.MountPoint{Type: m.Type, Source: m.Source, Destination: m.Target, RW: !m.ReadOnly}
@@ -59,12 +59,17 @@ func mountPoints(r record) []container.MountPoint {
 		out = append(out, mp)
 	}
 	for _, b := range r.HostConfig.Binds {
-		if m, err := parseBind(b); err == nil {
+		if m, err := parseBind(b); err == nil && m.Type == mount.TypeBind {
 			add(m)
 		}
 	}
 	for _, m := range r.HostConfig.Mounts {
-		add(m)
+		if m.Type != mount.TypeVolume {
+			add(m)
+		}
+	}
+	for _, v := range r.Volumes {
+		out = append(out, container.MountPoint{Type: mount.TypeVolume, Name: v.Name, Source: e.volumes.Path(v.Name), Destination: v.Target, Driver: "local", RW: !v.ReadOnly})
 	}
 	return out
 }
@@ -114,16 +119,20 @@ func (e *Engine) summary(ctx context.Context, c *entry, r record) container.Summ
 	argv := append(append([]string{}, r.Config.Entrypoint...), r.Config.Cmd...)
 	s := container.Summary{
 		ID: r.ID, Names: []string{"/" + r.Name}, Image: r.Config.Image, ImageID: r.Image, Command: quoteArgs(argv), Created: r.Created.Unix(),
-		Labels: r.Config.Labels, State: r.State.Status, Status: statusText(r.State, c.healthReport()), Mounts: mountPoints(r), Ports: []container.PortSummary{},
+		Labels: r.Config.Labels, State: r.State.Status, Status: statusText(r.State, c.healthReport()), Mounts: e.mountPoints(r), Ports: []container.PortSummary{},
 		NetworkSettings: &container.NetworkSettingsSummary{Networks: r.Networks},
 	}
 	s.HostConfig.NetworkMode = string(r.HostConfig.NetworkMode)
-	for p := range r.Config.ExposedPorts {
-		s.Ports = append(s.Ports, container.PortSummary{PrivatePort: p.Num(), Type: string(p.Proto())})
-	}
+	published := map[portKey]bool{}
 	for _, b := range r.Sandbox.Bridges {
 		for _, hp := range b.Ports {
+			published[portKey{hp.Protocol, hp.Target}] = true
 			s.Ports = append(s.Ports, container.PortSummary{IP: hostIP(hp.HostIP), PrivatePort: hp.Target, PublicPort: hp.Published, Type: hp.Protocol})
+		}
+	}
+	for p := range r.Config.ExposedPorts {
+		if !published[portKey{string(p.Proto()), p.Num()}] {
+			s.Ports = append(s.Ports, container.PortSummary{PrivatePort: p.Num(), Type: string(p.Proto())})
 		}
 	}
 	return s
@@ -236,7 +245,7 @@ func (e *Engine) listFilter(ctx context.Context, f dockerapi.Filters) (func(reco
 			}
 			preds = append(preds, p)
 		case "publish", "expose", "volume", "is-task":
-			p, err := simpleFilter(key, values)
+			p, err := e.simpleFilter(key, values)
 			if err != nil {
 				return nil, err
 			}
@@ -272,7 +281,7 @@ func (e *Engine) ageFilter(key string, values []string) (func(record, *entry) bo
 	}, nil
 }
 
-func simpleFilter(key string, values []string) (func(record, *entry) bool, error) {
+func (e *Engine) simpleFilter(key string, values []string) (func(record, *entry) bool, error) {
 	switch key {
 	case "is-task":
 		want, err := strconv.ParseBool(strings.Join(values, ""))
@@ -282,7 +291,7 @@ func simpleFilter(key string, values []string) (func(record, *entry) bool, error
 		return func(r record, _ *entry) bool { return (r.Task != "") == want }, nil
 	case "volume":
 		return func(r record, _ *entry) bool {
-			for _, m := range mountPoints(r) {
+			for _, m := range e.mountPoints(r) {
 				if contains(values, m.Source) || contains(values, m.Destination) || contains(values, m.Name) {
 					return true
 				}

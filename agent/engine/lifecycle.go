@@ -70,7 +70,7 @@ func (e *Engine) startFailed(ctx context.Context, c *entry, reason error) {
 	r := c.snapshot()
 	var err error
 	if r.HostConfig.AutoRemove {
-		err = e.remove(ctx, c, false) // needs no space on a full disk, unlike a record
+		err = e.remove(ctx, c, removal{volumes: true}) // needs no space on a full disk, unlike a record
 	} else {
 		err = e.clean(ctx, c)
 	}

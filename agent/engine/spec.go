@@ -239,13 +239,26 @@ func (e *Engine) addMounts(spec *specs.Spec, r record) error {
 		if err != nil {
 			return err
 		}
+		if m.Type == mount.TypeVolume {
+			continue
+		}
 		sm, err := bindMount(m)
 		if err != nil {
 			return err
 		}
 		user = append(user, sm)
 	}
+	for _, v := range r.Volumes {
+		opts := []string{"rbind", "rprivate"}
+		if v.ReadOnly {
+			opts = append(opts, "ro")
+		}
+		user = append(user, specs.Mount{Destination: v.Target, Type: "bind", Source: e.volumes.Path(v.Name), Options: opts})
+	}
 	for _, m := range r.HostConfig.Mounts {
+		if m.Type == mount.TypeVolume {
+			continue
+		}
 		if m.Type == mount.TypeTmpfs {
 			user = append(user, tmpfsMount(m.Target, m.TmpfsOptions))
 			continue

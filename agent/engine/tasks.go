@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -71,7 +72,7 @@ func (e *Engine) RemoveTask(ctx context.Context, taskID string) error {
 	if c == nil {
 		return nil
 	}
-	return e.ContainerRemove(ctx, c.rec.ID, true, false)
+	return e.ContainerRemove(ctx, c.rec.ID, true, true)
 }
 
 // State tells what exists already.
@@ -163,6 +164,9 @@ func (t *taskController) createRequest() (container.CreateRequest, error) {
 		NetworkMode: "none", ReadonlyRootfs: cs.ReadOnly, Init: cs.Init, GroupAdd: cs.Groups, Sysctls: cs.Sysctls,
 		CapAdd: cs.CapabilityAdd, CapDrop: cs.CapabilityDrop, OomScoreAdj: int(cs.OomScoreAdj),
 	}
+	if t.onHost() {
+		hc.NetworkMode = "host"
+	}
 	hc.Ulimits = cs.Ulimits
 	for _, m := range cs.Mounts {
 		m.Source = x.expand(m.Source)
@@ -214,10 +218,18 @@ func (t *taskController) labels() map[string]string {
 	return out
 }
 
+// onHost: the task shares the node's network. Networks of the cluster are named by id, never by this word.
+func (t *taskController) onHost() bool {
+	return slices.ContainsFunc(t.spec.Networks, func(n swarm.NetworkAttachmentConfig) bool { return n.Target == network.NetworkHost })
+}
+
 // sandbox turns the allocated addresses into legs.
 func (t *taskController) sandbox() (overlay.Sandbox, map[string]*network.EndpointSettings, error) {
-	sb := overlay.Sandbox{DNS: true}
 	nets := map[string]*network.EndpointSettings{}
+	if t.onHost() {
+		return overlay.Sandbox{}, nets, nil
+	}
+	sb := overlay.Sandbox{DNS: true}
 	if d := t.spec.ContainerSpec.DNSConfig; d != nil {
 		sb.SearchDNS = d.Search
 		for _, n := range d.Nameservers {
