@@ -159,7 +159,8 @@ func (g *Group) make() error {
 	if err := os.MkdirAll(g.v2, 0o755); err != nil {
 		return fmt.Errorf("make cgroup: %w", err)
 	}
-	return g.host.delegate(filepath.Dir(g.name))
+	g.host.delegate(filepath.Dir(g.name))
+	return nil
 }
 
 // mkdirCpuset makes each level usable: an empty cpuset takes no process.
@@ -185,30 +186,6 @@ func mkdirCpuset(mount, name string) error {
 			}
 			if err != nil {
 				return fmt.Errorf("make cgroup: copy %s: %w", f, err)
-			}
-		}
-	}
-	return nil
-}
-
-// delegate turns the v2 controllers on from the root down to the parent of the containers.
-func (h *Host) delegate(parent string) error {
-	for _, c := range []string{"cpuset", "cpu", "io", "memory", "pids", "hugetlb"} {
-		if !h.controllers[c] {
-			continue
-		}
-		dir := h.v2
-		for _, part := range append([]string{""}, strings.Split(strings.Trim(parent, "/"), "/")...) {
-			dir = filepath.Join(dir, part)
-			b, err := os.ReadFile(filepath.Join(dir, "cgroup.subtree_control"))
-			if err == nil && slices.Contains(strings.Fields(string(b)), c) {
-				continue
-			}
-			if err == nil {
-				err = write(dir, "cgroup.subtree_control", "+"+c)
-			}
-			if err != nil {
-				return fmt.Errorf("enable cgroup controller %s: %w", c, err)
 			}
 		}
 	}
@@ -269,8 +246,5 @@ func (g *Group) dir(controller string) (path string, v1, ok bool) {
 	if m, has := g.host.v1[controller]; has {
 		return filepath.Join(m, g.name), true, true
 	}
-	if g.host.controllers[controller] {
-		return g.v2, false, true
-	}
-	return "", false, false
+	return g.v2, false, g.host.controllers[controller] && slices.Contains(words(g.v2, "cgroup.controllers"), controller)
 }

@@ -198,3 +198,49 @@ func TestDeviceProgram(t *testing.T) {
 		t.Errorf("inside: %q %v", out, err)
 	}
 }
+
+// TestProcessesInParent: a service's processes are in its own group, as systemd starts them, and give way to groups with limits.
+func TestProcessesInParent(t *testing.T) {
+	h, parent := host(t)
+	if !h.controllers["pids"] {
+		t.Skip("no pids controller in cgroup v2")
+	}
+	cmd := sleeper(t)
+	dir := filepath.Join(h.v2, parent)
+	if err := errors.Join(os.MkdirAll(dir, 0o755), write(dir, "cgroup.procs", fmt.Sprint(cmd.Process.Pid))); err != nil {
+		t.Fatal(err)
+	}
+	g, err := h.Create(parent, "c", &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: ptr(int64(9))}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := g.value(t, "pids", "pids.max", "pids.max"); got != "9" {
+		t.Errorf("pids limit %s", got)
+	}
+	if got := words(dir, nodeLeaf, "cgroup.procs"); len(got) != 1 || got[0] != fmt.Sprint(cmd.Process.Pid) {
+		t.Errorf("node leaf holds %v", got)
+	}
+}
+
+// TestNotDelegated: a group above ours holds processes; containers without limits work, a limit is refused with the reason.
+func TestNotDelegated(t *testing.T) {
+	h, parent := host(t)
+	if !h.controllers["pids"] {
+		t.Skip("no pids controller in cgroup v2")
+	}
+	cmd := sleeper(t)
+	dir := filepath.Join(h.v2, parent)
+	if err := errors.Join(os.MkdirAll(dir, 0o755), write(dir, "cgroup.procs", fmt.Sprint(cmd.Process.Pid))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.Create(parent+"/ours", "free", &specs.LinuxResources{}); err != nil {
+		t.Errorf("without limits: %v", err)
+	}
+	_, err := h.Create(parent+"/ours", "limited", &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: ptr(int64(9))}})
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), dir+" does not pass it on because it holds processes") {
+		t.Errorf("with a limit: %v", err)
+	}
+	if got := words(dir, "cgroup.procs"); len(got) != 1 {
+		t.Errorf("a foreign process was moved: %v", got)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -26,11 +27,6 @@ func (g *Group) Update(r *specs.LinuxResources) error {
 		}
 	}
 	return nil
-}
-
-// missing says which limit this host cannot enforce.
-func missing(controller, limit string) error {
-	return fmt.Errorf("%s limit: this host has no %s cgroup controller: enable it in the kernel's command line: %w", limit, controller, errdefs.ErrFailedPrecondition)
 }
 
 // files writes several values of one controller.
@@ -69,7 +65,7 @@ func (g *Group) cpu(r *specs.LinuxResources) error {
 	if c.Cpus != "" || c.Mems != "" {
 		dir, _, ok := g.dir("cpuset")
 		if !ok {
-			return missing("cpuset", "CPU set")
+			return g.missing("cpuset", "CPU set")
 		}
 		if err := files(dir, "cpuset.cpus", c.Cpus, "cpuset.mems", c.Mems); err != nil {
 			return err
@@ -83,7 +79,7 @@ func (g *Group) cpu(r *specs.LinuxResources) error {
 	}
 	dir, v1, ok := g.dir("cpu")
 	if !ok {
-		return missing("cpu", "CPU")
+		return g.missing("cpu", "CPU")
 	}
 	if v1 {
 		return g.cpuV1(dir, c)
@@ -144,7 +140,7 @@ func (g *Group) memory(r *specs.LinuxResources) error {
 	}
 	dir, v1, ok := g.dir("memory")
 	if !ok {
-		return missing("memory", "memory")
+		return g.missing("memory", "memory")
 	}
 	if v1 {
 		return g.memoryV1(dir, m)
@@ -177,7 +173,7 @@ func (g *Group) memoryV1(dir string, m *specs.LinuxMemory) error {
 	if both != "" {
 		if _, err := os.Stat(filepath.Join(dir, "memory.memsw.limit_in_bytes")); errors.Is(err, os.ErrNotExist) {
 			if m.Limit == nil || *m.Swap != *m.Limit && *m.Swap > 0 {
-				return missing("memory+swap accounting", "swap")
+				return g.missing("memory+swap accounting", "swap")
 			}
 			both = ""
 		}
@@ -202,7 +198,7 @@ func (g *Group) pids(r *specs.LinuxResources) error {
 	}
 	dir, _, ok := g.dir("pids")
 	if !ok {
-		return missing("pids", "process count")
+		return g.missing("pids", "process count")
 	}
 	v := "max"
 	if *r.Pids.Limit > 0 {
@@ -229,8 +225,8 @@ func (g *Group) blockIO(r *specs.LinuxResources) error {
 	v1dir, isV1 := g.host.v1["blkio"]
 	if isV1 {
 		v1dir = filepath.Join(v1dir, g.name)
-	} else if !g.host.controllers["io"] {
-		return missing("io", "block I/O")
+	} else if _, _, ok := g.dir("io"); !ok {
+		return g.missing("io", "block I/O")
 	}
 	if b.Weight != nil && *b.Weight != 0 {
 		w := fmt.Sprint(*b.Weight)
@@ -269,6 +265,9 @@ func (g *Group) unified(r *specs.LinuxResources) error {
 		c, _, ok := strings.Cut(k, ".")
 		if !ok || strings.Contains(k, "/") || c == "cgroup" || !g.host.controllers[c] {
 			return fmt.Errorf("unified resource %q: not a file of a v2 controller on this host: %w", k, errdefs.ErrInvalidArgument)
+		}
+		if !slices.Contains(words(g.v2, "cgroup.controllers"), c) {
+			return g.missing(c, k)
 		}
 		if err := files(g.v2, k, v); err != nil {
 			return err

@@ -23,7 +23,7 @@ func moduleDirs() []string {
 // build makes the initramfs in file.
 func build(ctx context.Context, c config, tmp, file, release string) error {
 	root := filepath.Join(tmp, "root")
-	for _, d := range []string{"bin", "sbin", "proc", "sys", "dev", "tmp", "run", "etc", "root", "var/lib", "unit"} {
+	for _, d := range []string{"bin", "sbin", "proc", "sys", "dev", "tmp", "run", "etc", "root", "usr/bin", "usr/sbin", "var/lib", "unit"} {
 		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
 			return err
 		}

@@ -142,11 +142,15 @@ func oomChild(g *guest) error {
 }
 
 func pidsLimit(g *guest) error {
-	return g.with([]string{"--pids-limit", "10", "bb", "sh", "-c", "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do sleep 1000 & done; wait"}, func(id string, _ int, dir string) error {
+	return g.with([]string{"--pids-limit", "10", "bb", "sh", "-c", "sh -c 'for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do sleep 1000 & done'; exec sleep 1000"}, func(id string, _ int, dir string) error {
 		if err := until(10*time.Second, "refused fork", func() bool { return !strings.HasSuffix(read(dir, "pids.events"), " 0") }); err != nil {
 			return err
 		}
-		return expect("pids.current", read(dir, "pids.current"), "10")
+		n, err := strconv.Atoi(read(dir, "pids.current"))
+		if err == nil && (n < 8 || n > 10) {
+			err = fmt.Errorf("%d processes of 10", n)
+		}
+		return err
 	})
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -82,7 +83,7 @@ func clusterService(g *guest) error {
 		return fmt.Errorf("%w\n%s\n%s", err, full, tail("/var/lib/skein-dev/vm/n1/daemon.log", 20))
 	}
 	for n, node := range []*guest{m, w} {
-		addr, err := m.sk(0, "node", "inspect", "-f", "{{.Status.Addr}}", fmt.Sprintf("n%d", n+1))
+		addr, err := node.sk(0, "info", "-f", "{{.Swarm.NodeAddr}}")
 		if err != nil {
 			return err
 		}
@@ -168,8 +169,29 @@ func startDelegated(g *guest) error {
 	return g.startDaemon(delegatedGroup, "--cgroup-parent", strings.TrimPrefix(delegatedGroup, groupRoot))
 }
 
-// partlyDelegated: a parent that was given some controllers only, below a group with processes. Containers run; a limit that cannot be
-// had is refused by name.
+// partlyDelegated: the parent is below a group with processes, which therefore passes no controllers on. Containers run; a limit that
+// cannot be had is refused with the reason.
 func partlyDelegated(g *guest) error {
-	return errors.New("not written yet")
+	sleeper := exec.Command("sleep", "1000")
+	if err := sleeper.Start(); err != nil {
+		return err
+	}
+	defer sleeper.Process.Kill()
+	dir := groupRoot + "/busy.slice"
+	if err := errors.Join(os.Mkdir(dir, 0o755), os.WriteFile(dir+"/cgroup.procs", []byte(strconv.Itoa(sleeper.Process.Pid)), 0o644)); err != nil {
+		return err
+	}
+	if err := g.startDaemon("", "--cgroup-parent", "/busy.slice/skein", "--run-dir", "/run/skein"); err != nil {
+		return err
+	}
+	out, err := g.sk(0, "run", "--rm", "bb", "echo", "runs")
+	if err := errors.Join(err, expect("output", out, "runs")); err != nil {
+		return err
+	}
+	out, err = g.sk(125, "run", "--rm", "--memory", "64m", "bb", "true")
+	g.note("%s", out)
+	if err == nil && !strings.Contains(out, "busy.slice does not pass it on because it holds processes") {
+		err = errors.New(out)
+	}
+	return errors.Join(err, g.endDaemon("/busy.slice/skein"))
 }

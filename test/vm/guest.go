@@ -63,7 +63,7 @@ func prepare() error {
 	if err := unix.Mount("", "/", "", unix.MS_SHARED|unix.MS_REC, ""); err != nil { // as systemd does
 		return err
 	}
-	os.Setenv("PATH", "/bin:/sbin")
+	os.Setenv("PATH", "/bin:/sbin:/usr/bin:/usr/sbin")
 	os.Setenv("HOME", "/root")
 	if b, err := exec.Command("/bin/busybox", "--install", "-s").CombinedOutput(); err != nil {
 		return fmt.Errorf("install busybox: %w\n%s", err, b)
@@ -150,7 +150,10 @@ func guestChecks() int {
 		g.notes = nil
 		err := c.run(g)
 		result := "PASS"
-		if err != nil {
+		switch {
+		case err != nil && (strings.Contains(err.Error(), "is not built yet") || strings.Contains(err.Error(), "not supported by this version")):
+			result = "SKIP"
+		case err != nil:
 			result = "FAIL"
 		}
 		fmt.Printf("%s %s %.1fs %s\n", result, c.name, time.Since(start).Seconds(), strings.Join(g.notes, "; "))
