@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -51,6 +52,8 @@ type Driver struct {
 	dns  *dns.Server
 
 	ids idLocks // taken before mu
+
+	leaving atomic.Int32 // sandboxes that wait to be removed
 
 	mu   sync.Mutex
 	cfg  Config

@@ -37,6 +37,8 @@ type mesh struct {
 	retired  map[netip.Addr]time.Time
 	// gateways are the addresses of local gateway legs by the tag of their sandbox.
 	gateways map[string]netip.Addr
+	// gone are gateway addresses whose flows are still to be forgotten.
+	gone     []netip.Addr
 	rpWarned bool
 }
 
@@ -314,14 +316,14 @@ func (m *mesh) retire(live map[netip.Addr]bool) {
 // forgetRetired deletes the UDP flows of backends that left udpDrain ago. A UDP flow lives as long as its client sends, so it would stay
 // with the dead for ever; TCP flows end by themselves.
 func (d *Driver) forgetRetired(now time.Time) error {
-	var err error
+	var gone []netip.Addr
 	for a, left := range d.mesh.retired {
 		if now.Sub(left) >= udpDrain {
-			_, e := d.nft.ForgetFlows(a, unix.IPPROTO_UDP)
-			err = errors.Join(err, e)
+			gone = append(gone, a)
 			delete(d.mesh.retired, a)
 		}
 	}
+	_, err := d.nft.ForgetFlows(unix.IPPROTO_UDP, gone...)
 	return err
 }
 

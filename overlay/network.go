@@ -127,15 +127,15 @@ func (r *router) forgetGone(nw *Network) error {
 	for i := range nw.Endpoints {
 		here[nw.Endpoints[i].Addr4], here[nw.Endpoints[i].Addr6] = true, true
 	}
-	var err error
+	var gone []netip.Addr
 	for i := range r.applied.Endpoints {
 		for _, a := range []netip.Addr{r.applied.Endpoints[i].Addr4, r.applied.Endpoints[i].Addr6} {
 			if a.IsValid() && !here[a] {
-				_, e := r.nft.ForgetFlows(a, 0)
-				err = errors.Join(err, e)
+				gone = append(gone, a)
 			}
 		}
 	}
+	_, err := r.nft.ForgetFlows(0, gone...)
 	return err
 }
 

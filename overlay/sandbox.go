@@ -397,9 +397,12 @@ func (d *Driver) gatewayChanged(id string, a netip.Addr) error {
 			delete(d.mesh.targets, k)
 		}
 	}
-	var err error
 	if old.IsValid() {
-		_, err = d.nft.ForgetFlows(old, 0)
+		d.mesh.gone = append(d.mesh.gone, old)
+	}
+	var err error
+	if a.IsValid() { // what used this address before must not be met by what is about to
+		err = d.forgetGateways()
 	}
 	if d.mesh.table == nil {
 		return err
@@ -410,13 +413,24 @@ func (d *Driver) gatewayChanged(id string, a netip.Addr) error {
 	return errors.Join(err, e)
 }
 
+// forgetGateways drops the flows of gateways that are gone.
+func (d *Driver) forgetGateways() error {
+	_, err := d.nft.ForgetFlows(0, d.mesh.gone...)
+	d.mesh.gone = nil
+	return err
+}
+
 // RemoveSandbox deletes a container's namespace, its legs and DNS sockets. One that does not exist is not an error.
 func (d *Driver) RemoveSandbox(ctx context.Context, id string) error {
 	if err := validateSandbox(Sandbox{ID: id}); err != nil {
 		return err
 	}
 	defer d.ids.lock(id)()
-	err := d.step(func() error { return d.removeSandbox(ctx, id) })
+	d.leaving.Add(1)
+	err := d.step(func() error {
+		d.leaving.Add(-1)
+		return d.removeSandbox(ctx, id)
+	})
 	if err = errors.Join(err, link.RemoveNS(d.sandboxFile(id))); err != nil {
 		return fmt.Errorf("remove network of container %s: %w", id, err)
 	}
@@ -436,6 +450,9 @@ func (d *Driver) removeSandbox(ctx context.Context, id string) error {
 	err = errors.Join(err, d.conn.DelLink(gatewayPrefix+t), d.removeBridgeLegs(id, b))
 	delete(d.boxes, id)
 	err = errors.Join(err, d.gatewayChanged(id, netip.Addr{}), d.applyBridgeRules(false))
-	d.removeRouters(false) // a network may have waited for its last leg
+	d.removeRouters(false)     // a network may have waited for its last leg
+	if d.leaving.Load() == 0 { // else the last of those that leave at the same time does it for all
+		err = errors.Join(err, d.forgetGateways())
+	}
 	return err
 }

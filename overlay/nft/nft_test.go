@@ -2,6 +2,8 @@ package nft
 
 import (
 	"errors"
+	"fmt"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"testing"
@@ -162,5 +164,72 @@ func TestManyElements(t *testing.T) {
 	slots.Put(MeshSlotKey(6, 3, 3), AddrPort(a, 81))
 	if changed, err := s.Sync(table, false); err != nil || !changed {
 		t.Fatal(changed, err)
+	}
+}
+
+// TestForgetFlows makes flows on the loopback device and forgets those of some addresses.
+func TestForgetFlows(t *testing.T) {
+	ns, s := testSyncer(t)
+	mesh := meshTable(false) // its rules look at connections, which turns tracking on
+	if _, err := s.Sync(mesh, false); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := s.ForgetFlows(0, netip.MustParseAddr("127.0.0.2")); n != 0 || err != nil {
+		t.Errorf("empty namespace: forgot %d, %v", n, err)
+	}
+	dial := func(last int) {
+		t.Helper()
+		err := ns.Do(func() error {
+			c, err := net.Dial("udp", fmt.Sprintf("127.0.0.%d:999", last))
+			if err == nil {
+				_, err = c.Write([]byte("x"))
+				c.Close()
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	loopback(t, ns)
+	for last := 2; last < 8; last++ {
+		dial(last)
+	}
+	addr := func(last byte) netip.Addr { return netip.AddrFrom4([4]byte{127, 0, 0, last}) }
+	for _, c := range []struct {
+		protocol byte
+		addrs    []netip.Addr
+		want     int
+	}{
+		{unix.IPPROTO_TCP, []netip.Addr{addr(2)}, 0},
+		{0, []netip.Addr{addr(2)}, 1},
+		{0, []netip.Addr{addr(2)}, 0},
+		{0, nil, 0},
+		{0, []netip.Addr{addr(3), addr(4), addr(99), netip.MustParseAddr("fd00::1")}, 2},
+		{unix.IPPROTO_UDP, []netip.Addr{addr(5), addr(6), addr(7)}, 3},
+	} {
+		if n, err := s.ForgetFlows(c.protocol, c.addrs...); n != c.want || err != nil {
+			t.Errorf("forget protocol %d of %v: %d, %v; want %d", c.protocol, c.addrs, n, err, c.want)
+		}
+	}
+}
+
+func loopback(t *testing.T, ns *link.NS) {
+	t.Helper()
+	err := ns.Do(func() error {
+		s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(s)
+		ifr, err := unix.NewIfreq("lo")
+		if err != nil {
+			return err
+		}
+		ifr.SetUint16(unix.IFF_UP)
+		return unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, ifr)
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
