@@ -162,6 +162,19 @@ func listenAddress(wish, configured string) (string, error) {
 	return net.JoinHostPort(a.String(), port), nil
 }
 
+// localAddress is where this machine reaches a port that it listens on.
+func localAddress(listen string) string {
+	ap, err := netip.ParseAddrPort(listen)
+	if err != nil || !ap.Addr().IsUnspecified() {
+		return listen
+	}
+	host := "127.0.0.1"
+	if ap.Addr().Is6() {
+		host = "::1"
+	}
+	return net.JoinHostPort(host, strconv.Itoa(int(ap.Port())))
+}
+
 // remoteAddress completes the address of a manager to join. It may be a name.
 func remoteAddress(s string) (string, error) {
 	host, port, err := splitWish(s, "manager address")

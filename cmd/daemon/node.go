@@ -142,7 +142,7 @@ func (n *clusterNode) managerConfig(m *membership) manager.Config {
 		NodeID: n.id.NodeID(), ClusterID: n.id.ClusterID(), StateDir: m.clusterDir(), RPCAddr: n.settings.RPCAddr,
 		RaftListener: n.mux.Raft(),
 		DialRaft:     func(ctx context.Context, addr string) (net.Conn, error) { return n.mux.Dial(ctx, addr, api.ALPNRaft) },
-		DialManager:  n.dialManager, DialNode: n.mux.DialGRPC, Join: n.settings.Seeds, Known: n.managers, Disconnect: n.mux.Disconnect,
+		DialManager:  n.dialManager, DialNode: n.dialNode, Join: n.settings.Seeds, Known: n.managers, Disconnect: n.mux.Disconnect,
 		Reserve: m.cfg.reserve,
 		Fatal: func(code int, err error) {
 			n.log.Error("this node's manager cannot go on", "err", err)
@@ -153,7 +153,19 @@ func (n *clusterNode) managerConfig(m *membership) manager.Config {
 }
 
 func (n *clusterNode) dialManager(addr string) (*grpc.ClientConn, error) {
-	return transport.DialGRPC(addr, n.id.ClientTLS(api.RoleManager))
+	return transport.DialGRPC(n.reach(addr), n.id.ClientTLS(api.RoleManager))
+}
+
+func (n *clusterNode) dialNode(addr string) (*grpc.ClientConn, error) {
+	return n.mux.DialGRPC(n.reach(addr))
+}
+
+// reach is where to dial an address: this node's own port is reached from inside, since the advertised address may be a translated one.
+func (n *clusterNode) reach(addr string) string {
+	if addr != n.settings.RPCAddr {
+		return addr
+	}
+	return localAddress(n.settings.Listen)
 }
 
 func (n *clusterNode) liveness(packets net.PacketConn) (*liveness.Liveness, error) {
@@ -283,7 +295,7 @@ func (n *clusterNode) joined(ctx context.Context) error {
 
 // leave tells the group that this manager goes. The cluster goes on without a worker by itself.
 func (n *clusterNode) leave(ctx context.Context) {
-	if n.manager == nil {
+	if n.manager == nil || len(n.manager.Managers()) == 1 {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, leaveWait)
@@ -342,7 +354,7 @@ func (n *clusterNode) agentOf(nodeID string) (api.AgentClient, error) {
 	c := n.conns[addr]
 	if c == nil {
 		var err error
-		if c, err = n.mux.DialGRPC(addr); err != nil {
+		if c, err = n.dialNode(addr); err != nil {
 			return nil, fmt.Errorf("reach node %s: %w", nodeID, err)
 		}
 		n.conns[addr] = c
