@@ -361,16 +361,6 @@ func (e *Engine) NetworkRemove(ctx context.Context, ref string) error {
 	return nil
 }
 
-// NetworkConnect attaches a container that is not running to a further network.
-func (e *Engine) NetworkConnect(ctx context.Context, ref string, req network.ConnectRequest) error {
-	return notBuilt("docker network connect is not supported by this version of skein: name all networks when the container is created")
-}
-
-// NetworkDisconnect is NetworkConnect's reverse.
-func (e *Engine) NetworkDisconnect(ctx context.Context, ref string, req network.DisconnectRequest) error {
-	return notBuilt("docker network disconnect is not supported by this version of skein")
-}
-
 func (e *Engine) emitNetwork(l *localNetwork, action events.Action) {
 	e.events.publish(events.Message{Type: events.NetworkEventType, Action: action, Actor: events.Actor{ID: l.ID, Attributes: map[string]string{"name": l.Name, "type": l.Driver}}})
 }

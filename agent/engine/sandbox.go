@@ -175,27 +175,39 @@ func (e *Engine) bridgeSandbox(r record) (overlay.Sandbox, map[string]*network.E
 			nets[name] = &s
 			continue
 		}
-		var want netip.Addr
-		if s.IPAMConfig != nil {
-			want = s.IPAMConfig.IPv4Address
-		}
-		addr, err := e.nets.take(l, r.ID, want)
+		leg, settings, err := e.bridgeLeg(r, s)
 		if err != nil {
 			return sb, nil, err
 		}
-		leg := overlay.BridgeLeg{BridgeID: l.ID, Addr4: addr}
-		if l.Name != defaultBridge {
-			sb.DNS = true
-			leg.Names = append([]string{r.Name, r.ID[:12], r.Config.Hostname}, s.Aliases...)
-		}
+		sb.DNS = sb.DNS || len(leg.Names) > 0
 		if len(sb.Bridges) == 0 {
 			leg.Ports = ports
 		}
-		sb.Bridges = append(sb.Bridges, leg)
-		s.EndpointID, s.Gateway, s.IPAddress, s.IPPrefixLen, s.DNSNames = r.ID, l.Gateway, addr.Addr(), addr.Bits(), leg.Names
-		nets[name] = &s
+		sb.Bridges, nets[name] = append(sb.Bridges, leg), settings
 	}
 	return sb, nets, nil
+}
+
+// bridgeLeg allocates the container's address on one network. Names are answered on networks that users made.
+func (e *Engine) bridgeLeg(r record, s network.EndpointSettings) (overlay.BridgeLeg, *network.EndpointSettings, error) {
+	l, err := e.nets.find(s.NetworkID)
+	if err != nil {
+		return overlay.BridgeLeg{}, nil, err
+	}
+	var want netip.Addr
+	if s.IPAMConfig != nil {
+		want = s.IPAMConfig.IPv4Address
+	}
+	addr, err := e.nets.take(l, r.ID, want)
+	if err != nil {
+		return overlay.BridgeLeg{}, nil, err
+	}
+	leg := overlay.BridgeLeg{BridgeID: l.ID, Addr4: addr}
+	if l.Name != defaultBridge {
+		leg.Names = append([]string{r.Name, r.ID[:12], r.Config.Hostname}, s.Aliases...)
+	}
+	s.EndpointID, s.Gateway, s.IPAddress, s.IPPrefixLen, s.DNSNames = r.ID, l.Gateway, addr.Addr(), addr.Bits(), leg.Names
+	return leg, &s, nil
 }
 
 func (e *Engine) releaseBridges(r record) {
@@ -357,12 +369,54 @@ func (e *Engine) writeNetworkFiles(r record) error {
 	if o, err := e.sharesNetwork(r); o != nil || err != nil {
 		return err // the other container's are bound
 	}
-	dir := e.containerDir(r.ID)
+	files, err := e.networkFiles(r)
+	if err != nil {
+		return err
+	}
+	for f, b := range files {
+		if err := e.writeNetworkFile(r, f, b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeNetworkFile writes in place, not by rename: a running container's bind must see it. 0644: the container's users read it.
+func (e *Engine) writeNetworkFile(r record, name string, b []byte) error {
+	return os.WriteFile(filepath.Join(e.containerDir(r.ID), name), b, 0o644)
+}
+
+// refreshNetworkFiles follows a change of networks in those files of a running container that it did not change itself.
+func (e *Engine) refreshNetworkFiles(old, next record) error {
+	before, err := e.networkFiles(old)
+	if err != nil {
+		return err
+	}
+	after, err := e.networkFiles(next)
+	if err != nil {
+		return err
+	}
+	for f, b := range after {
+		now, err := os.ReadFile(filepath.Join(e.containerDir(old.ID), f))
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(now, before[f]) {
+			continue
+		}
+		if err := e.writeNetworkFile(old, f, b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (e *Engine) networkFiles(r record) (map[string][]byte, error) {
 	var hosts bytes.Buffer
 	if r.HostConfig.NetworkMode == "host" {
 		host, err := os.ReadFile("/etc/hosts")
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
+			return nil, err
 		}
 		hosts.Write(host)
 	} else {
@@ -371,7 +425,7 @@ func (e *Engine) writeNetworkFiles(r record) error {
 	for _, h := range r.HostConfig.ExtraHosts {
 		name, addr, ok := strings.Cut(h, ":")
 		if !ok {
-			return invalid("invalid extra host %q: want name:address", h)
+			return nil, invalid("invalid extra host %q: want name:address", h)
 		}
 		if addr == "host-gateway" {
 			if l, err := e.nets.find(defaultBridge); err == nil {
@@ -387,14 +441,7 @@ func (e *Engine) writeNetworkFiles(r record) error {
 	for _, a := range sandboxAddrs(r.Sandbox) {
 		fmt.Fprintf(&hosts, "%s\t%s\n", a, name)
 	}
-	files := map[string][]byte{"hosts": hosts.Bytes(), "hostname": []byte(r.Config.Hostname + "\n"), "resolv.conf": resolvConf(r)}
-	for f, b := range files {
-		// In place, not by rename: a running container's bind must see it. 0644: the container's users read it.
-		if err := os.WriteFile(filepath.Join(dir, f), b, 0o644); err != nil {
-			return err
-		}
-	}
-	return nil
+	return map[string][]byte{"hosts": hosts.Bytes(), "hostname": []byte(r.Config.Hostname + "\n"), "resolv.conf": resolvConf(r)}, nil
 }
 
 func sandboxAddrs(s overlay.Sandbox) []netip.Addr {

@@ -60,7 +60,7 @@ func Run(ctx context.Context, cfg Config, version string) error {
 	}
 	member := newMembership(cfg, eng, network, log)
 	handler := dockerapi.New(dockerapi.Config{
-		Containers: eng, Images: eng, Networks: eng, System: eng, Swarm: member, Logger: log.With("component", "api"), Version: version,
+		Containers: eng, Images: eng, Networks: eng, Volumes: eng, Archives: eng, Limits: eng, System: eng, Swarm: member, Logger: log.With("component", "api"), Version: version,
 	})
 	return serve(ctx, cfg, log, network, eng, member, func(ctx context.Context, l net.Listener) error {
 		return dockerapi.Serve(ctx, l, handler, log.With("component", "api"))

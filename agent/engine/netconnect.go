@@ -1,0 +1,173 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+
+	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/network"
+
+	"skein/overlay"
+)
+
+// NetworkConnect attaches a container, running or not, to a further bridge network.
+func (e *Engine) NetworkConnect(ctx context.Context, ref string, req network.ConnectRequest) error {
+	l, err := e.nets.find(ref)
+	if err != nil {
+		return err
+	}
+	c, err := e.find(req.Container)
+	if err != nil {
+		return err
+	}
+	if err := c.lock(); err != nil {
+		return err
+	}
+	defer c.op.Unlock()
+	r := c.snapshot()
+	if err := changeable(r, l); err != nil {
+		return err
+	}
+	if _, ok := r.Networks[l.Name]; ok {
+		return errf(errDenied, "endpoint with name %s already exists in network %s", r.Name, l.Name)
+	}
+	wish := req.EndpointConfig
+	if wish == nil {
+		wish = &network.EndpointSettings{}
+	}
+	s, err := endpoint(l, wish)
+	if err != nil {
+		return err
+	}
+	nets := maps.Clone(r.Networks)
+	if nets == nil {
+		nets = map[string]*network.EndpointSettings{}
+	}
+	delete(nets, "none") // the mode of a container that had no network
+	nets[l.Name] = s
+	if err := e.rewire(ctx, c, nets); err != nil {
+		return err
+	}
+	e.emitEndpoint(l, r.ID, events.ActionConnect)
+	return nil
+}
+
+// NetworkDisconnect takes a container off a network.
+func (e *Engine) NetworkDisconnect(ctx context.Context, ref string, req network.DisconnectRequest) error {
+	l, err := e.nets.find(ref)
+	if err != nil {
+		return err
+	}
+	c, err := e.find(req.Container)
+	if err != nil {
+		return err
+	}
+	if err := c.lock(); err != nil {
+		return err
+	}
+	defer c.op.Unlock()
+	r := c.snapshot()
+	if err := changeable(r, l); err != nil {
+		return err
+	}
+	if _, ok := r.Networks[l.Name]; !ok {
+		return errf(errDenied, "container %s is not connected to network %s", r.ID, l.Name)
+	}
+	nets := maps.Clone(r.Networks)
+	delete(nets, l.Name)
+	if err := e.rewire(ctx, c, nets); err != nil {
+		return err
+	}
+	e.emitEndpoint(l, r.ID, events.ActionDisconnect)
+	return nil
+}
+
+// changeable refuses containers whose networks are not theirs to choose.
+func changeable(r record, l *localNetwork) error {
+	switch {
+	case r.Task != "":
+		return errf(errDenied, "container %s belongs to a service: change the service's networks", r.Name)
+	case r.HostConfig.NetworkMode.IsHost() || l.Driver == "host":
+		return errf(errDenied, "container cannot be disconnected from host network or connected to host network")
+	case r.HostConfig.NetworkMode.IsContainer():
+		return errf(errDenied, "container sharing network namespace with another container or host cannot be connected to any other network")
+	case l.Driver == "null":
+		return errf(errDenied, "container cannot be connected to network %s", l.Name)
+	}
+	return nil
+}
+
+// rewire gives a container the networks. A running one keeps its namespace and the addresses of those that stay. The caller holds c.op.
+func (e *Engine) rewire(ctx context.Context, c *entry, nets map[string]*network.EndpointSettings) error {
+	old := c.snapshot()
+	if !old.State.active() {
+		return e.update(c, func(r *record) { r.Networks = nets })
+	}
+	next := old
+	next.Networks = maps.Clone(nets)
+	sb, err := e.rewiredSandbox(old, &next)
+	if err == nil {
+		next.Sandbox = sb
+		// Recorded first: a crash in between is mended when the container is adopted.
+		err = e.update(c, func(r *record) { r.Sandbox, r.Networks = next.Sandbox, next.Networks })
+	}
+	if err == nil {
+		if _, err = e.cfg.Network.AddSandbox(ctx, sb); err != nil {
+			_, back := e.cfg.Network.AddSandbox(context.WithoutCancel(ctx), old.Sandbox)
+			err = errors.Join(err, back, e.update(c, func(r *record) { r.Sandbox, r.Networks = old.Sandbox, old.Networks }))
+		}
+	}
+	kept := next.Networks
+	if err != nil {
+		kept = old.Networks
+	}
+	for _, nets := range []map[string]*network.EndpointSettings{old.Networks, next.Networks} {
+		for name, s := range nets {
+			if _, ok := kept[name]; !ok {
+				e.nets.give(s.NetworkID, old.ID)
+			}
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return e.refreshNetworkFiles(old, next)
+}
+
+// rewiredSandbox is the sandbox of a running container on next's networks: legs that stay as they are, new ones after them.
+func (e *Engine) rewiredSandbox(old record, next *record) (overlay.Sandbox, error) {
+	sb := old.Sandbox
+	sb.Bridges, sb.DNS = nil, false
+	var ports []overlay.HostPort
+	for _, leg := range old.Sandbox.Bridges {
+		ports = append(ports, leg.Ports...)
+		if slices.ContainsFunc(slices.Collect(maps.Values(next.Networks)), func(s *network.EndpointSettings) bool { return s.NetworkID == leg.BridgeID }) {
+			sb.Bridges = append(sb.Bridges, leg)
+		}
+	}
+	for _, name := range sortedKeys(next.Networks) {
+		if slices.ContainsFunc(sb.Bridges, func(l overlay.BridgeLeg) bool { return l.BridgeID == next.Networks[name].NetworkID }) {
+			continue
+		}
+		leg, s, err := e.bridgeLeg(*next, *next.Networks[name])
+		if err != nil {
+			return sb, err
+		}
+		sb.Bridges, next.Networks[name] = append(sb.Bridges, leg), s
+	}
+	for i := range sb.Bridges {
+		sb.Bridges[i].Ports = nil
+		if i == 0 {
+			sb.Bridges[i].Ports = ports
+		}
+		sb.DNS = sb.DNS || len(sb.Bridges[i].Names) > 0
+	}
+	return sb, nil
+}
+
+func (e *Engine) emitEndpoint(l *localNetwork, containerID string, action events.Action) {
+	e.events.publish(events.Message{Type: events.NetworkEventType, Action: action,
+		Actor: events.Actor{ID: l.ID, Attributes: map[string]string{"name": l.Name, "type": l.Driver, "container": containerID}}})
+}
