@@ -191,3 +191,21 @@ func registryAuth(r *http.Request) *registry.AuthConfig {
 	}
 	return auth
 }
+
+// withoutQuery takes out of a spec what the client said in the query and repeats in the body (dockerode sends its options as both). No field
+// of a spec is called like a parameter, and every other unknown field must reach the managers, who refuse it by name.
+func withoutQuery(raw []byte, q url.Values) []byte {
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &fields); err != nil {
+		return raw
+	}
+	n := len(fields)
+	maps.DeleteFunc(fields, func(k string, _ json.RawMessage) bool { return q.Has(k) })
+	if len(fields) == n {
+		return raw
+	}
+	if b, err := json.Marshal(fields); err == nil {
+		return b
+	}
+	return raw
+}

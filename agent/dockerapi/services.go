@@ -110,7 +110,9 @@ func (h *handlers) serviceUpdate(w http.ResponseWriter, r *http.Request) error {
 	default:
 		return invalid("invalid value for \"registryAuthFrom\": %q", string(from))
 	}
-	upd, err := ctl.UpdateService(r.Context(), &api.UpdateRequest{Ref: ref, Version: version, SpecJson: raw, RegistryAuth: auth, Rollback: rollback})
+	upd, err := ctl.UpdateService(r.Context(), &api.UpdateRequest{
+		Ref: ref, Version: version, SpecJson: withoutQuery(raw, q), RegistryAuth: auth, Rollback: rollback,
+	})
 	if err != nil {
 		return err
 	}

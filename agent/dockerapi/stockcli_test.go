@@ -57,7 +57,7 @@ func TestStockCLI(t *testing.T) {
 		{args: "top s", want: []string{"sleep"}},
 		{args: "wait web", want: []string{"0"}},
 		{args: "rm -f s", want: []string{"s"}},
-		{args: "events --since 1 --until 2", want: []string{""}},
+		{args: "events --since 1 --until 2", want: []string{"container die past"}},
 		{args: "load -i /dev/null", want: []string{"Loaded 0 bytes"}},
 		{args: "save busybox", want: []string{"busybox"}},
 		{args: "container prune -f", want: []string{"Total reclaimed space: 0B"}},

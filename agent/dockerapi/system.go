@@ -3,7 +3,6 @@ package dockerapi
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"maps"
 	"net/http"
 	"strings"
@@ -164,12 +163,8 @@ func (h *handlers) events(w http.ResponseWriter, r *http.Request) error {
 	if !since.IsZero() && !until.IsZero() && since.After(until) {
 		return invalid("`since` time (%s) cannot be after `until` time (%s)", q.Get("since"), q.Get("until"))
 	}
-	ctx := r.Context()
-	if !until.IsZero() {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(ctx, until)
-		defer cancel()
-	}
+	ctx, cancel := context.WithCancel(r.Context()) // ends the backend's stream when a write fails
+	defer cancel()
 	ch, err := h.System.Events(ctx, since, until, f)
 	if err != nil {
 		return err
@@ -179,6 +174,7 @@ func (h *handlers) events(w http.ResponseWriter, r *http.Request) error {
 	return streamEvents(ctx, w, ch)
 }
 
+// streamEvents writes events until the backend closes the channel: that is how it says that the time is up and all before it was told.
 func streamEvents(ctx context.Context, w http.ResponseWriter, ch <-chan events.Message) error {
 	rc := http.NewResponseController(w)
 	if err := rc.Flush(); err != nil {
@@ -187,9 +183,6 @@ func streamEvents(ctx context.Context, w http.ResponseWriter, ch <-chan events.M
 	for {
 		select {
 		case <-ctx.Done():
-			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				return drainEvents(w, ch)
-			}
 			return nil
 		case e, ok := <-ch:
 			if !ok {
@@ -201,23 +194,6 @@ func streamEvents(ctx context.Context, w http.ResponseWriter, ch <-chan events.M
 			if err := rc.Flush(); err != nil {
 				return err
 			}
-		}
-	}
-}
-
-// drainEvents writes what a backend had ready when the time was up.
-func drainEvents(w http.ResponseWriter, ch <-chan events.Message) error {
-	for {
-		select {
-		case e, ok := <-ch:
-			if !ok {
-				return nil
-			}
-			if err := encodeJSON(w, e); err != nil {
-				return err
-			}
-		default:
-			return nil
 		}
 	}
 }

@@ -32,7 +32,10 @@ func instantOrNil(nanos int64) *time.Time {
 }
 
 func serviceObject(tx store.ReadTx, svc *store.Service) swarm.Service {
-	o := swarm.Service{ID: svc.Id, Meta: meta(svc.Meta), Spec: *svc.Spec, PreviousSpec: svc.Previous}
+	o := swarm.Service{ID: svc.Id, Meta: meta(svc.Meta), Spec: labelled(*svc.Spec)}
+	if svc.Previous != nil {
+		o.PreviousSpec = ptr(labelled(*svc.Previous))
+	}
 	if es := svc.Spec.EndpointSpec; es != nil {
 		o.Endpoint.Spec = *es
 	}
@@ -54,6 +57,14 @@ func serviceObject(tx store.ReadTx, svc *store.Service) swarm.Service {
 		o.UpdateStatus = &swarm.UpdateStatus{State: swarm.UpdateState(u.State), StartedAt: instantOrNil(u.Started), CompletedAt: instantOrNil(u.Completed), Message: u.Message}
 	}
 	return o
+}
+
+// labelled has a map of labels, be it empty: clients index it.
+func labelled(spec swarm.ServiceSpec) swarm.ServiceSpec {
+	if spec.Labels == nil {
+		spec.Labels = map[string]string{}
+	}
+	return spec
 }
 
 func ports(in []*api.PortConfig) []swarm.PortConfig {
@@ -126,6 +137,9 @@ func taskStatus(t *store.Task, soft *api.TaskReport) swarm.TaskStatus {
 func swarmNetwork(n *store.Network) swarm.Network {
 	o := swarm.Network{ID: n.Id, Meta: meta(n.Meta), DriverState: swarm.Driver{Name: n.Driver, Options: networkOptions(n)}}
 	o.Spec.Name, o.Spec.Labels = n.Name, n.Labels
+	if o.Spec.Labels == nil {
+		o.Spec.Labels = map[string]string{}
+	}
 	o.Spec.DriverConfiguration = &swarm.Driver{Name: n.Driver}
 	o.Spec.Internal, o.Spec.Attachable, o.Spec.Ingress, o.Spec.Scope = n.Internal, n.Attachable, n.Ingress, "swarm"
 	if p, err := netip.ParsePrefix(n.Subnet4); err == nil {

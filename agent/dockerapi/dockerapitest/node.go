@@ -448,7 +448,18 @@ func (n *Node) Version(context.Context) (system.VersionResponse, error) {
 	}, nil
 }
 
-// Events are EventsCh.
-func (n *Node) Events(context.Context, time.Time, time.Time, dockerapi.Filters) (<-chan events.Message, error) {
-	return n.EventsCh, nil
+// Events are EventsCh; up to a time that is over there was one, told as an engine tells it.
+func (n *Node) Events(ctx context.Context, _, until time.Time, _ dockerapi.Filters) (<-chan events.Message, error) {
+	if until.IsZero() {
+		return n.EventsCh, nil
+	}
+	ch := make(chan events.Message)
+	go func() {
+		defer close(ch)
+		select {
+		case ch <- events.Message{Type: events.ContainerEventType, Action: events.ActionDie, Actor: events.Actor{ID: "past"}}:
+		case <-ctx.Done():
+		}
+	}()
+	return ch, nil
 }
