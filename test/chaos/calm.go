@@ -36,7 +36,8 @@ func (w *world) updated(ctx context.Context, name string, limit time.Duration) e
 			}
 			return err
 		})
-		if err == nil && (state == swarm.UpdateStateCompleted || state == swarm.UpdateStateRollbackCompleted) {
+		// None: a later write, of labels only, had nothing to roll out and took the report of the one before along.
+		if err == nil && (state == "" || state == swarm.UpdateStateCompleted || state == swarm.UpdateStateRollbackCompleted) {
 			return nil
 		}
 		last = fmt.Sprintf("state %q, error %v", state, err)
@@ -148,16 +149,12 @@ func churn(ctx context.Context, w *world) error {
 			return fmt.Errorf("create %s at %s: %w", s.name, at.Name, err)
 		}
 		sleep(ctx, time.Duration(w.rand.IntN(1500))*time.Millisecond)
-		err := w.call(ctx, at, func(ctx context.Context, api *client.Client) error {
-			_, err := api.ServiceRemove(ctx, s.name, client.ServiceRemoveOptions{})
-			return err
-		})
-		if err != nil {
-			return fmt.Errorf("remove %s at %s: %w", s.name, at.Name, err)
+		if err := w.remove(ctx, s.name); err != nil {
+			return fmt.Errorf("remove %s: %w", s.name, err)
 		}
-		w.mu.Lock()
-		delete(w.services, s.name)
-		w.mu.Unlock()
+		if err := w.refused(ctx, s); err != nil {
+			return err
+		}
 	}
 	var grown map[string]string
 	for begun := time.Now(); time.Since(begun) < 30*time.Second; sleep(ctx, time.Second) {
@@ -171,4 +168,27 @@ func churn(ctx context.Context, w *world) error {
 		out = append(out, k+" "+grown[k])
 	}
 	return fmt.Errorf("left behind 30 s after the last removal: %v", out)
+}
+
+// refused waits until the port of a removed service is closed everywhere; clients must be told at once, not left to time out.
+func (w *world) refused(ctx context.Context, s *service) error {
+	for _, n := range w.living() {
+		url := fmt.Sprintf("http://%s:%d/", n.Address, s.port)
+		begun := time.Now()
+		for {
+			asked := time.Now()
+			_, err := fresh(url, 3*time.Second)
+			if took := time.Since(asked); took > 1500*time.Millisecond {
+				return fmt.Errorf("port %d of %s, which was removed %v ago: %s left its client waiting for %v: %w", s.port, s.name, time.Since(begun), n.Name, took, err)
+			}
+			if err != nil {
+				break
+			}
+			if time.Since(begun) > 15*time.Second {
+				return fmt.Errorf("port %d of %s still answers at %s 15 s after the removal", s.port, s.name, n.Name)
+			}
+			sleep(ctx, pollStep)
+		}
+	}
+	return nil
 }

@@ -17,7 +17,7 @@ import (
 	"skein/cmd/dev"
 )
 
-const raftDir = "manager/raft" // below the state directory
+const raftDir = "cluster/raft" // below the state directory
 
 const healTime = 20 * time.Second // after a fault ended everything must be right again
 
@@ -366,4 +366,3 @@ func (w *world) dump(ctx context.Context) {
 		})
 	}
 }
-

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	cerrdefs "github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/client"
 	"golang.org/x/sys/unix"
@@ -38,6 +39,8 @@ var faults = []fault{
 	{"kill-all", "kill -9 of all daemons at once", false, false, killAll},
 	{"kill-supervisor", "kill -9 of a supervisor alone", false, false, killSupervisor},
 	{"kill-both", "kill -9 of a node's supervisor and daemon at once", false, false, killBoth},
+	{"orphan-exit", "a supervisor is killed, then a container that it started: its end is noticed and it is replaced", true, false, orphanExit},
+	{"create-kill", "services are created while leaders are killed: no acknowledged one is lost, none comes twice", true, false, createKill},
 	{"kill-node", "kill -9 of everything of a node, restarted when its tasks run elsewhere", true, false, killNode},
 	{"pause-leader", "SIGSTOP of the leader for 1 to 20 s: no stale read afterwards", true, false, pauseLeader},
 	{"pause-worker", "SIGSTOP of a worker's daemon for 1 to 20 s", true, false, pauseWorker},
@@ -115,7 +118,7 @@ func (w *world) start(ctx context.Context, n *dev.Node) error {
 
 // firstWrite measures how long writes are refused after a leader is lost.
 func (w *world) firstWrite(ctx context.Context) error {
-	took, err := w.persist(ctx, 15*time.Second, "web", nil)
+	took, err := w.anyWrite(ctx, 15*time.Second)
 	if err != nil {
 		return err
 	}
@@ -125,6 +128,43 @@ func (w *world) firstWrite(ctx context.Context) error {
 		return fmt.Errorf("the first write was accepted after %v, promised are %v", took, failoverTime)
 	}
 	return nil
+}
+
+// anyWrite writes at all living managers until one of them takes it.
+func (w *world) anyWrite(ctx context.Context, limit time.Duration) (time.Duration, error) {
+	begun := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	managers := w.managers()
+	done := make(chan error, len(managers))
+	for _, n := range managers {
+		go func() {
+			var err error
+			for {
+				if err = w.update(ctx, n, "web", nil); err == nil {
+					cancel()
+				}
+				if ctx.Err() != nil {
+					done <- err
+					return
+				}
+				sleep(ctx, pollStep)
+			}
+		}()
+	}
+	var took time.Duration
+	var last error
+	for range managers {
+		if err := <-done; err != nil {
+			last = err
+		} else if took == 0 {
+			took = time.Since(begun)
+		}
+	}
+	if took == 0 {
+		return 0, fmt.Errorf("no manager took a write within %v: %w", limit, last)
+	}
+	return took, nil
 }
 
 func killLeader(ctx context.Context, w *world) error {
@@ -234,6 +274,66 @@ func killSupervisor(ctx context.Context, w *world) error {
 	return nil
 }
 
+// orphanExit ends a container whose parent is no longer the supervisor that started it.
+func orphanExit(ctx context.Context, w *world) error {
+	if err := killSupervisor(ctx, w); err != nil {
+		return err
+	}
+	for name, pid := range w.before {
+		w.say("  container %s, pid %d", name, pid)
+		return syscall.Kill(pid, syscall.SIGKILL)
+	}
+	return nil
+}
+
+func createKill(ctx context.Context, w *world) error {
+	names := make(chan string, 8)
+	go func() {
+		defer close(names)
+		for i := range cap(names) {
+			list := w.managers()
+			s := &service{name: fmt.Sprintf("ck%d", i), replicas: 1, order: swarm.UpdateOrderStopFirst}
+			err := w.create(ctx, list[i%len(list)], s)
+			for try := 0; err != nil && try < 20 && ctx.Err() == nil; try++ { // it may have been done: then its name is taken
+				if cerrdefs.IsAlreadyExists(err) || cerrdefs.IsConflict(err) {
+					w.mu.Lock()
+					w.services[s.name], err = s, nil
+					w.mu.Unlock()
+					break
+				}
+				sleep(ctx, 100*time.Millisecond)
+				list = w.managers()
+				err = w.create(ctx, list[try%len(list)], s)
+			}
+			if err != nil {
+				w.say("  create %s: %v", s.name, err)
+			}
+			names <- s.name
+			sleep(ctx, 200*time.Millisecond)
+		}
+	}()
+	err := errors.Join(killLeader(ctx, w), killLeader(ctx, w))
+	var all []string
+	for n := range names {
+		all = append(all, n)
+	}
+	w.check(ctx, "created", true)
+	for _, n := range all {
+		err = errors.Join(err, w.remove(ctx, n))
+	}
+	return err
+}
+
+func (w *world) remove(ctx context.Context, name string) error {
+	w.mu.Lock()
+	delete(w.services, name)
+	w.mu.Unlock()
+	return w.call(ctx, w.managers()[0], func(ctx context.Context, api *client.Client) error {
+		_, err := api.ServiceRemove(ctx, name, client.ServiceRemoveOptions{})
+		return err
+	})
+}
+
 func killBoth(ctx context.Context, w *world) error {
 	n := w.Nodes[w.rand.IntN(len(w.Nodes))]
 	pid, err := supervisorPID(n)
@@ -323,9 +423,9 @@ func pauseLeader(ctx context.Context, w *world) error {
 
 // noStaleRead reads at a manager that was away: an error is fine, an old answer is not.
 func (w *world) noStaleRead(ctx context.Context, n *dev.Node, mark int) error {
-	for range 50 {
+	for begun := time.Now(); time.Since(begun) < 3*time.Second; {
 		got := -1
-		cctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		cctx, cancel := context.WithTimeout(ctx, time.Second)
 		err := w.call(cctx, n, func(ctx context.Context, api *client.Client) error {
 			in, err := api.ServiceInspect(ctx, "web", client.ServiceInspectOptions{})
 			if err == nil {

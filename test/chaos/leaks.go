@@ -31,7 +31,7 @@ func (w *world) holdings() map[string]int {
 			add("netns", len(list))
 		}
 		countDirs(n.StateDir, 3, func(dir string, entries int) {
-			if strings.Contains(dir, "blobs") || strings.Contains(dir, "raft") || strings.Contains(dir, "content") {
+			if strings.HasSuffix(dir, "/engine") || strings.Contains(dir, "blobs") || strings.Contains(dir, "raft") || strings.Contains(dir, "content") {
 				return
 			}
 			add("entries below "+strings.TrimPrefix(dir, n.StateDir), entries)

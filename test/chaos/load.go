@@ -72,8 +72,12 @@ func (l *load) client(ctx context.Context, w *world, node, url string, fresh boo
 		if away {
 			answered = time.Now()
 		} else {
+			asked := time.Now()
 			_, err := fetch(c, url)
 			now := time.Now()
+			if err != nil && w.opts.verbose {
+				w.say("    asked %s (new connection: %v) at %s: %v", url, fresh, asked.UTC().Format("15:04:05.000"), err)
+			}
 			l.mu.Lock()
 			l.rep.sent++
 			l.rep.gap = max(l.rep.gap, now.Sub(answered))

@@ -38,6 +38,7 @@ type options struct {
 	seed     uint64
 	faults   string
 	keep     bool
+	verbose  bool
 	stop     bool // at the first broken promise
 }
 
@@ -54,6 +55,7 @@ func main() {
 	flag.StringVar(&o.faults, "faults", "", "faults to choose from, separated by commas (default: all)")
 	flag.BoolVar(&o.keep, "keep", false, "leave the cluster up when a promise was broken")
 	flag.BoolVar(&o.stop, "stop", false, "end at the first broken promise")
+	flag.BoolVar(&o.verbose, "v", false, "tell of every request that failed")
 	flag.BoolVar(&list, "list", false, "list the faults and end")
 	flag.Parse()
 	if list {
