@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	pollStep = 10 * time.Millisecond
+	pollStep = 40 * time.Millisecond // asking costs CPU that is measured
 	waitTime = time.Minute
 )
 
