@@ -444,6 +444,13 @@ func TestTasks(t *testing.T) {
 	if got = task(one); got.Spec.ContainerSpec.Image != "i:1" {
 		t.Errorf("a task shows image %s, want that of its own revision", got.Spec.ContainerSpec.Image)
 	}
+	f.put(&api.Change{Kind: &api.Change_DeleteService{DeleteService: svcID}})
+	o, err = f.srv.ListTasks(t.Context(), &api.ListRequest{})
+	for _, tk := range list[swarm.Task](f, o, err) {
+		if tk.Spec.ContainerSpec == nil {
+			t.Errorf("a task that outlives its service has no container spec: %+v", tk)
+		}
+	}
 }
 
 func TestNodes(t *testing.T) {

@@ -88,6 +88,9 @@ func taskObject(tx store.ReadTx, t *store.Task, soft *api.TaskReport) swarm.Task
 			o.Spec = spec.TaskTemplate
 		}
 	}
+	if o.Spec.ContainerSpec == nil { // its service is gone, the task not yet; docker's CLI reads the image without a look
+		o.Spec.ContainerSpec = &swarm.ContainerSpec{}
+	}
 	o.Status = taskStatus(t, soft)
 	for _, a := range t.Attachments {
 		att := swarm.NetworkAttachment{}
