@@ -32,6 +32,7 @@ const (
 	managerReady = 30 * time.Second // to open and replay the log
 	joinWait     = 30 * time.Second // until the cluster takes the new node
 	leaveWait    = 10 * time.Second // for the group to let a manager go
+	silentFor    = 8 * time.Second  // without a session: an election is over by then
 )
 
 // clusterNode is this node's part in a cluster while it lasts: the port to other nodes, the agent, and a manager if the role says so.
@@ -111,7 +112,7 @@ func (n *clusterNode) build(m *membership) error {
 		if err := os.RemoveAll(filepath.Join(m.clusterDir(), "raft")); err != nil {
 			return fmt.Errorf("remove the raft log of a former manager: %w", err)
 		}
-		az := authz.New(authz.Config{Logger: n.log})
+		az := authz.New(authz.Config{Role: n.roleOf, Logger: n.log})
 		opts = append(opts, grpc.ChainUnaryInterceptor(az.Unary()), grpc.ChainStreamInterceptor(az.Stream()))
 	}
 	n.server = grpc.NewServer(opts...)
@@ -128,6 +129,19 @@ func (n *clusterNode) build(m *membership) error {
 		Log: n.log.With("component", "agent"),
 	})
 	return err
+}
+
+// roleOf is a worker's knowledge of roles, for authz: managers are those of the list that the leader keeps this node up to date with. The
+// certificate alone would be good for months after a demotion.
+func (n *clusterNode) roleOf(_ context.Context, nodeID string) (string, error) {
+	list := n.agent.Managers()
+	if len(list) == 0 {
+		return "", api.Errorf(errdefs.ErrUnavailable, "this node has not heard yet who the managers are; try again")
+	}
+	if slices.ContainsFunc(list, func(p *api.ManagerPeer) bool { return p.NodeId == nodeID }) {
+		return api.RoleManager, nil
+	}
+	return api.RoleWorker, nil
 }
 
 func (n *clusterNode) seeds() []string {
@@ -331,6 +345,9 @@ func (n *clusterNode) info(context.Context) swarm.Info {
 	in := swarm.Info{NodeID: n.id.NodeID(), NodeAddr: host, LocalNodeState: swarm.LocalNodeStateActive, ControlAvailable: n.manages()}
 	for _, p := range n.agent.Managers() {
 		in.RemoteManagers = append(in.RemoteManagers, swarm.Peer{NodeID: p.NodeId, Addr: p.RpcAddr})
+	}
+	if st := n.agent.Status(); !st.Connected && st.Err != "" && time.Since(st.Since) > silentFor {
+		in.Error = fmt.Sprintf("no session with a manager for %s: %s", time.Since(st.Since).Round(time.Second), st.Err)
 	}
 	return in
 }
