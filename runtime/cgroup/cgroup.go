@@ -149,22 +149,63 @@ func (g *Group) make() error {
 			if err := mkdirCpuset(mount, g.name); err != nil {
 				return err
 			}
-		} else if err := os.MkdirAll(d.Path, 0o755); err != nil {
-			return fmt.Errorf("make cgroup: %w", err)
+		} else if err := mkdir(d.Path); err != nil {
+			return err
 		}
 	}
 	if g.v2 == "" {
 		return nil
 	}
-	if err := os.MkdirAll(g.v2, 0o755); err != nil {
-		return fmt.Errorf("make cgroup: %w", err)
+	if err := mkdir(g.v2); err != nil {
+		return err
 	}
 	g.host.delegate(filepath.Dir(g.name))
 	return nil
 }
 
-// mkdirCpuset makes each level usable: an empty cpuset takes no process.
+// mkdir makes a directory whose parents nearly always exist.
+func mkdir(dir string) error {
+	err := unix.Mkdir(dir, 0o755)
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		err = os.MkdirAll(dir, 0o755)
+	} else {
+		err = nil
+	}
+	if err != nil {
+		return fmt.Errorf("make cgroup: %w", err)
+	}
+	return nil
+}
+
+// mkdirCpuset makes each level usable: an empty cpuset takes no process. Where only the last one is missing, the others were made here too.
 func mkdirCpuset(mount, name string) error {
+	dir := filepath.Join(mount, name)
+	if err := unix.Mkdir(dir, 0o755); err == nil {
+		if copied, err := inheritCpuset(filepath.Dir(dir), dir); copied || err != nil {
+			return err
+		}
+	}
+	return mkdirCpusets(mount, name)
+}
+
+// inheritCpuset gives a new cpuset what its parent has; false when that is nothing.
+func inheritCpuset(parent, dir string) (bool, error) {
+	for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
+		v, err := os.ReadFile(filepath.Join(parent, f))
+		if err == nil && len(strings.TrimSpace(string(v))) == 0 {
+			return false, nil
+		}
+		if err == nil {
+			err = write(dir, f, string(v))
+		}
+		if err != nil {
+			return false, fmt.Errorf("make cgroup: copy %s: %w", f, err)
+		}
+	}
+	return true, nil
+}
+
+func mkdirCpusets(mount, name string) error {
 	dir := mount
 	for _, part := range strings.Split(strings.Trim(name, "/"), "/") {
 		parent := dir

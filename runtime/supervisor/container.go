@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -45,6 +46,7 @@ type container struct {
 	cfg     runtime.Config // without what only the set-up needs, see trim
 	filter  sandbox.Filter
 	rec     record
+	inPlace bool // the record's file has the size that overwrite wants
 	init    *process
 	execs   map[string]*process
 	pending *pendingStart
@@ -117,7 +119,34 @@ func (c *container) save() error {
 	if err != nil {
 		return err
 	}
-	return replaceFile(filepath.Join(c.dir, "state.json"), b)
+	if len(b) >= recordPage {
+		c.inPlace = false
+		return replaceFile(filepath.Join(c.dir, "state.json"), b)
+	}
+	return c.overwrite(filepath.Join(c.dir, "state.json"), b)
+}
+
+// recordPage is what one write changes as a whole or not at all, whatever happens to this process: less than the page that it is in.
+const recordPage = 4096
+
+// overwrite writes a small record over the last one, filled up with blanks: making a file for each change of state, and removing the old
+// one, costs more than all else in it.
+func (c *container) overwrite(path string, b []byte) error {
+	full := append(bytes.Repeat([]byte{' '}, recordPage-1), '\n')
+	copy(full, b)
+	if !c.inPlace {
+		if err := replaceFile(path, full); err != nil {
+			return err
+		}
+		c.inPlace = true
+		return nil
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(full, 0)
+	return errors.Join(err, f.Close())
 }
 
 // replaceFile survives the end of this process, not of the machine, after which containers are gone anyway.
