@@ -45,36 +45,40 @@ func (h *Host) delegate(parent string) {
 	}
 	for _, dir := range dirs {
 		has, on := words(dir, "cgroup.controllers"), words(dir, "cgroup.subtree_control")
+		if dir == last {
+			moveToLeaf(dir)
+		}
+		// Some controllers can be turned on over processes, but that makes the group the root of a threaded subtree, whose other groups
+		// take no processes. Only the real root, which has no type, is exempt.
+		if _, err := os.Stat(filepath.Join(dir, "cgroup.type")); err == nil && len(words(dir, "cgroup.procs")) > 0 {
+			continue
+		}
 		for _, c := range wanted() {
-			if !slices.Contains(has, c) || slices.Contains(on, c) {
-				continue
-			}
-			err := write(dir, "cgroup.subtree_control", "+"+c)
-			for try := 0; dir == last && errors.Is(err, unix.EBUSY) && try < removeTries; try++ { // a process may fork meanwhile
-				if moveToLeaf(dir) != nil {
-					break
-				}
-				err = write(dir, "cgroup.subtree_control", "+"+c)
+			if slices.Contains(has, c) && !slices.Contains(on, c) {
+				_ = write(dir, "cgroup.subtree_control", "+"+c)
 			}
 		}
 	}
 }
 
-// moveToLeaf moves the processes of a group to its node leaf: a group that passes controllers on may hold none.
-func moveToLeaf(dir string) error {
+// moveToLeaf moves the processes of a group to its node leaf, again while they fork: a group that passes controllers on may hold none.
+// What cannot be moved stays.
+func moveToLeaf(dir string) {
 	leaf := filepath.Join(dir, nodeLeaf)
-	if err := os.Mkdir(leaf, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("make cgroup: %w", err)
-	}
-	for _, pid := range words(dir, "cgroup.procs") {
-		if pid == "0" { // of another pid namespace
-			return fmt.Errorf("cgroup %s holds processes of another pid namespace: %w", dir, errdefs.ErrFailedPrecondition)
+	for range removeTries {
+		pids := words(dir, "cgroup.procs")
+		if len(pids) == 0 || slices.Contains(pids, "0") { // 0 is of another pid namespace
+			return
 		}
-		if err := write(leaf, "cgroup.procs", pid); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("move process %s out of cgroup %s: %w", pid, dir, err)
+		if err := os.Mkdir(leaf, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return
+		}
+		for _, pid := range pids {
+			if err := write(leaf, "cgroup.procs", pid); err != nil && !errors.Is(err, unix.ESRCH) {
+				return
+			}
 		}
 	}
-	return nil
 }
 
 // missing says why a limit cannot be enforced.
