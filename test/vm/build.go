@@ -52,7 +52,8 @@ func build(ctx context.Context, c config, tmp, file, release string) error {
 	if err != nil {
 		return err
 	}
-	for name, content := range map[string]string{"bb.tar": string(archive), "etc/passwd": "root:x:0:0::/root:/bin/sh\n", "etc/group": "root:x:0:\n", "etc/hosts": "127.0.0.1 localhost\n"} {
+	for name, content := range map[string]string{"bb.tar": string(archive), "etc/passwd": "root:x:0:0::/root:/bin/sh\n", "etc/group": "root:x:0:\n", "etc/hosts": "127.0.0.1 localhost\n",
+		"etc/vm-run": c.run, "etc/vm-unit": c.unitRun} {
 		if err := os.WriteFile(filepath.Join(root, name), []byte(content), 0o644); err != nil {
 			return err
 		}

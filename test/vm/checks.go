@@ -295,7 +295,7 @@ func daemonKilled(g *guest) error {
 // group is where the daemon's first process started.
 func (g *guest) group() string {
 	if g.daemon.SysProcAttr.UseCgroupFD {
-		return delegatedGroup + "/init.scope"
+		return delegatedGroup + "/_node" // systemd 254 and later start it there with DelegateSubgroup=
 	}
 	return ""
 }

@@ -29,7 +29,7 @@ func (g *guest) endDaemon(parent string) error {
 	var left []string
 	entries, rerr := os.ReadDir(groupRoot + parent)
 	for _, e := range entries {
-		if e.IsDir() && e.Name() != "_node" && e.Name() != "init.scope" {
+		if e.IsDir() && e.Name() != "_node" {
 			left = append(left, e.Name())
 		}
 	}
@@ -91,7 +91,8 @@ func clusterService(g *guest) error {
 			out, _, _ := command(5*time.Second, "wget", "-T", "3", "-q", "-O-", "http://"+addr+":8080/")
 			return out
 		}); err != nil {
-			return fmt.Errorf("published port of node %d (%s): %w", n+1, addr, err)
+			routes, _, _ := command(5*time.Second, "ip", "route")
+			return fmt.Errorf("published port of node %d (%s): %w\n%s\n%s\n%s", n+1, addr, err, routes, tail("/var/lib/skein-dev/vm/n1/daemon.log", 12), tail("/var/lib/skein-dev/vm/n2/daemon.log", 12))
 		}
 		id, err := node.sk(0, "ps", "-q")
 		if err != nil || len(strings.Fields(id)) != 1 {
@@ -117,15 +118,15 @@ func clusterService(g *guest) error {
 
 // bothAnswer asks until two different containers have answered.
 func bothAnswer(ask func() string) error {
-	seen := map[string]bool{}
+	seen, last := map[string]bool{}, ""
 	err := until(30*time.Second, "answers of both containers", func() bool {
-		if a := strings.TrimSpace(ask()); len(a) == 12 {
-			seen[a] = true
+		if last = strings.TrimSpace(ask()); len(last) == 12 {
+			seen[last] = true
 		}
 		return len(seen) == 2
 	})
 	if err != nil {
-		return fmt.Errorf("%w: %v", err, seen)
+		return fmt.Errorf("%w: answered: %v, last: %q", err, seen, last)
 	}
 	return nil
 }

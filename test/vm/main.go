@@ -83,7 +83,7 @@ func host(ctx context.Context, c config, out io.Writer) error {
 func qemu(ctx context.Context, c config, kernel, initrd string) *exec.Cmd {
 	lib := "usr/lib/x86_64-linux-gnu"
 	args := []string{"-M", "pc", "-cpu", "max", "-smp", "2", "-m", fmt.Sprint(c.memory), "-nographic", "-no-reboot", "-nodefaults", "-serial", "stdio", "-net", "none",
-		"-kernel", kernel, "-initrd", initrd, "-append", "console=ttyS0 quiet loglevel=4 panic=-1 random.trust_cpu=on SKEIN_VM_RUN=" + c.run + " SKEIN_VM_UNIT=" + c.unitRun}
+		"-kernel", kernel, "-initrd", initrd, "-append", "console=ttyS0 quiet loglevel=4 panic=-1 random.trust_cpu=on"}
 	for _, d := range []string{"usr/share/qemu", "usr/share/seabios"} {
 		args = append(args, "-L", filepath.Join(c.root, d))
 	}
