@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/swarm"
 
 	"skein/manager/api"
@@ -152,6 +153,7 @@ type logMerge struct {
 	mu   sync.Mutex // guards out and errs
 	out  *logWriter
 	errs []string
+	gone []string // like errs, of tasks whose node was removed: their logs went with it, which is no trouble while others are left
 }
 
 func newLogMerge(ctx context.Context, h *handlers, q logQuery, out *logWriter) *logMerge {
@@ -244,6 +246,12 @@ func (m *logMerge) fail(text string) {
 
 func (m *logMerge) read(t logTask, emit func(*api.LogChunk) error) error {
 	ag, err := m.h.Swarm.Agent(m.ctx, t.NodeID)
+	if errdefs.IsNotFound(err) {
+		m.mu.Lock()
+		m.gone = append(m.gone, "task "+t.ID+" on node "+t.NodeID+": the node was removed from the cluster, and the logs with it")
+		m.mu.Unlock()
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -300,6 +308,9 @@ func (m *logMerge) wait() {
 	m.cancel()
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if len(m.gone) == len(m.seen) {
+		m.errs = append(m.errs, m.gone...)
+	}
 	if len(m.errs) > 0 {
 		_, _ = io.WriteString(m.out.sys, "warning: incomplete log stream. some logs could not be retrieved for the following reasons: "+strings.Join(m.errs, "; ")+"\n")
 	}

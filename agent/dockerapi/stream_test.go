@@ -182,6 +182,18 @@ func TestServiceLogs(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "incomplete log stream") || !strings.Contains(err.Error(), dockerapitest.NodeID+": connection refused") {
 		t.Errorf("unreachable node: %v", err)
 	}
+	// The logs of a removed node are gone for good. That is worth a word only to one who asks for nothing else.
+	c.AgentErr = api.Errorf(errdefs.ErrNotFound, "node gone not found")
+	w = do(h, "GET", "/tasks/"+c.Tasks[0].ID+"/logs?stdout=1", "")
+	if _, err = stdcopy.StdCopy(io.Discard, io.Discard, w.Body); err == nil || !strings.Contains(err.Error(), "was removed from the cluster") {
+		t.Errorf("logs of a removed node alone: %v", err)
+	}
+	c.Gone = map[string]bool{dockerapitest.NodeID: true}
+	c.AgentErr, c.Tasks[0].NodeID = nil, "stays"
+	w = do(h, "GET", "/services/a/logs?stdout=1", "")
+	if _, err = stdcopy.StdCopy(io.Discard, io.Discard, w.Body); err != nil {
+		t.Errorf("logs of a removed node among others: %v", err)
+	}
 }
 
 func TestEventsAreFlushedAndEndWithTheDaemon(t *testing.T) {

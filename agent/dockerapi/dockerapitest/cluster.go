@@ -41,6 +41,7 @@ type Cluster struct {
 	Updated  []*api.UpdateRequest
 	Listed   *api.ListRequest
 	AgentErr error
+	Gone     map[string]bool // nodes that are no members any more
 	index    uint64
 }
 
@@ -85,7 +86,12 @@ func (c *Cluster) SwarmLeave(context.Context, bool) error {
 func (c *Cluster) Control(context.Context) (api.ControlClient, error) { return c, nil }
 
 // Agent is the cluster itself.
-func (c *Cluster) Agent(context.Context, string) (api.AgentClient, error) { return c, c.AgentErr }
+func (c *Cluster) Agent(_ context.Context, nodeID string) (api.AgentClient, error) {
+	if c.Gone[nodeID] {
+		return nil, api.Errorf(errdefs.ErrNotFound, "node %s not found", nodeID)
+	}
+	return c, c.AgentErr
+}
 
 func object(v any) (*api.Object, error) {
 	b, err := json.Marshal(v)
