@@ -313,8 +313,9 @@ func (s *memoryStore) ReleaseFD(_ context.Context, name string) error {
 	if fd, ok := s.fds[name]; ok {
 		unix.Close(fd)
 		delete(s.fds, name)
+		return nil
 	}
-	return nil
+	return fmt.Errorf("descriptor %q: %w", name, errdefs.ErrNotFound)
 }
 
 func query(ns *link.NS, network, name string, typ uint16) (*mdns.Msg, error) {
@@ -503,6 +504,7 @@ func TestSandboxBeforeTables(t *testing.T) {
 	if len(h.waiting) != 0 || h.boxes["task1"] == nil {
 		t.Errorf("not taken over: %v", h.waiting)
 	}
+	closeFDs(store.fds) // the supervisor died, and what it kept
 	l.must(h.RemoveSandbox(context.Background(), "task1"))
 	if len(store.fds) != 0 {
 		t.Errorf("left in the store: %v", store.fds)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"skein/overlay/dns"
@@ -153,7 +154,10 @@ func (d *Driver) stopDNS(ctx context.Context, id string) error {
 			delete(d.stored, name)
 		}
 		if d.opts.FDStore != nil && (stored || served) {
-			err = errors.Join(err, d.opts.FDStore.ReleaseFD(ctx, name))
+			// Not found: the supervisor that kept it died.
+			if e := d.opts.FDStore.ReleaseFD(ctx, name); !errdefs.IsNotFound(e) {
+				err = errors.Join(err, e)
+			}
 		}
 	}
 	return err
