@@ -142,6 +142,7 @@ func ensureSupervisor(ctx context.Context, cfg Config, log *slog.Logger) (runtim
 	defer cancel()
 	sup, err := supervisor.Ensure(ctx, exe, supervisor.Config{
 		StateDir: filepath.Join(cfg.StateDir, "supervisor"), SocketPath: filepath.Join(cfg.RunDir, "supervisor.sock"), Cgroup: cfg.CgroupParent, Logger: log.With("component", "supervisor"),
+		AdoptOrphans: true,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("supervisor: %w", err)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"skein/runtime"
 )
@@ -24,6 +25,12 @@ const readyLimit = 30 * time.Second
 func Ensure(ctx context.Context, exe string, cfg Config) (runtime.Supervisor, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
+	}
+	if cfg.AdoptOrphans {
+		// Before there is a supervisor: its children become ours if it dies.
+		if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+			return nil, fmt.Errorf("become the parent of orphans: %w", err)
+		}
 	}
 	var once sync.Mutex
 	c, err := dial(ctx, cfg.SocketPath)
@@ -48,7 +55,23 @@ func Ensure(ctx context.Context, exe string, cfg Config) (runtime.Supervisor, er
 		}
 		return c.hello(ctx)
 	}
+	if cfg.AdoptOrphans {
+		go adoptOrphans(c.done)
+	}
 	return c, nil
+}
+
+// adoptOrphans reaps all children until done: it is their end being waited for that lets others learn the exit code.
+func adoptOrphans(done <-chan struct{}) {
+	o := newOrphans()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	o.always()
+	go func() {
+		<-done
+		cancel()
+	}()
+	o.run(ctx, func() int { return 0 })
 }
 
 // launch starts the process and waits until its socket is open.

@@ -46,6 +46,11 @@ func (o *orphans) expect(s *specs.Spec) {
 			return
 		}
 	}
+	o.always()
+}
+
+// always starts the reaping.
+func (o *orphans) always() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if !o.wanted {

@@ -36,6 +36,10 @@ type Config struct {
 	Cgroup string
 	// Logger receives what no caller can be told; default: standard error.
 	Logger *slog.Logger
+	// AdoptOrphans makes the process that calls Ensure the parent of containers whose supervisor died, until Close: their ends are then
+	// seen at once and with their exit code, whatever the system's first process does. It waits for every child of the process, so
+	// nothing else in it may wait for children.
+	AdoptOrphans bool
 }
 
 func (c *Config) validate() error {

@@ -868,3 +868,30 @@ func TestManyLayers(t *testing.T) {
 		t.Errorf("exit %+v: %s", x, out)
 	}
 }
+
+// TestAdoptOrphans: with the daemon as the parent of orphans the exit code of a container is known though its supervisor died.
+func TestAdoptOrphans(t *testing.T) {
+	e := newEnv(t)
+	_ = e.sup.Close()
+	e.cfg.AdoptOrphans = true
+	e.ensure()
+	t.Cleanup(func() { _ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0) })
+	events, err := e.sup.Events(e.ctx, 0)
+	e.must(err)
+	e.start(e.config("box", "sleep"))
+	victim := e.supervisorPID()
+	e.must(unix.Kill(victim, unix.SIGKILL))
+	_, err = e.sup.State(e.ctx, "box") // starts another
+	e.must(err)
+	if e.supervisorPID() == victim {
+		t.Fatal("the supervisor did not die")
+	}
+	begun := time.Now()
+	e.must(e.sup.Signal(e.ctx, "box", int(unix.SIGKILL)))
+	if ev := <-events; ev.ContainerID != "box" || ev.Exit.Code != 137 {
+		t.Errorf("end told as %+v, want 137", ev)
+	}
+	if d := time.Since(begun); d > time.Second {
+		t.Errorf("the end was told after %v", d)
+	}
+}
