@@ -511,6 +511,36 @@ func TestSandboxBeforeTables(t *testing.T) {
 	}
 }
 
+// A client whose first packet went to a backend that was dead already is dealt to another one as soon as the dead one is out of rotation.
+func TestUnansweredAreDealtAnew(t *testing.T) {
+	l := newLab(t, 2)
+	l.setAll([]Network{webNetwork(Ready, Ready)}, webMesh(2)) // nobody made its sandbox: packets to it are lost
+	l.serve(l.sandbox(l.hosts[0], webSandbox(1)), "task1", 80)
+	answered := make(chan error, 1)
+	go func() {
+		f, err := open(l.cl, "tcp4", "192.0.2.1:8080")
+		if err == nil {
+			_, _, err = f.ask()
+			f.Close()
+		}
+		answered <- err
+	}()
+	select {
+	case err := <-answered:
+		t.Fatalf("the dead backend answered: %v", err)
+	case <-time.After(300 * time.Millisecond):
+	}
+	l.setAll([]Network{webNetwork(Ready, Ready)}, webMesh(1))
+	select {
+	case err := <-answered:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(2500 * time.Millisecond):
+		t.Error("the client still waits for the dead backend")
+	}
+}
+
 // unreachableSelf: before AddSandbox is called again, the hairpin of an adopted leg works.
 func unreachableSelf(t *testing.T, l *lab) {
 	t.Helper()

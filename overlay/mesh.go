@@ -38,7 +38,9 @@ type mesh struct {
 	// gateways are the addresses of local gateway legs by the tag of their sandbox.
 	gateways map[string]netip.Addr
 	// gone are gateway addresses whose flows are still to be forgotten.
-	gone     []netip.Addr
+	gone []netip.Addr
+	// left are backends that left with the change under way.
+	left     []netip.Addr
 	rpWarned bool
 }
 
@@ -249,7 +251,12 @@ func (d *Driver) applyMeshRules(full bool) error {
 	t.Set("nodes").Replace(nodes)
 	d.fillPorts()
 	d.fillGateways()
-	_, err := d.nft.Sync(t, full)
+	if _, err := d.nft.Sync(t, full); err != nil {
+		return err
+	}
+	// A client whose first packets met a backend that died would go on asking the dead until it gives up.
+	_, err := d.nft.ForgetUnanswered(d.mesh.left...)
+	d.mesh.left = nil
 	return err
 }
 
@@ -305,6 +312,7 @@ func (m *mesh) retire(live map[netip.Addr]bool) {
 	for a := range m.backends {
 		if !live[a] {
 			m.retired[a] = time.Now()
+			m.left = append(m.left, a)
 		}
 	}
 	for a := range live {

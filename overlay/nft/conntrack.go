@@ -18,6 +18,7 @@ const (
 	ctGetStats       = unix.NFNL_SUBSYS_CTNETLINK<<8 | 5
 	ctaTupleOrig     = 1
 	ctaTupleReply    = 2
+	ctaStatus        = 3
 	ctaZone          = 18
 	ctaFilter        = 25
 	ctaTupleIP       = 1
@@ -28,6 +29,7 @@ const (
 	ctaFilterReply   = 2
 	ctaFilterIPSrc   = 1
 	ctaGlobalEntries = 1
+	ctSeenReply      = 1 << 1 // in ctaStatus
 )
 
 // ForgetFlows deletes the connection tracking entries whose answers come from one of addrs, so that clients of something that is gone are
@@ -36,6 +38,15 @@ const (
 // The kernel's table is one for all namespaces, and looking through it takes milliseconds even when it is empty: the namespace's entries
 // are counted first, and any number of addresses is looked for at once.
 func (s *Syncer) ForgetFlows(protocol byte, addrs ...netip.Addr) (int, error) {
+	return s.forget(addrs, func(proto byte, _ uint32) bool { return protocol == 0 || proto == protocol })
+}
+
+// ForgetUnanswered deletes those of the entries that never saw an answer: the next packet of their client is dealt anew.
+func (s *Syncer) ForgetUnanswered(addrs ...netip.Addr) (int, error) {
+	return s.forget(addrs, func(_ byte, status uint32) bool { return status&ctSeenReply == 0 })
+}
+
+func (s *Syncer) forget(addrs []netip.Addr, which func(proto byte, status uint32) bool) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(addrs) == 0 || s.noFlows() {
@@ -50,8 +61,13 @@ func (s *Syncer) ForgetFlows(protocol byte, addrs ...netip.Addr) (int, error) {
 		var del link.Attrs
 		var src netip.Addr
 		var proto byte
+		status := uint32(ctSeenReply) // the kernel tells it always
 		for typ, v := range link.Parse(b[4:]) {
 			switch typ {
+			case ctaStatus:
+				if len(v) == 4 {
+					status = binary.BigEndian.Uint32(v)
+				}
 			case ctaTupleOrig:
 				del.Bytes(ctaTupleOrig|unix.NLA_F_NESTED, v)
 			case ctaZone:
@@ -60,7 +76,7 @@ func (s *Syncer) ForgetFlows(protocol byte, addrs ...netip.Addr) (int, error) {
 				src, proto = tupleSource(v)
 			}
 		}
-		if gone[src] && (protocol == 0 || proto == protocol) { // also what a kernel sends that does not know the filter
+		if gone[src] && which(proto, status) { // also what a kernel sends that does not know the filter
 			dels = append(dels, link.Message{Type: ctDelete, Body: append([]byte{b[0], unix.NFNETLINK_V0, 0, 0}, del.Encoded()...)})
 		}
 		return nil
