@@ -192,15 +192,20 @@ func registryAuth(r *http.Request) *registry.AuthConfig {
 	return auth
 }
 
-// withoutQuery takes out of a spec what the client said in the query and repeats in the body (dockerode sends its options as both). No field
-// of a spec is called like a parameter, and every other unknown field must reach the managers, who refuse it by name.
-func withoutQuery(raw []byte, q url.Values) []byte {
+// updateParameters are the parameters of updates; no field of a spec is called so.
+var updateParameters = []string{"version", "registryAuthFrom", "rollback", "rotateWorkerToken", "rotateManagerToken", "rotateManagerUnlockKey"}
+
+// withoutParameters takes out of a spec what the client said in the query and repeats in the body: dockerode sends its options as both. Every
+// other unknown field must reach the managers, who refuse it by name.
+func withoutParameters(raw []byte) []byte {
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(raw, &fields); err != nil {
 		return raw
 	}
 	n := len(fields)
-	maps.DeleteFunc(fields, func(k string, _ json.RawMessage) bool { return q.Has(k) })
+	for _, p := range updateParameters {
+		delete(fields, p)
+	}
 	if len(fields) == n {
 		return raw
 	}

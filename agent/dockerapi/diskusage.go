@@ -24,7 +24,14 @@ type legacyUsage struct {
 	BuildCache []build.CacheRecord
 }
 
-// diskUsage answers docker system df. Volumes and build cache there are none; layers that images share count with each of them.
+// usage is what diskUsage counts.
+type usage struct {
+	images     []image.Summary     // each with the number of its containers
+	containers []container.Summary // all, with their sizes
+	volumes    []volume.Volume     // with UsageData
+}
+
+// diskUsage answers docker system df. Build cache there is none; layers that images share count with each of them.
 func (h *handlers) diskUsage(w http.ResponseWriter, r *http.Request) error {
 	q := r.URL.Query()
 	want := func(kind system.DiskUsageObject) bool {
@@ -37,93 +44,122 @@ func (h *handlers) diskUsage(w http.ResponseWriter, r *http.Request) error {
 			return invalid("unknown object type: %s", t)
 		}
 	}
-	images, containers, err := h.usedObjects(r.Context())
+	u, err := h.used(r.Context(), want)
 	if err != nil {
 		return err
 	}
 	if apiMinor(r) < totalsMinor {
-		return writeJSON(w, http.StatusOK, usageLists(images, containers, want))
+		return writeJSON(w, http.StatusOK, u.lists(want))
 	}
-	return writeJSON(w, http.StatusOK, usageTotals(images, containers, want, boolQuery(q, "verbose")))
+	return writeJSON(w, http.StatusOK, u.totals(want, boolQuery(q, "verbose")))
 }
 
-// usedObjects are all images, each with the number of its containers, and all containers with their sizes.
-func (h *handlers) usedObjects(ctx context.Context) ([]image.Summary, []container.Summary, error) {
-	images, err := h.Images.ImageList(ctx, false, Filters{})
-	if err != nil {
-		return nil, nil, err
+func (h *handlers) used(ctx context.Context, want func(system.DiskUsageObject) bool) (u usage, err error) {
+	if u.containers, err = h.Containers.ContainerList(ctx, ListOptions{All: true, Size: want(system.ContainerObject)}); err != nil {
+		return u, err
 	}
-	containers, err := h.Containers.ContainerList(ctx, ListOptions{All: true, Size: true})
-	if err != nil {
-		return nil, nil, err
+	if u.images, err = h.Images.ImageList(ctx, false, Filters{}); err != nil {
+		return u, err
 	}
 	users := map[string]int64{}
-	for _, c := range containers {
+	for _, c := range u.containers {
 		users[c.ImageID]++
 	}
-	images = slices.Clone(images)
-	for i := range images {
-		images[i].Containers, images[i].SharedSize = users[images[i].ID], 0
+	u.images = slices.Clone(u.images)
+	for i := range u.images {
+		u.images[i].Containers, u.images[i].SharedSize = users[u.images[i].ID], 0
 	}
-	return images, containers, nil
+	if h.Volumes != nil && want(system.VolumeObject) {
+		u.volumes, err = h.Volumes.VolumesUsage(ctx)
+	}
+	return u, err
 }
 
-func usageLists(images []image.Summary, containers []container.Summary, want func(system.DiskUsageObject) bool) legacyUsage {
-	var u legacyUsage
+func (u usage) lists(want func(system.DiskUsageObject) bool) legacyUsage {
+	var l legacyUsage
 	if want(system.ImageObject) {
-		u.Images = append([]image.Summary{}, images...)
-		for _, i := range images {
-			u.LayersSize += i.Size
+		l.Images = append([]image.Summary{}, u.images...)
+		for _, i := range u.images {
+			l.LayersSize += i.Size
 		}
 	}
 	if want(system.ContainerObject) {
-		u.Containers = append([]container.Summary{}, containers...)
+		l.Containers = append([]container.Summary{}, u.containers...)
 	}
 	if want(system.VolumeObject) {
-		u.Volumes = []volume.Volume{}
+		l.Volumes = append([]volume.Volume{}, u.volumes...)
 	}
 	if want(system.BuildCacheObject) {
-		u.BuildCache = []build.CacheRecord{}
+		l.BuildCache = []build.CacheRecord{}
 	}
-	return u
+	return l
 }
 
-func usageTotals(images []image.Summary, containers []container.Summary, want func(system.DiskUsageObject) bool, verbose bool) system.DiskUsage {
-	var u system.DiskUsage
+func (u usage) totals(want func(system.DiskUsageObject) bool, verbose bool) system.DiskUsage {
+	var d system.DiskUsage
 	if want(system.ImageObject) {
-		u.ImageUsage = &image.DiskUsage{TotalCount: int64(len(images))}
-		for _, i := range images {
-			u.ImageUsage.TotalSize += i.Size
-			if i.Containers > 0 {
-				u.ImageUsage.ActiveCount++
-			} else {
-				u.ImageUsage.Reclaimable += i.Size
-			}
-		}
+		d.ImageUsage = u.imageTotals()
 		if verbose {
-			u.ImageUsage.Items = images
+			d.ImageUsage.Items = u.images
 		}
 	}
 	if want(system.ContainerObject) {
-		u.ContainerUsage = &container.DiskUsage{TotalCount: int64(len(containers))}
-		for _, c := range containers {
-			u.ContainerUsage.TotalSize += c.SizeRw
-			switch c.State {
-			case container.StateRunning, container.StatePaused, container.StateRestarting:
-				u.ContainerUsage.ActiveCount++
-			default:
-				u.ContainerUsage.Reclaimable += c.SizeRw
-			}
-		}
+		d.ContainerUsage = u.containerTotals()
 		if verbose {
-			u.ContainerUsage.Items = containers
+			d.ContainerUsage.Items = u.containers
 		}
 	}
 	if want(system.VolumeObject) {
-		u.VolumeUsage = &volume.DiskUsage{}
+		d.VolumeUsage = u.volumeTotals()
+		if verbose {
+			d.VolumeUsage.Items = u.volumes
+		}
 	}
 	if want(system.BuildCacheObject) {
-		u.BuildCacheUsage = &build.DiskUsage{}
+		d.BuildCacheUsage = &build.DiskUsage{}
 	}
-	return u
+	return d
+}
+
+func (u usage) imageTotals() *image.DiskUsage {
+	d := &image.DiskUsage{TotalCount: int64(len(u.images))}
+	for _, i := range u.images {
+		d.TotalSize += i.Size
+		if i.Containers > 0 {
+			d.ActiveCount++
+		} else {
+			d.Reclaimable += i.Size
+		}
+	}
+	return d
+}
+
+func (u usage) containerTotals() *container.DiskUsage {
+	d := &container.DiskUsage{TotalCount: int64(len(u.containers))}
+	for _, c := range u.containers {
+		d.TotalSize += c.SizeRw
+		switch c.State {
+		case container.StateRunning, container.StatePaused, container.StateRestarting:
+			d.ActiveCount++
+		default:
+			d.Reclaimable += c.SizeRw
+		}
+	}
+	return d
+}
+
+func (u usage) volumeTotals() *volume.DiskUsage {
+	d := &volume.DiskUsage{TotalCount: int64(len(u.volumes))}
+	for _, v := range u.volumes {
+		if v.UsageData == nil || v.UsageData.Size < 0 {
+			continue
+		}
+		d.TotalSize += v.UsageData.Size
+		if v.UsageData.RefCount > 0 {
+			d.ActiveCount++
+		} else {
+			d.Reclaimable += v.UsageData.Size
+		}
+	}
+	return d
 }

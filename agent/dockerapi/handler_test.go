@@ -229,14 +229,14 @@ func TestPullErrors(t *testing.T) {
 }
 
 // dockerode sends an update's options as query and as body; the managers take no unknown field.
-func TestQueryRepeatedInBody(t *testing.T) {
+func TestParametersInBody(t *testing.T) {
 	_, c, h := newHandler()
 	if w := do(h, "POST", "/services/create", `{"Name":"a","Mode":{"Replicated":{"Replicas":1}}}`); w.Code != 201 {
 		t.Fatalf("create: %d %s", w.Code, w.Body)
 	}
 	spec := `{"Name":"a","Mode":{"Replicated":{"Replicas":2}}`
 	for _, body := range []string{spec + `}`, spec + `,"version":1,"registryAuthFrom":"spec"}`} {
-		do(h, "POST", "/services/a/update?version=1&registryAuthFrom=spec", body)
+		do(h, "POST", "/services/a/update?version=1&registryAuthFrom=spec&Name=a&Mode=x", body)
 	}
 	if n := len(c.Updated); n != 2 || string(c.Updated[0].SpecJson) != spec+`}` || strings.Contains(string(c.Updated[1].SpecJson), "version") ||
 		!strings.Contains(string(c.Updated[1].SpecJson), `"Replicas":2`) {

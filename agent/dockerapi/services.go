@@ -111,7 +111,7 @@ func (h *handlers) serviceUpdate(w http.ResponseWriter, r *http.Request) error {
 		return invalid("invalid value for \"registryAuthFrom\": %q", string(from))
 	}
 	upd, err := ctl.UpdateService(r.Context(), &api.UpdateRequest{
-		Ref: ref, Version: version, SpecJson: withoutQuery(raw, q), RegistryAuth: auth, Rollback: rollback,
+		Ref: ref, Version: version, SpecJson: withoutParameters(raw), RegistryAuth: auth, Rollback: rollback,
 	})
 	if err != nil {
 		return err

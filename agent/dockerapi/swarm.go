@@ -109,7 +109,7 @@ func (h *handlers) swarmUpdate(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	_, err = ctl.UpdateCluster(r.Context(), &api.UpdateRequest{
-		Version: version, SpecJson: withoutQuery(raw, q),
+		Version: version, SpecJson: withoutParameters(raw),
 		RotateWorkerToken: boolQuery(q, "rotateWorkerToken"), RotateManagerToken: boolQuery(q, "rotateManagerToken"),
 	})
 	return err
@@ -206,7 +206,7 @@ func (h *handlers) nodeUpdate(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	_, err = ctl.UpdateNode(r.Context(), &api.UpdateRequest{
-		Ref: h.nodeRef(r.Context(), ref), Version: version, SpecJson: withoutQuery(raw, r.URL.Query()),
+		Ref: h.nodeRef(r.Context(), ref), Version: version, SpecJson: withoutParameters(raw),
 	})
 	return err
 }

@@ -13,6 +13,7 @@ type Volumes interface {
 	VolumeInspect(ctx context.Context, name string) (volume.Volume, error)
 	VolumeList(ctx context.Context, f Filters) ([]volume.Volume, error)
 	VolumeRemove(ctx context.Context, name string, force bool) error
+	VolumesUsage(ctx context.Context) ([]volume.Volume, error) // all, with UsageData
 	VolumesPrune(ctx context.Context, f Filters) (volume.PruneReport, error)
 }
 
