@@ -4,10 +4,14 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -49,18 +53,18 @@ type load struct {
 func (w *world) startLoad() *load {
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &load{cancel: cancel, rep: report{reasons: map[string]int{}}}
-	for _, n := range w.Nodes {
+	for at, n := range w.Nodes {
 		for _, port := range []int{8080, 8081} {
 			for i := range loadClients {
-				l.wg.Go(func() { l.client(ctx, w, n.Name, fmt.Sprintf("http://%s:%d/", n.Address, port), i == 0) })
+				l.wg.Go(func() { l.client(ctx, w, n.Name, fmt.Sprintf("http://%s:%d/", n.Address, port), i == 0, at) })
 			}
 		}
 	}
 	return l
 }
 
-func (l *load) client(ctx context.Context, w *world, node, url string, fresh bool) {
-	c := &http.Client{Timeout: loadTimeout, Transport: &http.Transport{DisableKeepAlives: fresh}}
+func (l *load) client(ctx context.Context, w *world, node, url string, fresh bool, at int) {
+	c := &http.Client{Timeout: loadTimeout, Transport: &http.Transport{DisableKeepAlives: fresh, DialContext: ownPorts(at).DialContext}}
 	defer c.CloseIdleConnections()
 	tick := time.NewTicker(loadPause)
 	defer tick.Stop()
@@ -94,6 +98,18 @@ func (l *load) client(ctx context.Context, w *world, node, url string, fresh boo
 		case <-ctx.Done():
 		}
 	}
+}
+
+// ownPorts dials from ports that clients of other nodes do not use: one machine is all clients, and a task should not meet the same
+// address and port through two nodes within the minute for which its kernel remembers a connection.
+func ownPorts(at int) *net.Dialer {
+	const first, count = 20000, 4000
+	low := first + at%10*count
+	return &net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+		return c.Control(func(fd uintptr) { // kernels before 6.3 do without
+			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_LOCAL_PORT_RANGE, low|(low+count-1)<<16)
+		})
+	}}
 }
 
 func (l *load) stop() report {
