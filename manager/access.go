@@ -84,9 +84,15 @@ func (m *Manager) roleNow(nodeID string) (role string, certain bool, err error) 
 }
 
 // admitRaft decides whether a node may exchange Raft streams with us. Its certificate must say manager, and the store must not say
-// otherwise; one that was demoted takes part until the leader has taken it out of the group. A manager of which the store says nothing is let in unless it was removed: we may lag behind the entry that added it, and it
+// otherwise; one that was demoted takes part until the leader has taken it out of the group. Only a manager that hears from a leader can say
+// so: one that does not, because it was away, may know an old role of the very leader that would bring it up to date. A manager of which the store says nothing is let in unless it was removed: we may lag behind the entry that added it, and it
 // may be the very leader that would send us that entry.
 func (m *Manager) admitRaft(id api.NodeIdentity) error {
+	return m.mayStream(id, m.LeaderAddr() != "" && !m.isMember(id.NodeID))
+}
+
+// mayStream decides. outsider says that this manager hears from a leader and the node is not in the group.
+func (m *Manager) mayStream(id api.NodeIdentity, outsider bool) error {
 	denied := func(why string) error {
 		return api.Errorf(errdefs.ErrPermissionDenied, "raft stream of node %q: %s", id.NodeID, why)
 	}
@@ -97,7 +103,7 @@ func (m *Manager) admitRaft(id api.NodeIdentity) error {
 		return denied("its certificate is not a manager's")
 	case s.removed:
 		return denied("it was removed from the cluster")
-	case s.role != "" && s.role != api.RoleManager && !m.isMember(id.NodeID):
+	case s.role != "" && s.role != api.RoleManager && outsider:
 		return denied("it is a " + s.role)
 	}
 	return nil

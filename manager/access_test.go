@@ -44,9 +44,10 @@ func TestRaftStreamsFollowTheStore(t *testing.T) {
 	id := func(node, role, cluster string) api.NodeIdentity {
 		return api.NodeIdentity{NodeID: node, Role: role, ClusterID: cluster}
 	}
+	outsider := true
 	check := func(when string, who api.NodeIdentity, want bool) {
 		t.Helper()
-		if err := m.admitRaft(who); (err == nil) != want || (err != nil && !errdefs.IsPermissionDenied(err)) {
+		if err := m.mayStream(who, outsider); (err == nil) != want || (err != nil && !errdefs.IsPermissionDenied(err)) {
 			t.Errorf("%s: %+v: %v, want admitted %v", when, who, err, want)
 		}
 	}
@@ -60,6 +61,10 @@ func TestRaftStreamsFollowTheStore(t *testing.T) {
 	check("full store", id("demoted", api.RoleManager, "cluster"), false)
 	check("full store", id("gone", api.RoleManager, "cluster"), false)
 	check("full store", id("newer", api.RoleManager, "cluster"), true) // we may lag behind
+	outsider = false                                                   // still in the group, or no leader tells us that it is not
+	check("in the group", id("demoted", api.RoleManager, "cluster"), true)
+	check("in the group", id("demoted", api.RoleWorker, "cluster"), false)
+	check("in the group", id("gone", api.RoleManager, "cluster"), false)
 }
 
 func TestRoleWaitsForTheStore(t *testing.T) {

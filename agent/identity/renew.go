@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	renewRetryMin = time.Second
+	renewRetryMin = 250 * time.Millisecond // a new role waits for it
 	renewRetryMax = 5 * time.Minute // 90 days of life leave at least 18 for trying
 	renewTimeout  = 30 * time.Second
 )

@@ -247,7 +247,11 @@ func (n *clusterNode) run(live *liveness.Liveness) {
 	}
 }
 
+// dialAnyManager prefers the manager of the session: it answers, and has heard of this node's newest role.
 func (n *clusterNode) dialAnyManager(context.Context) (*grpc.ClientConn, error) {
+	if st := n.agent.Status(); st.Connected && st.Leader != n.settings.RPCAddr {
+		return n.dialManager(st.Leader)
+	}
 	list := n.managers()
 	if others := slices.DeleteFunc(slices.Clone(list), func(a string) bool { return a == n.settings.RPCAddr }); len(others) > 0 {
 		list = others // this node's own manager may be the one that is going
