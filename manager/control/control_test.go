@@ -636,3 +636,25 @@ func TestNothingWithoutAQuorum(t *testing.T) {
 		t.Errorf("net status: %v", err)
 	}
 }
+
+// A rollback to a network that was removed since would leave a service that never runs.
+func TestRollbackToRemovedNetwork(t *testing.T) {
+	f := setup(t)
+	f.network(`{"Name":"front"}`)
+	id := f.create(`{"Name":"web","TaskTemplate":{"ContainerSpec":{"Image":"i:1"},"Networks":[{"Target":"front"}]},"Mode":{"Replicated":{"Replicas":1}}}`)
+	version := func() uint64 {
+		o, err := f.srv.GetService(t.Context(), &api.GetRequest{Ref: id})
+		return get[swarm.Service](f, o, err).Version.Index
+	}
+	if _, err := f.srv.UpdateService(t.Context(), &api.UpdateRequest{Ref: id, Version: version(),
+		SpecJson: []byte(`{"Name":"web","TaskTemplate":{"ContainerSpec":{"Image":"i:1"}},"Mode":{"Replicated":{"Replicas":1}}}`)}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.srv.RemoveNetwork(t.Context(), &api.RemoveRequest{Ref: "front"}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := f.srv.UpdateService(t.Context(), &api.UpdateRequest{Ref: id, Version: version(), SpecJson: []byte(`{}`), Rollback: "previous"})
+	if err == nil || !strings.Contains(err.Error(), "service web cannot be rolled back: network") {
+		t.Errorf("rollback: %v", err)
+	}
+}

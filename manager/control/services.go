@@ -126,6 +126,12 @@ func (s *Server) updated(tx store.ReadTx, old *store.Service, spec *swarm.Servic
 		if bytes.Equal(rec.SpecJson, old.SpecJson) {
 			return nil, api.Errorf(errdefs.ErrFailedPrecondition, "service %s: its previous spec is the same as its current one", old.Name)
 		}
+		for _, n := range old.Previous.TaskTemplate.Networks {
+			if _, err := networkID(tx, n.Target); err != nil {
+				return nil, api.Errorf(errdefs.ErrFailedPrecondition, "service %s cannot be rolled back: network %s of its previous spec is not there any more: update the service instead",
+					old.Name, n.Target)
+			}
+		}
 		rec.UpdateStatus = &api.UpdateStatus{
 			ServiceId: old.Id, State: string(swarm.UpdateStateRollbackStarted), Started: s.cfg.Now().UnixNano(), Message: "manually requested rollback",
 		}
@@ -243,21 +249,9 @@ func (s *Server) serviceStatus(tx store.ReadTx, svc *store.Service) *swarm.Servi
 func resolveNetworks(tx store.ReadTx, spec *swarm.ServiceSpec) error {
 	var seen []string
 	for i, n := range spec.TaskTemplate.Networks {
-		id := n.Target
-		switch id {
-		case store.NetworkHost, store.NetworkNone, store.NetworkBridge:
-		default:
-			nw, err := tx.FindNetwork(n.Target)
-			if err != nil {
-				if errdefs.IsNotFound(err) {
-					return api.Errorf(errdefs.ErrNotFound, "network %s not found", n.Target)
-				}
-				return err
-			}
-			if nw.Ingress {
-				return invalid("Service cannot be explicitly attached to the ingress network %q", nw.Name)
-			}
-			id = nw.Id
+		id, err := networkID(tx, n.Target)
+		if err != nil {
+			return err
 		}
 		if slices.Contains(seen, id) {
 			return invalid("service %s: network %s is listed twice", spec.Name, n.Target)
@@ -266,6 +260,24 @@ func resolveNetworks(tx store.ReadTx, spec *swarm.ServiceSpec) error {
 		spec.TaskTemplate.Networks[i].Target = id
 	}
 	return nil
+}
+
+// networkID finds the network that a service is to be on: one of the cluster's, or one that every node has by itself.
+func networkID(tx store.ReadTx, ref string) (string, error) {
+	switch ref {
+	case store.NetworkHost, store.NetworkNone, store.NetworkBridge:
+		return ref, nil
+	}
+	nw, err := tx.FindNetwork(ref)
+	switch {
+	case errdefs.IsNotFound(err):
+		return "", api.Errorf(errdefs.ErrNotFound, "network %s not found", ref)
+	case err != nil:
+		return "", err
+	case nw.Ingress:
+		return "", invalid("Service cannot be explicitly attached to the ingress network %q", nw.Name)
+	}
+	return nw.Id, nil
 }
 
 func modeOf(spec *swarm.ServiceSpec) string {
