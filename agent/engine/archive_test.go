@@ -227,6 +227,21 @@ func TestConnect(t *testing.T) {
 	if r := b.record(id); len(r.Networks) != 1 || r.Networks["back"] == nil || r.Networks["back"].Aliases[0] != "db" {
 		t.Errorf("after a restart: %+v", r.Networks)
 	}
+	if err := b.e.NetworkConnect(ctx, "bridge", network.ConnectRequest{Container: "one"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.e.NetworkDisconnect(ctx, "back", network.DisconnectRequest{Container: "one"}); err != nil {
+		t.Fatal(err)
+	}
+	if box := b.net.boxes[id]; len(box.Bridges) != 1 || !box.DNS {
+		t.Errorf("a running container lost its resolver: %+v", box)
+	}
+	if err := b.e.NetworkConnect(ctx, "back", network.ConnectRequest{Container: "one"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.e.NetworkDisconnect(ctx, "bridge", network.DisconnectRequest{Container: "one"}); err != nil {
+		t.Fatal(err)
+	}
 	// What the kernel refuses changes nothing.
 	b.net.mu.Lock()
 	b.net.err = errors.New("no")

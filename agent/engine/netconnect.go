@@ -139,7 +139,7 @@ func (e *Engine) rewire(ctx context.Context, c *entry, nets map[string]*network.
 // rewiredSandbox is the sandbox of a running container on next's networks: legs that stay as they are, new ones after them.
 func (e *Engine) rewiredSandbox(old record, next *record) (overlay.Sandbox, error) {
 	sb := old.Sandbox
-	sb.Bridges, sb.DNS = nil, false
+	sb.Bridges = nil // DNS stays once it is there: processes remember the resolver
 	var ports []overlay.HostPort
 	for _, leg := range old.Sandbox.Bridges {
 		ports = append(ports, leg.Ports...)
