@@ -88,10 +88,11 @@ func (m *Manager) roleNow(nodeID string) (role string, certain bool, err error) 
 // so: one that does not, because it was away, may know an old role of the very leader that would bring it up to date. A manager of which the store says nothing is let in unless it was removed: we may lag behind the entry that added it, and it
 // may be the very leader that would send us that entry.
 func (m *Manager) admitRaft(id api.NodeIdentity) error {
-	return m.mayStream(id, m.LeaderAddr() != "" && !m.isMember(id.NodeID))
+	leader, _, _ := m.Leader()
+	return m.mayStream(id, leader != "" && leader != id.NodeID && !m.isMember(id.NodeID))
 }
 
-// mayStream decides. outsider says that this manager hears from a leader and the node is not in the group.
+// mayStream decides. outsider says that this manager hears from a leader, another node, and the node is not in the group.
 func (m *Manager) mayStream(id api.NodeIdentity, outsider bool) error {
 	denied := func(why string) error {
 		return api.Errorf(errdefs.ErrPermissionDenied, "raft stream of node %q: %s", id.NodeID, why)
