@@ -91,8 +91,7 @@ func clusterService(g *guest) error {
 			out, _, _ := command(5*time.Second, "wget", "-T", "3", "-q", "-O-", "http://"+addr+":8080/")
 			return out
 		}); err != nil {
-			routes, _, _ := command(5*time.Second, "ip", "route")
-			return fmt.Errorf("published port of node %d (%s): %w\n%s\n%s\n%s", n+1, addr, err, routes, tail("/var/lib/skein-dev/vm/n1/daemon.log", 12), tail("/var/lib/skein-dev/vm/n2/daemon.log", 12))
+			return fmt.Errorf("published port of node %d (%s): %w\n%s", n+1, addr, err, clusterState(node, n+1, addr))
 		}
 		id, err := node.sk(0, "ps", "-q")
 		if err != nil || len(strings.Fields(id)) != 1 {
@@ -114,6 +113,15 @@ func clusterService(g *guest) error {
 		g.note("%s", dir)
 	}
 	return nil
+}
+
+// clusterState is what helps to find out why a port does not answer.
+func clusterState(node *guest, n int, addr string) string {
+	id, _ := node.sk(0, "ps", "-q")
+	inside, _ := node.sk(0, "exec", id, "sh", "-c", "cat /w/index.html; netstat -tln; ip addr; ip route; wget -T 3 -O- http://127.0.0.1/ 2>&1")
+	ns := fmt.Sprintf("/run/netns/skein-vm-n%d", n)
+	own, _, _ := command(20*time.Second, "nsenter", "--net="+ns, "sh", "-c", "ip addr; ip route show table all; ip rule; wget -T 3 -O- http://127.0.0.1:8080/; wget -T 3 -O- http://"+addr+":8080/; cat /proc/net/nf_conntrack; grep . /proc/sys/net/ipv4/conf/*/rp_filter; lsmod")
+	return "in the container:\n" + inside + "\nin the node:\n" + own
 }
 
 // bothAnswer asks until two different containers have answered.
