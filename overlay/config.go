@@ -85,6 +85,9 @@ type PublishedPort struct {
 	Target    uint16
 	Local     bool
 	Backends  []Backend
+	// Soon are endpoints of this node that are about to be backends. They may be reached already, because another node may deal to
+	// them before this one does.
+	Soon []Backend
 }
 
 // Backend is a task's gateway address. Only ready ones are listed.

@@ -289,6 +289,11 @@ func (d *Driver) fillPorts() {
 				current[nft.TargetKey(b.Addr4, proto, p.Target)] = b.Addr4
 			}
 		}
+		for _, b := range p.Soon {
+			if b.Addr4.IsValid() && b.Node == d.cfg.Self.Index {
+				current[nft.TargetKey(b.Addr4, proto, p.Target)] = b.Addr4
+			}
+		}
 		if len(backends) > 0 {
 			want[key] = share{backends, func(i int) string { return nft.MeshSlotKey(proto, p.Published, i) }}
 		}

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -151,6 +152,10 @@ func mergeImage(cfg container.Config, img image.Image) (*container.Config, error
 		return nil, invalid("the working directory '%s' is invalid, it needs to be an absolute path", cfg.WorkingDir)
 	}
 	cfg.Env = mergeEnv(ic.Env, cfg.Env)
+	cfg.Healthcheck = mergeHealth(img.Docker.Healthcheck, cfg.Healthcheck)
+	if len(cfg.Shell) == 0 {
+		cfg.Shell = img.Docker.Shell
+	}
 	if cfg.StopSignal == "" {
 		cfg.StopSignal = ic.StopSignal
 	}
@@ -180,6 +185,21 @@ func mergeImage(cfg container.Config, img image.Image) (*container.Config, error
 		return nil, err
 	}
 	return &cfg, nil
+}
+
+// mergeHealth fills what the user's health check leaves to the image's.
+func mergeHealth(image, user *container.HealthConfig) *container.HealthConfig {
+	if image == nil || user == nil {
+		return cmp.Or(user, image)
+	}
+	h := *user
+	if len(h.Test) == 0 {
+		h.Test = image.Test
+	}
+	h.Interval, h.Timeout = cmp.Or(h.Interval, image.Interval), cmp.Or(h.Timeout, image.Timeout)
+	h.StartPeriod, h.StartInterval = cmp.Or(h.StartPeriod, image.StartPeriod), cmp.Or(h.StartInterval, image.StartInterval)
+	h.Retries = cmp.Or(h.Retries, image.Retries)
+	return &h
 }
 
 // mergeEnv appends b's variables to a's, the later replacing the earlier; a bare name removes it.

@@ -134,7 +134,7 @@ func (e *Engine) ImageInspect(ctx context.Context, ref string) (image.InspectRes
 	out := image.InspectResponse{
 		ID: img.ID.String(), RepoTags: orEmpty(img.Tags), RepoDigests: orEmpty(img.Digests), Created: img.Created.Format(time.RFC3339Nano), Author: c.Author,
 		Architecture: c.Architecture, Variant: c.Variant, Os: c.OS, OsVersion: c.OSVersion, Size: img.Size, Descriptor: &target,
-		Config: &dockerspec.DockerOCIImageConfig{ImageConfig: c.Config},
+		Config: &dockerspec.DockerOCIImageConfig{ImageConfig: c.Config, DockerOCIImageConfigExt: img.Docker},
 		RootFS: image.RootFS{Type: c.RootFS.Type},
 	}
 	for _, d := range c.RootFS.DiffIDs {

@@ -65,12 +65,14 @@ func overlayConfig(t agent.Tables) (overlay.Config, map[string]error) {
 
 func meshConfig(t agent.Table, self uint32) overlay.Mesh {
 	var m overlay.Mesh
-	backends := map[string][]overlay.Backend{}
+	backends, soon := map[string][]overlay.Backend{}, map[string][]overlay.Backend{}
 	for _, id := range sortedKeys(t.Endpoints) {
 		ep := t.Endpoints[id]
 		b := overlay.Backend{EndpointID: ep.TaskId, Node: ep.NodeIndex, Addr4: addr(ep.Addr4), Addr6: addr(ep.Addr6)}
 		if ep.State == string(overlay.Ready) {
 			backends[ep.ServiceId] = append(backends[ep.ServiceId], b)
+		} else if ep.State == string(overlay.Starting) && ep.NodeIndex == self {
+			soon[ep.ServiceId] = append(soon[ep.ServiceId], b)
 		}
 		if ep.NodeIndex != self || ep.State != string(overlay.Ready) {
 			continue
@@ -87,7 +89,7 @@ func meshConfig(t agent.Table, self uint32) overlay.Mesh {
 				continue
 			}
 			m.Ports = append(m.Ports, overlay.PublishedPort{
-				ServiceID: id, Protocol: p.Protocol, Published: uint16(p.Published), Target: uint16(p.Target), Backends: backends[id],
+				ServiceID: id, Protocol: p.Protocol, Published: uint16(p.Published), Target: uint16(p.Target), Backends: backends[id], Soon: soon[id],
 			})
 		}
 	}

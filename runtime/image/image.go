@@ -8,6 +8,7 @@ import (
 	"io"
 	"time"
 
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -23,7 +24,9 @@ type Image struct {
 	Created time.Time
 	Size    int64         // unpacked bytes of all layers
 	Config  ocispec.Image // config file
-	Labels  map[string]string
+	// Docker holds what docker's config files say beyond the OCI specification: HEALTHCHECK, SHELL, ONBUILD.
+	Docker dockerspec.DockerOCIImageConfigExt
+	Labels map[string]string
 }
 
 // Auth is a registry credential.

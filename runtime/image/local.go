@@ -53,7 +53,7 @@ func (s *store) entries(ctx context.Context) ([]*entry, error) {
 }
 
 func newEntry(r images.Image, d *details) *entry {
-	e := &entry{details: d, img: Image{ID: d.configD.Digest, Target: r.Target, Config: d.config, Labels: d.config.Config.Labels, Size: d.size}}
+	e := &entry{details: d, img: Image{ID: d.configD.Digest, Target: r.Target, Config: d.config, Docker: d.docker, Labels: d.config.Config.Labels, Size: d.size}}
 	if d.config.Created != nil {
 		e.img.Created = *d.config.Created
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -31,6 +32,7 @@ type details struct {
 	layers   []ocispec.Descriptor
 	configD  ocispec.Descriptor
 	config   ocispec.Image
+	docker   dockerspec.DockerOCIImageConfigExt
 	chain    []digest.Digest // chain ID of each layer
 	size     int64           // unpacked
 }
@@ -205,6 +207,13 @@ func (s *store) readConfig(ctx context.Context, out *details, want platforms.Mat
 	if err := json.Unmarshal(b, &out.config); err != nil {
 		return kind(errdefs.ErrInvalidArgument, "config %s: %v", out.configD.Digest, err)
 	}
+	var ext struct {
+		Config dockerspec.DockerOCIImageConfigExt `json:"config"`
+	}
+	if err := json.Unmarshal(b, &ext); err != nil {
+		return kind(errdefs.ErrInvalidArgument, "config %s: %v", out.configD.Digest, err)
+	}
+	out.docker = ext.Config
 	c := out.config
 	if len(c.RootFS.DiffIDs) != len(out.layers) {
 		return kind(errdefs.ErrInvalidArgument, "config %s names %d layers, the manifest %d (an artifact that is no image?)",
