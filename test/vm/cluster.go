@@ -82,13 +82,23 @@ func clusterService(g *guest) error {
 		full, _ := m.sk(0, "service", "ps", "--no-trunc", "web")
 		return fmt.Errorf("%w\n%s\n%s", err, full, tail("/var/lib/skein-dev/vm/n1/daemon.log", 20))
 	}
+	vip := ""
+	vips, err := m.sk(0, "service", "inspect", "-f", "{{range .Endpoint.VirtualIPs}}{{println .Addr}}{{end}}", "web")
+	for _, v := range strings.Fields(vips) {
+		if strings.HasPrefix(v, "10.0.") { // the other is of the published port
+			vip, _, _ = strings.Cut(v, "/")
+		}
+	}
+	if err != nil || vip == "" {
+		return fmt.Errorf("addresses of the service: %q %w", vips, errors.Join(err))
+	}
 	for n, node := range []*guest{m, w} {
 		addr, err := node.sk(0, "info", "-f", "{{.Swarm.NodeAddr}}")
 		if err != nil {
 			return err
 		}
 		if err := bothAnswer(func() string {
-			out, _, _ := command(5*time.Second, "wget", "-T", "3", "-q", "-O-", "http://"+addr+":8080/")
+			out, _, _ := command(5*time.Second, "wget", "-q", "-O-", "http://"+addr+":8080/")
 			return out
 		}); err != nil {
 			return fmt.Errorf("published port of node %d (%s): %w\n%s", n+1, addr, err, clusterState(node, n+1, addr))
@@ -97,11 +107,12 @@ func clusterService(g *guest) error {
 		if err != nil || len(strings.Fields(id)) != 1 {
 			return fmt.Errorf("containers of node %d: %q %w", n+1, id, errors.Join(err))
 		}
-		if err := bothAnswer(func() string {
-			out, _ := node.sk(0, "exec", id, "wget", "-T", "3", "-q", "-O-", "http://web/")
-			return out
-		}); err != nil {
-			return fmt.Errorf("service address from node %d: %w", n+1, err)
+		// By address, since a busybox linked statically against glibc resolves names in nslookup only.
+		if names, err := node.sk(0, "exec", id, "nslookup", "web"); err != nil || !strings.Contains(names, vip) {
+			return fmt.Errorf("name of the service on node %d: want %s: %s %w", n+1, vip, names, errors.Join(err))
+		}
+		if err := bothAnswer(func() string { out, _ := node.sk(0, "exec", id, "wget", "-q", "-O-", "http://"+vip+"/"); return out }); err != nil {
+			return fmt.Errorf("service address %s from node %d: %w", vip, n+1, err)
 		}
 		dir := ""
 		if _, dir, err = node.where(id); err == nil {
@@ -118,9 +129,9 @@ func clusterService(g *guest) error {
 // clusterState is what helps to find out why a port does not answer.
 func clusterState(node *guest, n int, addr string) string {
 	id, _ := node.sk(0, "ps", "-q")
-	inside, _ := node.sk(0, "exec", id, "sh", "-c", "cat /w/index.html; netstat -tln; ip addr; ip route; wget -T 3 -O- http://127.0.0.1/ 2>&1")
+	inside, _ := node.sk(0, "exec", id, "sh", "-c", "cat /w/index.html; netstat -tln; ip addr; ip route; wget -O- http://127.0.0.1/ 2>&1")
 	ns := fmt.Sprintf("/run/netns/skein-vm-n%d", n)
-	own, _, _ := command(20*time.Second, "nsenter", "--net="+ns, "sh", "-c", "ip addr; ip route show table all; ip rule; wget -T 3 -O- http://127.0.0.1:8080/; wget -T 3 -O- http://"+addr+":8080/; cat /proc/net/nf_conntrack; grep . /proc/sys/net/ipv4/conf/*/rp_filter; lsmod")
+	own, _, _ := command(20*time.Second, "nsenter", "--net="+ns, "sh", "-c", "ip addr; ip route show table all; ip rule; wget -O- http://127.0.0.1:8080/; wget -O- http://"+addr+":8080/; cat /proc/net/nf_conntrack; grep . /proc/sys/net/ipv4/conf/*/rp_filter; lsmod")
 	return "in the container:\n" + inside + "\nin the node:\n" + own
 }
 
