@@ -692,6 +692,9 @@ func TestBridges(t *testing.T) {
 	}
 	l.must(h.RemoveSandbox(ctx, "cont-a"))
 	refusedFast(t, l.cl, "192.0.2.1:8080")
+	if m, err := query(b, "udp", "a", mdns.TypeA); err != nil || answers(m) != "NXDOMAIN" {
+		t.Errorf("a, which is gone, from b: %v, %v", m, err)
+	}
 	for _, id := range []string{"cont-b", "cont-c", "cont-e"} {
 		l.must(h.RemoveSandbox(ctx, id))
 	}

@@ -449,6 +449,9 @@ func (d *Driver) removeSandbox(ctx context.Context, id string) error {
 	delete(d.waiting, id)
 	err = errors.Join(err, d.conn.DelLink(gatewayPrefix+t), d.removeBridgeLegs(id, b))
 	delete(d.boxes, id)
+	if b != nil && len(b.spec.Bridges) > 0 {
+		d.updateDNS() // its names on bridges are answered to others
+	}
 	err = errors.Join(err, d.gatewayChanged(id, netip.Addr{}), d.applyBridgeRules(false))
 	d.removeRouters(false)     // a network may have waited for its last leg
 	if d.leaving.Load() == 0 { // else the last of those that leave at the same time does it for all

@@ -28,7 +28,7 @@ type logStore struct {
 func openLogStore(path string, p *progress, r *reserve, die func(int, error)) (_ *logStore, err error) {
 	defer func() { // the library panics on pages it cannot make sense of
 		if e := recover(); e != nil {
-			err = fmt.Errorf("open raft log %s: the file is damaged (%v): remove this manager's raft directory and let it join again", path, e)
+			err = fmt.Errorf("open raft log %s: the file is damaged (%v): on another manager demote or remove this node (docker node rm --force), then leave and join again here: a manager that comes back under its name with an empty log could undo what it had agreed to", path, e)
 		}
 	}()
 	b, err := raftboltdb.New(raftboltdb.Options{
@@ -76,7 +76,7 @@ func (s *logStore) GetLog(index uint64, l *raft.Log) error {
 		return err
 	}
 	if err := unseal(index, l); err != nil {
-		err = fmt.Errorf("read raft log %s: entry %d: %w: remove this manager's raft directory and let it join again", s.path, index, err)
+		err = fmt.Errorf("read raft log %s: entry %d: %w: on another manager demote or remove this node (docker node rm --force), then leave and join again here: a manager that comes back under its name with an empty log could undo what it had agreed to", s.path, index, err)
 		s.die(ExitStorage, err)
 		return err
 	}

@@ -89,7 +89,7 @@ func (p *pendingStart) release() {
 }
 
 func (c *container) errf(kind error, format string, args ...any) error {
-	return fmt.Errorf("container %s: %s: %w", c.id, fmt.Sprintf(format, args...), kind)
+	return &kindError{fmt.Sprintf("container %s: %s", c.id, fmt.Sprintf(format, args...)), kind}
 }
 
 func (c *container) wrap(op string, err error) error {

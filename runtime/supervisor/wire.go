@@ -74,7 +74,7 @@ func kinds() map[string]error {
 	}
 }
 
-// kindError is an error whose text came over the socket and whose kind is one of errdefs.
+// kindError is an error of a kind of errdefs that does not repeat the kind in its text.
 type kindError struct {
 	text string
 	kind error
