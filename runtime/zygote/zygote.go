@@ -217,11 +217,12 @@ func (z *Zygote) Spawn(r Request, deadline time.Time) (*Child, error) {
 	if len(r.Files) > MaxFiles {
 		return nil, fmt.Errorf("%d descriptors for one process, at most %d", len(r.Files), MaxFiles)
 	}
+	pid := z.PID()
 	c, err := z.spawn(r, deadline)
 	if !errors.Is(err, errZygoteDied) {
 		return c, err
 	}
-	if err := z.replace(); err != nil {
+	if err := z.replace(pid); err != nil {
 		return nil, err
 	}
 	return z.spawn(r, deadline)
@@ -229,18 +230,22 @@ func (z *Zygote) Spawn(r Request, deadline time.Time) (*Child, error) {
 
 var errZygoteDied = errors.New("the zygote died")
 
-// replace forks a new zygote for one that died; the fork copies the page tables of the whole supervisor this once.
-func (z *Zygote) replace() error {
+// replace forks a new zygote for the given one, which died; the fork copies the page tables of the whole supervisor this once. A dying
+// process closes its descriptors before it can be waited for, so that its end is seen here first: wait for it.
+func (z *Zygote) replace(pid int) error {
 	z.mu.Lock()
 	defer z.mu.Unlock()
-	if unix.Kill(z.pid, 0) == nil {
-		var info unix.Siginfo
-		if err := unix.Waitid(unix.P_PID, z.pid, &info, unix.WEXITED|unix.WNOHANG, nil); err != nil || info.Signo == 0 {
-			return nil // somebody replaced it before us
-		}
+	if z.pid != pid {
+		return nil // somebody replaced it before us
 	}
 	unix.Close(z.sock)
-	return z.fork()
+	_ = unix.Kill(pid, unix.SIGKILL) // without its socket it is of no use
+	var ws unix.WaitStatus
+	for {
+		if _, err := unix.Wait4(pid, &ws, 0, nil); !errors.Is(err, unix.EINTR) {
+			return z.fork() // also after ECHILD: somebody else reaped it
+		}
+	}
 }
 
 func (z *Zygote) spawn(r Request, deadline time.Time) (*Child, error) {
