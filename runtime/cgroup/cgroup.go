@@ -31,7 +31,7 @@ type Host struct {
 const nodeLeaf = "_node"
 
 func v1Controllers() []string {
-	return []string{"cpuset", "cpu", "cpuacct", "pids", "devices", "freezer", "blkio", "memory"}
+	return []string{"cpuset", "cpu", "cpuacct", "pids", "devices", "freezer", "blkio", "hugetlb", "rdma", "net_cls", "net_prio", "memory"}
 }
 
 // Probe reads what is mounted in this mount namespace.

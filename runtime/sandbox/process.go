@@ -186,11 +186,13 @@ func execve(p *zygote.Program, proc *specs.Process) Execs {
 
 // Failed says why none of the candidates ran, nil when the child ended for another reason, with the exit code engines give: 127 for a
 // command that is not there, 126 for one that cannot be run.
-func (e Execs) Failed(p *zygote.Program) (int, error) {
+func (e Execs) Failed(p *zygote.Program) (int, error) { return e.failed(p.Result) }
+
+func (e Execs) failed(result func(zygote.Slot) int64) (int, error) {
 	var found error
 	where := e.Command
 	for i, s := range e.slots {
-		errno := unix.Errno(-p.Result(s))
+		errno := unix.Errno(-result(s))
 		switch {
 		case errno == 0:
 			return 0, nil // not reached

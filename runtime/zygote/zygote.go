@@ -174,6 +174,10 @@ func FileFD(i int) int {
 
 // Enter adds what every program must do first: hide other programs and leave the zygote's session.
 func (p *Program) Enter() {
+	if p.direct {
+		p.Do("setsid", unix.SYS_SETSID)
+		return
+	}
 	lo, n := uintptr(unsafe.Pointer(&p.pool.mem[0])), uintptr(len(p.pool.mem))
 	if d := p.base() - lo; d > 0 {
 		p.Do("hide below", unix.SYS_MUNMAP, Addr(lo), d)
