@@ -18,7 +18,7 @@ func (g *Group) Update(r *specs.LinuxResources) error {
 	if r == nil {
 		return nil
 	}
-	for _, set := range []func(*specs.LinuxResources) error{g.cpu, g.memory, g.pids, g.blockIO, g.hugepages, g.rdma, g.network, g.unified} {
+	for _, set := range []func(*specs.LinuxResources) error{g.cpu, g.memory, g.kernelMemory, g.pids, g.blockIO, g.hugepages, g.rdma, g.network, g.unified} {
 		if err := set(r); err != nil {
 			return err
 		}

@@ -154,3 +154,16 @@ func (g *Group) network(r *specs.LinuxResources) error {
 	}
 	return nil
 }
+
+// kernelMemory limits the buffers of TCP sockets on v1; a limit of all kernel memory is no longer in any supported kernel and, as the
+// specification allows, left out.
+func (g *Group) kernelMemory(r *specs.LinuxResources) error {
+	if r.Memory == nil || r.Memory.KernelTCP == nil {
+		return nil
+	}
+	dir, v1, ok := g.dir("memory")
+	if !ok || !v1 {
+		return nil
+	}
+	return files(dir, "memory.kmem.tcp.limit_in_bytes", itoa(r.Memory.KernelTCP))
+}

@@ -48,6 +48,13 @@ type creation struct {
 	host   sandbox.Host
 	gate   *os.File
 	fds    []int // to close
+	// writeV2: the v2 group is joined through its cgroup.procs, behind the tasks files.
+	writeV2 bool
+}
+
+func exists(file string) bool {
+	_, err := os.Stat(file)
+	return err == nil
 }
 
 // Create makes a container that waits for Start; its lock is held. A failure leaves nothing.
@@ -208,11 +215,14 @@ func (c *creation) compile() error {
 	tasks, v2 := 0, false
 	for _, d := range c.grp.Dirs() {
 		dirs = append(dirs, rootfs.CgroupDir(d))
-		if d.Controller == "" {
+		if d.Controller == "" && !exists(d.Path) {
 			v2 = true
-		} else {
-			tasks++
+			continue
 		}
+		// A group that was killed once with cgroup.kill takes nobody by clone3 any more (seen with Linux 6.18): one that exists already is
+		// joined by writing.
+		c.writeV2 = c.writeV2 || d.Controller == ""
+		tasks++
 	}
 	n := 4 + tasks + len(c.join) + len(c.trees)
 	if v2 {
@@ -242,6 +252,16 @@ func (c *creation) launch() error {
 	}
 	c.fds = append(c.fds, tasks...)
 	files = append(files, tasks...)
+	if c.writeV2 {
+		procs, err := unix.Openat(dir, "cgroup.procs", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		unix.Close(dir)
+		if err != nil {
+			return fmt.Errorf("open cgroup %s: %w", c.rec.Cgroup, err)
+		}
+		dir = -1
+		c.fds = append(c.fds, procs)
+		files = append(files, procs)
+	}
 	if dir >= 0 {
 		c.fds = append(c.fds, dir)
 		files = append(files, dir)

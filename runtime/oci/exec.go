@@ -60,6 +60,9 @@ func (c *Container) Exec(o ExecOptions) (int, error) {
 	if err := checkProcess("process", o.Process); err != nil {
 		return 0, err
 	}
+	if namespacesOf(s)&unix.CLONE_NEWNS == 0 {
+		return 0, refuse("linux.namespaces", "exec in a container that shares the host's mount namespace is not built yet")
+	}
 	if o.Process.Terminal && o.ConsoleSocket == "" && o.Console == nil {
 		return 0, invalid("process.terminal", "a terminal needs --console-socket when detached")
 	}
@@ -142,6 +145,9 @@ func (c *Container) launchExec(e *execution, s *specs.Spec, o ExecOptions) error
 		return err
 	}
 	fds = append(fds, pidfd)
+	if hasUser(s) {
+		host = sandbox.InUserNamespace(host)
+	}
 	e.child = e.prog.EnterDirect(3 + len(fds))
 	e.out, err = sandbox.CompileExec(e.prog, sandbox.ExecInput{Host: host, Process: o.Process, Filter: filter, Namespaces: namespacesOf(s),
 		Tasks: len(tasks), HasCgroup: dir >= 0})

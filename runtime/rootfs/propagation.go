@@ -65,7 +65,12 @@ func (b *builder) openEarly() error {
 // source is the detached tree of a bind mount.
 func (b *builder) source(index int, m specs.Mount, rec int) zygote.Slot {
 	if s, ok := b.early[index]; ok {
-		return s
+		// A second clone gets its number in the order of the config's mounts; kernels before 6.15 cannot make it.
+		t := b.NewSlot()
+		again := b.TryInto(t, "clone source "+m.Source, unix.SYS_OPEN_TREE, s, "", cloneTree|unix.AT_EMPTY_PATH|rec)
+		b.GetInto(t, "bind source "+m.Source, unix.SYS_FCNTL, s, unix.F_DUPFD_CLOEXEC, 3)
+		b.SkipOnSuccess(again)
+		return t
 	}
 	if fd, ok := b.plan.Trees[index]; ok {
 		return b.Get("bind source "+m.Source, unix.SYS_FCNTL, fd, unix.F_DUPFD_CLOEXEC, 3)

@@ -67,6 +67,10 @@ func (b *builder) mountRoot() error {
 }
 
 func (b *builder) attachRoot(dst string) {
+	if b.plan.Detached {
+		b.setPropagation("make the root private", b.root, unix.MS_PRIVATE, true)
+		return
+	}
 	b.Do("mount root on "+dst, unix.SYS_MOVE_MOUNT, b.root, "", unix.AT_FDCWD, dst, unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 

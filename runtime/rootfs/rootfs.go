@@ -40,6 +40,9 @@ type Plan struct {
 	BindDevices bool
 	// AnyMount offers every filesystem type of the kernel, and device nodes without a tmpfs on /dev.
 	AnyMount bool
+	// Detached builds the root as a tree that is attached nowhere, for a container that shares the host's mount namespace: nothing is
+	// mounted on the host, the tree goes with its last process. It is entered by chroot. Needs Linux 6.15.
+	Detached bool
 }
 
 // CgroupDir is one group of the container: a v1 controller's, or the v2 group with an empty controller.
@@ -93,7 +96,9 @@ func Add(p *zygote.Program, plan Plan) (Built, error) {
 	if err := b.openEarly(); err != nil {
 		return b.out, err
 	}
-	p.Do("make mounts private", unix.SYS_MOUNT, 0, "/", 0, unix.MS_REC|unix.MS_PRIVATE, 0)
+	if !plan.Detached {
+		p.Do("make mounts private", unix.SYS_MOUNT, 0, "/", 0, unix.MS_REC|unix.MS_PRIVATE, 0)
+	}
 	if err := b.mountRoot(); err != nil {
 		return b.out, err
 	}
@@ -132,6 +137,10 @@ func Add(p *zygote.Program, plan Plan) (Built, error) {
 		b.setAttr("read-only root", b.root, 0, unix.MOUNT_ATTR_RDONLY, 0)
 	}
 	p.Do("enter root", unix.SYS_FCHDIR, b.root)
+	if plan.Detached {
+		p.Do("chroot", unix.SYS_CHROOT, ".")
+		return b.out, nil
+	}
 	p.Do("pivot_root", unix.SYS_PIVOT_ROOT, ".", ".")
 	p.Do("detach old root", unix.SYS_UMOUNT2, ".", unix.MNT_DETACH)
 	p.Do("chdir /", unix.SYS_CHDIR, "/")
@@ -252,7 +261,7 @@ func (b *builder) bind(index int, m specs.Mount, o options) error {
 	if err != nil {
 		return fmt.Errorf("bind mount on %s: source %s: %w: create it first: %w", m.Destination, m.Source, err, errdefs.ErrInvalidArgument)
 	}
-	if len(o.data) > 0 {
+	if len(o.data) > 0 && !b.plan.AnyMount { // OCI runtimes let a bind mount pass with them, as the kernel does
 		return fmt.Errorf("bind mount on %s: option %q does not apply to a bind mount: %w", m.Destination, o.data[0].key, errdefs.ErrInvalidArgument)
 	}
 	rec := 0

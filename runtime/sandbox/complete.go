@@ -82,9 +82,6 @@ func Split(s *specs.Spec) (flags uint64, join []NamespacePath, err error) {
 		}
 		seen |= f
 	}
-	if seen&unix.CLONE_NEWNS == 0 {
-		return 0, nil, fmt.Errorf("linux.namespaces: a container needs a mount namespace: add {\"type\":\"mount\"}: %w", errdefs.ErrInvalidArgument)
-	}
 	slices.SortStableFunc(join, func(a, b NamespacePath) int { return joinRank(a.Type) - joinRank(b.Type) })
 	return flags, join, nil
 }
@@ -110,12 +107,14 @@ func CompileComplete(p *zygote.Program, in CompleteInput) (CompleteOutput, error
 	fd := joinGroups(p, gate+1, in.Tasks, in.HasCgroup)
 	fd = out.place(p, in.Join, flags, fd)
 	newUser := flags&unix.CLONE_NEWUSER != 0
+	host := in.Host
 	inUser := newUser || slices.ContainsFunc(in.Join, func(n NamespacePath) bool { return n.Type == specs.UserNamespace })
 	if newUser {
 		out.Gates.Maps = true
 		p.Gate(gate)
 	}
 	if inUser {
+		host = InUserNamespace(host)
 		p.Do("setgid 0", unix.SYS_SETRESGID, 0, 0, 0)
 		p.Do("setuid 0", unix.SYS_SETRESUID, 0, 0, 0)
 	}
@@ -134,20 +133,26 @@ func CompileComplete(p *zygote.Program, in CompleteInput) (CompleteOutput, error
 		}
 		return nil
 	}
-	plan := rootfs.Plan{Spec: s, Cgroups: in.Cgroups, LowerdirAppend: in.Host.LowerdirAppend, Trees: trees, BindDevices: inUser, AnyMount: true,
+	detached := flags&unix.CLONE_NEWNS == 0 && !slices.ContainsFunc(in.Join, func(n NamespacePath) bool { return n.Type == specs.MountNamespace })
+	plan := rootfs.Plan{Detached: detached, Spec: s, Cgroups: in.Cgroups, LowerdirAppend: in.Host.LowerdirAppend, Trees: trees, BindDevices: inUser, AnyMount: true,
 		Mounted: func(b rootfs.Built) error { return sysctls(p, s, b) }, BeforePivot: steps}
 	fs, err := rootfs.Add(p, plan)
 	if err != nil {
 		return out, err
 	}
 	out.Console = fs.Console
-	if err := identity(p, s, flags); err != nil {
+	named := flags
+	if slices.ContainsFunc(in.Join, func(n NamespacePath) bool { return n.Type == specs.UTSNamespace }) {
+		named |= unix.CLONE_NEWUTS // the config says what the shared namespace is called
+	}
+	if err := identity(p, s, named); err != nil {
 		return out, err
 	}
 	if s.Process.Terminal {
 		out.Gates.Console = true
 		p.Gate(gate)
 	}
+	in.Host = host
 	err = out.finish(p, in, gate)
 	return out, err
 }
@@ -327,4 +332,11 @@ func CheckProcess(proc *specs.Process) error {
 		seen[l.Type] = true
 	}
 	return nil
+}
+
+// InUserNamespace is the host as a process of a user namespace other than ours meets it: it starts with all capabilities, over what the
+// namespace owns.
+func InUserNamespace(h Host) Host {
+	h.Bounding = 1<<len(capNames()) - 1
+	return h
 }
