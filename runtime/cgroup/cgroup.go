@@ -89,6 +89,8 @@ type Group struct {
 	name string
 	v1   []Dir
 	v2   string
+	// foreign: the parent is somebody else's, whose processes stay where they are.
+	foreign bool
 }
 
 // checkParent keeps callers from naming a hierarchy's root or leaving it.
@@ -159,7 +161,7 @@ func (g *Group) make() error {
 	if err := mkdir(g.v2); err != nil {
 		return err
 	}
-	g.host.delegate(filepath.Dir(g.name))
+	g.host.delegate(filepath.Dir(g.name), !g.foreign)
 	return nil
 }
 

@@ -17,7 +17,7 @@ func (g *Group) realtime(c *specs.LinuxCPU) error {
 	}
 	dir, v1, ok := g.dir("cpu")
 	if !ok || !v1 {
-		return missing("cpu (v1)", "realtime CPU")
+		return g.missing("cpu (v1)", "realtime CPU")
 	}
 	if _, err := os.Stat(filepath.Join(dir, "cpu.rt_runtime_us")); err != nil {
 		return fmt.Errorf("realtime CPU limit: this kernel has no realtime group scheduling: %w", errdefs.ErrFailedPrecondition)
@@ -33,7 +33,7 @@ func (g *Group) blockIOWeights(b *specs.LinuxBlockIO) error {
 	dir, v1, ok := g.dir("blkio")
 	if !ok {
 		if dir, v1, ok = g.dir("io"); !ok {
-			return missing("blkio or io", "block I/O weight")
+			return g.missing("blkio or io", "block I/O weight")
 		}
 	}
 	if b.LeafWeight != nil && *b.LeafWeight != 0 {
@@ -89,7 +89,7 @@ func (g *Group) hugepages(r *specs.LinuxResources) error {
 	for _, l := range r.HugepageLimits {
 		dir, v1, ok := g.dir("hugetlb")
 		if !ok {
-			return missing("hugetlb", "huge page")
+			return g.missing("hugetlb", "huge page")
 		}
 		name := "hugetlb." + l.Pagesize + ".max"
 		if v1 {
@@ -112,7 +112,7 @@ func (g *Group) rdma(r *specs.LinuxResources) error {
 	for dev, l := range r.Rdma {
 		dir, _, ok := g.dir("rdma")
 		if !ok {
-			return missing("rdma", "RDMA")
+			return g.missing("rdma", "RDMA")
 		}
 		v := dev
 		if l.HcaHandles != nil {
@@ -137,7 +137,7 @@ func (g *Group) network(r *specs.LinuxResources) error {
 	if n.ClassID != nil && *n.ClassID != 0 {
 		dir, v1, ok := g.dir("net_cls")
 		if !ok || !v1 {
-			return missing("net_cls", "network class")
+			return g.missing("net_cls", "network class")
 		}
 		if err := files(dir, "net_cls.classid", fmt.Sprint(*n.ClassID)); err != nil {
 			return err
@@ -146,7 +146,7 @@ func (g *Group) network(r *specs.LinuxResources) error {
 	for _, p := range n.Priorities {
 		dir, v1, ok := g.dir("net_prio")
 		if !ok || !v1 {
-			return missing("net_prio", "network priority")
+			return g.missing("net_prio", "network priority")
 		}
 		if err := files(dir, "net_prio.ifpriomap", fmt.Sprintf("%s %d", p.Name, p.Priority)); err != nil {
 			return err

@@ -18,7 +18,7 @@ func (h *Host) OpenPath(name string) (*Group, error) {
 	if err := checkParent(name); err != nil {
 		return nil, fmt.Errorf("cgroupsPath: %w", err)
 	}
-	g := &Group{host: h, name: name}
+	g := &Group{host: h, name: name, foreign: true}
 	seen := map[string]bool{}
 	for _, c := range v1Controllers() {
 		if m, ok := h.v1[c]; ok && !seen[m] {

@@ -40,6 +40,7 @@ type Direct struct {
 	prog  *Program
 	reply *os.File
 	files int
+	veil  *veil
 }
 
 // firstHigh is where descriptors for a child wait, above every number a child sees.
@@ -49,12 +50,19 @@ const firstHigh = 260
 // nothing else of this process.
 func (p *Program) EnterDirect(n int) *Direct {
 	p.direct = true
+	d := &Direct{prog: p, files: n}
+	var err error
+	if d.veil, err = newVeil(); err != nil {
+		p.fail("%w", err)
+		return d
+	}
+	d.veil.add(p, firstHigh+n+1)
 	for i := range n + 1 {
 		p.Do("pass descriptor", unix.SYS_DUP3, firstHigh+i, directFD(i), 0)
 	}
 	p.Do("close", unix.SYS_CLOSE_RANGE, max(FileFD(n), replyFD+1), uintptr(^uint32(0)), 0)
 	p.Do("not dumpable", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
-	return &Direct{prog: p, files: n}
+	return d
 }
 
 // directFD is the child's number of the i-th descriptor that waits above firstHigh: the reply pipe, then the files.
@@ -75,7 +83,7 @@ func (d *Direct) Launch(files []int, replyR *os.File, replyW int, flags uint64, 
 	if len(files) != d.files || len(files) > MaxFiles {
 		return fmt.Errorf("%d descriptors for a process that expects %d, at most %d", len(files), d.files, MaxFiles)
 	}
-	for i, fd := range append([]int{replyW}, files...) {
+	for i, fd := range append(append([]int{replyW}, files...), d.veil.file) {
 		if err := unix.Dup3(fd, firstHigh+i, unix.O_CLOEXEC); err != nil {
 			return fmt.Errorf("duplicate a descriptor for the new process: %w", err)
 		}
@@ -86,7 +94,7 @@ func (d *Direct) Launch(files []int, replyR *os.File, replyW int, flags uint64, 
 		ca.flags |= unix.CLONE_INTO_CGROUP
 		ca.cgroup = uint64(cgroup)
 	}
-	pid, err := clone(d.prog, &ca)
+	pid, err := clone(d.prog, &ca, d.veil.code)
 	if err != nil {
 		return fmt.Errorf("clone3: %w", err)
 	}
@@ -98,6 +106,10 @@ func (d *Direct) Launch(files []int, replyR *os.File, replyW int, flags uint64, 
 func (d *Direct) Close() {
 	if d.reply != nil {
 		d.reply.Close()
+	}
+	if d.veil != nil {
+		d.veil.close()
+		d.veil = nil
 	}
 }
 
