@@ -302,7 +302,12 @@ func (b *builder) cgroups(m specs.Mount, o options) error {
 	top := options{set: o.set &^ unix.MOUNT_ATTR_RDONLY}
 	top.data = []option{{key: "mode", value: "755"}, {key: "size", value: "64k"}}
 	b.newFS(tmp, "tmpfs", "", top)
-	b.Do("mount cgroup tmpfs on "+m.Destination, unix.SYS_MOVE_MOUNT, tmp, "", t, "", moveFlags)
+	attach := func() { b.Do("mount cgroup tmpfs on "+m.Destination, unix.SYS_MOVE_MOUNT, tmp, "", t, "", moveFlags) }
+	if b.plan.Detached { // only the top of such a tree can be protected
+		defer attach()
+	} else {
+		attach()
+	}
 	for _, c := range b.plan.Cgroups {
 		name := c.Controller
 		if name == "" {
