@@ -43,7 +43,7 @@ type Direct struct {
 	veil  *veil
 }
 
-// firstHigh is where descriptors for a child wait, above every number a child sees.
+// firstHigh is where descriptors wait inside a child, above every number it sees later.
 const firstHigh = 260
 
 // EnterDirect starts a program for Launch; it comes first and makes Enter do less. The child gets n files as a request's Files, and
@@ -55,6 +55,10 @@ func (p *Program) EnterDirect(n int) *Direct {
 	if d.veil, err = newVeil(); err != nil {
 		p.fail("%w", err)
 		return d
+	}
+	// Moved by the child, in two steps: this process shares its table among threads, and growing a shared table waits for a grace period.
+	for i := range n + 2 {
+		p.Do("take descriptor", unix.SYS_DUP3, -1, firstHigh+i, unix.O_CLOEXEC)
 	}
 	d.veil.add(p, firstHigh+n+1)
 	for i := range n + 1 {
@@ -84,10 +88,7 @@ func (d *Direct) Launch(files []int, replyR *os.File, replyW int, flags uint64, 
 		return fmt.Errorf("%d descriptors for a process that expects %d, at most %d", len(files), d.files, MaxFiles)
 	}
 	for i, fd := range append(append([]int{replyW}, files...), d.veil.file) {
-		if err := unix.Dup3(fd, firstHigh+i, unix.O_CLOEXEC); err != nil {
-			return fmt.Errorf("duplicate a descriptor for the new process: %w", err)
-		}
-		defer unix.Close(firstHigh + i)
+		binary.LittleEndian.PutUint64(d.prog.mem[opsOff+opSize*i+8:], uint64(fd)) // the program's first calls
 	}
 	ca := cloneArgs{flags: flags | unix.CLONE_CLEAR_SIGHAND, exitSignal: uint64(unix.SIGCHLD)}
 	if cgroup >= 0 {
