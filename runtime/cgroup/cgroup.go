@@ -31,7 +31,7 @@ type Host struct {
 const nodeLeaf = "_node"
 
 func v1Controllers() []string {
-	return []string{"cpuset", "cpu", "cpuacct", "pids", "devices", "freezer", "blkio", "memory"}
+	return []string{"cpuset", "cpu", "cpuacct", "pids", "devices", "freezer", "blkio", "hugetlb", "rdma", "net_cls", "net_prio", "memory"}
 }
 
 // Probe reads what is mounted in this mount namespace.
@@ -89,6 +89,8 @@ type Group struct {
 	name string
 	v1   []Dir
 	v2   string
+	// foreign: the parent is somebody else's, whose processes stay where they are.
+	foreign bool
 }
 
 // checkParent keeps callers from naming a hierarchy's root or leaving it.
@@ -159,7 +161,7 @@ func (g *Group) make() error {
 	if err := mkdir(g.v2); err != nil {
 		return err
 	}
-	g.host.delegate(filepath.Dir(g.name))
+	g.host.delegate(filepath.Dir(g.name), !g.foreign)
 	return nil
 }
 

@@ -35,8 +35,8 @@ func (h *Host) levels(parent string) []string {
 
 // delegate passes the v2 controllers on from the root down to the children of parent. What some level does not give is left out and no
 // error: only a container that asks for the limit is refused, with the reason as it is then, see missing. Processes in parent itself, a
-// service's own ones, are moved to its node leaf; those of groups above are not ours to move.
-func (h *Host) delegate(parent string) {
+// service's own ones, are moved to its node leaf when the parent is our own; those of groups above are not ours to move.
+func (h *Host) delegate(parent string, own bool) {
 	dirs := h.levels(parent)
 	last := dirs[len(dirs)-1]
 	on := words(last, "cgroup.subtree_control")
@@ -45,7 +45,7 @@ func (h *Host) delegate(parent string) {
 	}
 	for _, dir := range dirs {
 		has, on := words(dir, "cgroup.controllers"), words(dir, "cgroup.subtree_control")
-		if dir == last {
+		if dir == last && own && dir != h.v2 {
 			moveToLeaf(dir)
 		}
 		// Some controllers can be turned on over processes, but that makes the group the root of a threaded subtree, whose other groups

@@ -18,10 +18,7 @@ func (g *Group) Update(r *specs.LinuxResources) error {
 	if r == nil {
 		return nil
 	}
-	if len(r.HugepageLimits) > 0 || len(r.Rdma) > 0 || r.Network != nil {
-		return fmt.Errorf("hugepage, RDMA and network class limits are not built yet: %w", errdefs.ErrNotImplemented)
-	}
-	for _, set := range []func(*specs.LinuxResources) error{g.cpu, g.memory, g.pids, g.blockIO, g.unified} {
+	for _, set := range []func(*specs.LinuxResources) error{g.cpu, g.memory, g.kernelMemory, g.pids, g.blockIO, g.hugepages, g.rdma, g.network, g.unified} {
 		if err := set(r); err != nil {
 			return err
 		}
@@ -71,8 +68,8 @@ func (g *Group) cpu(r *specs.LinuxResources) error {
 			return err
 		}
 	}
-	if c.RealtimePeriod != nil || c.RealtimeRuntime != nil {
-		return fmt.Errorf("realtime CPU limits are not built yet: %w", errdefs.ErrNotImplemented)
+	if err := g.realtime(c); err != nil {
+		return err
 	}
 	if c.Shares == nil && c.Quota == nil && c.Period == nil {
 		return nil
@@ -212,8 +209,8 @@ func (g *Group) blockIO(r *specs.LinuxResources) error {
 	if b == nil {
 		return nil
 	}
-	if b.LeafWeight != nil || len(b.WeightDevice) > 0 {
-		return fmt.Errorf("block I/O leaf and device weights are not built yet: %w", errdefs.ErrNotImplemented)
+	if err := g.blockIOWeights(b); err != nil {
+		return err
 	}
 	throttles := []struct {
 		list     []specs.LinuxThrottleDevice

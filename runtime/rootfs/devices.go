@@ -3,6 +3,7 @@ package rootfs
 import (
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -21,8 +22,20 @@ func defaultDevices() []specs.LinuxDevice {
 // devices fills our /dev while it is still detached, where nobody else can reach it.
 func (b *builder) devices() error {
 	made := map[string]bool{}
-	for _, d := range append(defaultDevices(), b.plan.Spec.Linux.Devices...) {
+	list := b.plan.Spec.Linux.Devices
+	own := map[string]bool{}
+	for _, d := range list {
+		own[path.Clean(d.Path)] = true
+	}
+	defaults := slices.DeleteFunc(defaultDevices(), func(d specs.LinuxDevice) bool { return own[d.Path] })
+	for _, d := range append(defaults, list...) {
 		rel, ok := strings.CutPrefix(path.Clean(d.Path), "/dev/")
+		if !ok && b.plan.AnyMount && path.IsAbs(d.Path) {
+			if err := b.deviceElsewhere(d); err != nil {
+				return err
+			}
+			continue
+		}
 		if !ok {
 			return fmt.Errorf("device %s is outside /dev: %w", d.Path, errdefs.ErrInvalidArgument)
 		}
@@ -36,14 +49,19 @@ func (b *builder) devices() error {
 	}
 	for _, l := range [][2]string{{"/proc/self/fd", "fd"}, {"/proc/self/fd/0", "stdin"}, {"/proc/self/fd/1", "stdout"},
 		{"/proc/self/fd/2", "stderr"}, {"/proc/kcore", "core"}, {"pts/ptmx", "ptmx"}} {
-		if !made[l[1]] {
+		switch {
+		case made[l[1]]:
+		case b.bare:
+			b.Try("symlink /dev/"+l[1], unix.SYS_SYMLINKAT, l[0], b.dev, l[1])
+		default:
 			b.Do("symlink /dev/"+l[1], unix.SYS_SYMLINKAT, l[0], b.dev, l[1])
 		}
 	}
 	return nil
 }
 
-func (b *builder) device(rel string, d specs.LinuxDevice) error {
+// nodeMode is type and permissions of a device node.
+func nodeMode(d specs.LinuxDevice) (uint32, error) {
 	mode := uint32(0o666)
 	if d.FileMode != nil {
 		mode = uint32(d.FileMode.Perm())
@@ -56,7 +74,15 @@ func (b *builder) device(rel string, d specs.LinuxDevice) error {
 	case "p":
 		mode |= unix.S_IFIFO
 	default:
-		return fmt.Errorf("device %s has type %q, want c, b, u or p: %w", d.Path, d.Type, errdefs.ErrInvalidArgument)
+		return 0, fmt.Errorf("device %s has type %q, want c, b, u or p: %w", d.Path, d.Type, errdefs.ErrInvalidArgument)
+	}
+	return mode, nil
+}
+
+func (b *builder) device(rel string, d specs.LinuxDevice) error {
+	mode, err := nodeMode(d)
+	if err != nil {
+		return err
 	}
 	for dir, i := rel, strings.IndexByte(rel, '/'); i >= 0; {
 		b.Try("mkdir /dev/"+dir[:i], unix.SYS_MKDIRAT, b.dev, dir[:i], 0o755)
@@ -66,7 +92,7 @@ func (b *builder) device(rel string, d specs.LinuxDevice) error {
 		}
 		i += 1 + next
 	}
-	b.Do("mknod /dev/"+rel, unix.SYS_MKNODAT, b.dev, rel, uintptr(mode), uintptr(unix.Mkdev(uint32(d.Major), uint32(d.Minor))))
+	b.makeNode(b.dev, rel, d, mode)
 	if uid, gid := deref(d.UID), deref(d.GID); uid != 0 || gid != 0 {
 		b.Do("chown /dev/"+rel, unix.SYS_FCHOWNAT, b.dev, rel, uintptr(uid), uintptr(gid), unix.AT_SYMLINK_NOFOLLOW)
 	}

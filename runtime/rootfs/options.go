@@ -1,10 +1,8 @@
 package rootfs
 
 import (
-	"fmt"
 	"strings"
 
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -14,6 +12,10 @@ type options struct {
 	set, clr        uint64 // MOUNT_ATTR_… of the mount itself
 	recSet, recClr  uint64 // of the mount and everything below
 	data            []option
+	prop            uint64 // propagation, MS_SHARED …; 0 private
+	propRec         bool
+	idmap           bool // through a user namespace's maps: the caller prepares the tree, see Plan.Trees
+	copyUp          bool // a tmpfs that starts with what it covers
 }
 
 type option struct {
@@ -64,7 +66,10 @@ func parseOptions(list []string) (options, error) {
 	var o options
 	for _, s := range list {
 		switch s {
-		case "", "defaults", "async", "private", "rprivate":
+		case "", "defaults", "async":
+			continue
+		case "tmpcopyup":
+			o.copyUp = true
 			continue
 		case "bind":
 			o.bind = true
@@ -72,10 +77,16 @@ func parseOptions(list []string) (options, error) {
 		case "rbind":
 			o.bind, o.recursive = true, true
 			continue
-		case "shared", "rshared", "slave", "rslave", "unbindable", "runbindable":
-			return o, fmt.Errorf("mount propagation %q is not built yet, use rprivate: %w", s, errdefs.ErrNotImplemented)
 		case "idmap", "ridmap":
-			return o, fmt.Errorf("mount option %q is not built yet: %w", s, errdefs.ErrNotImplemented)
+			o.idmap = true
+			continue
+		}
+		if p, rec, ok := Propagation(s); ok {
+			if p == unix.MS_PRIVATE {
+				p, rec = 0, false
+			}
+			o.prop, o.propRec = p, rec
+			continue
 		}
 		if a, ok := attrOf(s); ok {
 			o.set, o.clr = o.set&^a.clr|a.set, o.clr&^a.set|a.clr

@@ -28,9 +28,8 @@ func Probe() (lowerdirAppend bool) {
 	return unix.FsconfigSetString(fd, "skein-no-such-option", "/") != nil && unix.FsconfigSetString(fd, "lowerdir+", "/") == nil
 }
 
-// mountRoot mounts the root filesystem on Spec.Root.Path and keeps its handle; it also reserves the slots that outlive single mounts.
+// mountRoot mounts the root filesystem on Spec.Root.Path and keeps its handle.
 func (b *builder) mountRoot() error {
-	b.root, b.dev, b.pts, b.out.Proc, b.out.Console = b.NewSlot(), b.NewSlot(), b.NewSlot(), b.NewSlot(), b.NewSlot()
 	dst := b.plan.Spec.Root.Path
 	if !path.IsAbs(dst) {
 		return fmt.Errorf("root path %q is not absolute: %w", dst, errdefs.ErrInvalidArgument)
@@ -39,6 +38,10 @@ func (b *builder) mountRoot() error {
 		return fmt.Errorf("root filesystem of %d mounts: only one is built yet: %w", len(b.plan.Rootfs), errdefs.ErrNotImplemented)
 	}
 	if len(b.plan.Rootfs) == 0 {
+		if b.rootProp != 0 { // opened early
+			b.attachRoot(dst)
+			return nil
+		}
 		b.GetInto(b.root, "root "+dst, unix.SYS_OPEN_TREE, unix.AT_FDCWD, dst, cloneTree|unix.AT_RECURSIVE)
 		b.attachRoot(dst)
 		return nil
@@ -64,6 +67,10 @@ func (b *builder) mountRoot() error {
 }
 
 func (b *builder) attachRoot(dst string) {
+	if b.plan.Detached {
+		b.setPropagation("make the root private", b.root, unix.MS_PRIVATE, true)
+		return
+	}
 	b.Do("mount root on "+dst, unix.SYS_MOVE_MOUNT, b.root, "", unix.AT_FDCWD, dst, unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 

@@ -32,6 +32,17 @@ type Plan struct {
 	LowerdirAppend bool
 	// Mounted, when set, adds what must be done with the mounts complete but nothing protected yet: kernel parameters.
 	Mounted func(Built) error
+	// BeforePivot, when set, adds what must be done while the host's root is still in place, nothing protected yet.
+	BeforePivot func(Built) error
+	// Trees are detached mounts that the caller prepared as sources of bind mounts: the child's descriptor by index in Spec.Mounts.
+	Trees map[int]int
+	// BindDevices takes the host's device nodes instead of making some: in a user namespace none can be made.
+	BindDevices bool
+	// AnyMount offers every filesystem type of the kernel, and device nodes without a tmpfs on /dev.
+	AnyMount bool
+	// Detached builds the root as a tree that is attached nowhere, for a container that shares the host's mount namespace: nothing is
+	// mounted on the host, the tree goes with its last process. It is entered by chroot. Needs Linux 6.15.
+	Detached bool
 }
 
 // CgroupDir is one group of the container: a v1 controller's, or the v2 group with an empty controller.
@@ -44,7 +55,12 @@ type Built struct {
 	HasProc bool
 	// Console is the master of the terminal made for Spec.Process.Terminal; descriptors 0-2 are its slave.
 	Console zygote.Slot
+	// CopyUps are the tmpfs mounts to fill at BeforePivot.
+	CopyUps []CopyUp
 }
+
+// CopyUp is a tmpfs that shall start with what it covers: slots of the two directories' handles.
+type CopyUp struct{ From, To zygote.Slot }
 
 const (
 	resolve   = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS
@@ -55,29 +71,47 @@ const (
 // builder adds ops to one program.
 type builder struct {
 	*zygote.Program
-	plan    Plan
-	root    zygote.Slot
-	howPath zygote.Addr
-	dev     zygote.Slot // our tmpfs on /dev
-	hasDev  bool
-	pts     zygote.Slot
-	hasPTS  bool
-	out     Built
+	plan      Plan
+	root      zygote.Slot
+	howPath   zygote.Addr
+	dev       zygote.Slot // our tmpfs on /dev
+	hasDev    bool
+	pts       zygote.Slot
+	hasPTS    bool
+	out       Built
+	early     map[int]zygote.Slot // sources of binds that take part in the host's mount events
+	rootProp  uint64
+	readOnlys []zygote.Slot // to protect once they are filled
+	devBound  bool          // the spec binds its own /dev
+	bare      bool          // /dev is the root filesystem's own
+	later     []func()      // when all mounts are there
 }
 
 // Add appends the whole set-up up to a working directory of "/" inside the new root.
 func Add(p *zygote.Program, plan Plan) (Built, error) {
 	b := &builder{Program: p, plan: plan}
 	b.howPath = p.Words(unix.O_PATH|unix.O_CLOEXEC, 0, resolve)
+	b.root, b.dev, b.pts, b.out.Proc, b.out.Console = b.NewSlot(), b.NewSlot(), b.NewSlot(), b.NewSlot(), b.NewSlot()
 	p.Do("umask", unix.SYS_UMASK, 0)
-	p.Do("make mounts private", unix.SYS_MOUNT, 0, "/", 0, unix.MS_REC|unix.MS_PRIVATE, 0)
+	if err := b.openEarly(); err != nil {
+		return b.out, err
+	}
+	if !plan.Detached {
+		p.Do("make mounts private", unix.SYS_MOUNT, 0, "/", 0, unix.MS_REC|unix.MS_PRIVATE, 0)
+	}
 	if err := b.mountRoot(); err != nil {
 		return b.out, err
 	}
-	for _, m := range plan.Spec.Mounts {
-		if err := b.mount(m); err != nil {
+	for i, m := range plan.Spec.Mounts {
+		if err := b.mount(i, m); err != nil {
 			return b.out, err
 		}
+	}
+	if err := b.bareDevices(); err != nil {
+		return b.out, err
+	}
+	for _, f := range b.later {
+		f()
 	}
 	if err := b.console(); err != nil {
 		return b.out, err
@@ -86,6 +120,9 @@ func Add(p *zygote.Program, plan Plan) (Built, error) {
 		if err := plan.Mounted(b.out); err != nil {
 			return b.out, err
 		}
+	}
+	if err := b.beforePivot(); err != nil {
+		return b.out, err
 	}
 	b.protect()
 	if cwd := plan.Spec.Process.Cwd; cwd != "/" {
@@ -100,9 +137,14 @@ func Add(p *zygote.Program, plan Plan) (Built, error) {
 		b.setAttr("read-only root", b.root, 0, unix.MOUNT_ATTR_RDONLY, 0)
 	}
 	p.Do("enter root", unix.SYS_FCHDIR, b.root)
+	if plan.Detached {
+		p.Do("chroot", unix.SYS_CHROOT, ".")
+		return b.out, nil
+	}
 	p.Do("pivot_root", unix.SYS_PIVOT_ROOT, ".", ".")
 	p.Do("detach old root", unix.SYS_UMOUNT2, ".", unix.MNT_DETACH)
 	p.Do("chdir /", unix.SYS_CHDIR, "/")
+	b.propagateRoot()
 	return b.out, nil
 }
 
@@ -144,7 +186,7 @@ func (b *builder) target(dst string, dir bool) zygote.Slot {
 	return t
 }
 
-func (b *builder) mount(m specs.Mount) error {
+func (b *builder) mount(index int, m specs.Mount) error {
 	defer b.Scope()()
 	o, err := parseOptions(m.Options)
 	if err != nil {
@@ -154,13 +196,18 @@ func (b *builder) mount(m specs.Mount) error {
 		return fmt.Errorf("mount %q: the destination is not absolute: %w", m.Destination, errdefs.ErrInvalidArgument)
 	}
 	if m.Type == "bind" || o.bind {
-		return b.bind(m, o)
+		return b.bind(index, m, o)
 	}
 	switch m.Type {
 	case "cgroup", "cgroup2":
 		return b.cgroups(m, o)
 	case "proc", "sysfs", "tmpfs", "devpts", "mqueue", "overlay", "ramfs":
+	case "":
+		return fmt.Errorf("mount %s: neither a type nor the option bind: %w", m.Destination, errdefs.ErrInvalidArgument)
 	default:
+		if b.plan.AnyMount {
+			break
+		}
 		return fmt.Errorf("mount %s: filesystem type %q is not offered: mount it on the host and bind it: %w", m.Destination, m.Type, errdefs.ErrInvalidArgument)
 	}
 	// The slots of handles that are used later must outlive this mount's scope; they are reserved by mountRoot.
@@ -173,21 +220,28 @@ func (b *builder) mount(m specs.Mount) error {
 	case m.Type == "proc" && dst == "proc":
 		fd, b.out.HasProc = b.out.Proc, true
 	}
+	if o.copyUp {
+		return b.copyUp(fd, m, o)
+	}
 	b.newFS(fd, m.Type, m.Source, o)
-	if fd == b.dev {
+	b.propagate(fd, m.Destination, o)
+	if fd == b.dev && !b.plan.BindDevices {
 		if err := b.devices(); err != nil {
 			return err
 		}
 	}
 	t := b.target(m.Destination, true)
 	b.Do("mount "+m.Type+" on "+m.Destination, unix.SYS_MOVE_MOUNT, fd, "", t, "", moveFlags)
+	if fd == b.dev && b.plan.BindDevices {
+		return b.devices()
+	}
 	return nil
 }
 
 // newFS makes a detached mount of a new filesystem.
 func (b *builder) newFS(fd zygote.Slot, typ, source string, o options) {
 	f := b.Get("fsopen "+typ, unix.SYS_FSOPEN, typ, unix.FSOPEN_CLOEXEC)
-	if source != "" && typ == "overlay" {
+	if source != "" && (typ == "overlay" || b.plan.AnyMount) {
 		b.Do("fsconfig source", unix.SYS_FSCONFIG, f, unix.FSCONFIG_SET_STRING, "source", source, 0)
 	}
 	for _, kv := range o.data {
@@ -202,19 +256,24 @@ func (b *builder) newFS(fd zygote.Slot, typ, source string, o options) {
 	b.Do("close", unix.SYS_CLOSE, f)
 }
 
-func (b *builder) bind(m specs.Mount, o options) error {
+func (b *builder) bind(index int, m specs.Mount, o options) error {
 	st, err := os.Stat(m.Source)
 	if err != nil {
 		return fmt.Errorf("bind mount on %s: source %s: %w: create it first: %w", m.Destination, m.Source, err, errdefs.ErrInvalidArgument)
 	}
-	if len(o.data) > 0 {
+	if len(o.data) > 0 && !b.plan.AnyMount { // OCI runtimes let a bind mount pass with them, as the kernel does
 		return fmt.Errorf("bind mount on %s: option %q does not apply to a bind mount: %w", m.Destination, o.data[0].key, errdefs.ErrInvalidArgument)
 	}
 	rec := 0
 	if o.recursive {
 		rec = unix.AT_RECURSIVE
 	}
-	src := b.Get("bind source "+m.Source, unix.SYS_OPEN_TREE, unix.AT_FDCWD, m.Source, cloneTree|rec)
+	src := b.source(index, m, rec)
+	if o.idmap && b.plan.Trees == nil {
+		return fmt.Errorf("bind mount on %s: option idmap is not built here: %w", m.Destination, errdefs.ErrNotImplemented)
+	}
+	b.propagate(src, m.Destination, o)
+	b.devBound = b.devBound || clean(m.Destination) == "dev"
 	if o.set|o.clr != 0 {
 		b.setAttr("options of "+m.Destination, src, 0, o.set, o.clr)
 	}
@@ -243,7 +302,12 @@ func (b *builder) cgroups(m specs.Mount, o options) error {
 	top := options{set: o.set &^ unix.MOUNT_ATTR_RDONLY}
 	top.data = []option{{key: "mode", value: "755"}, {key: "size", value: "64k"}}
 	b.newFS(tmp, "tmpfs", "", top)
-	b.Do("mount cgroup tmpfs on "+m.Destination, unix.SYS_MOVE_MOUNT, tmp, "", t, "", moveFlags)
+	attach := func() { b.Do("mount cgroup tmpfs on "+m.Destination, unix.SYS_MOVE_MOUNT, tmp, "", t, "", moveFlags) }
+	if b.plan.Detached { // only the top of such a tree can be protected
+		defer attach()
+	} else {
+		attach()
+	}
 	for _, c := range b.plan.Cgroups {
 		name := c.Controller
 		if name == "" {

@@ -40,11 +40,15 @@ func drop(p *zygote.Program, h Host, proc *specs.Process, filter Filter) (Execs,
 		}
 	}
 	p.Do("clear ambient", unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-	if !proc.NoNewPrivileges {
-		install(p, filter)
-	}
 	user(p, proc.User)
-	p.Do("capset", unix.SYS_CAPSET, p.Bytes(capHeader()), p.Bytes(caps.data()))
+	// Without no_new_privs a filter needs CAP_SYS_ADMIN: that one is kept until it is installed, and capset is the only call the filter
+	// must let pass besides execve.
+	keep := caps
+	if !proc.NoNewPrivileges && len(filter.Code) > 0 {
+		keep.effective |= 1 << unix.CAP_SYS_ADMIN
+		keep.permitted |= 1 << unix.CAP_SYS_ADMIN
+	}
+	p.Do("capset", unix.SYS_CAPSET, p.Bytes(capHeader()), p.Bytes(keep.data()))
 	for i := range capNames() {
 		if caps.ambient>>i&1 != 0 {
 			p.Do("ambient "+capNames()[i], unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, i, 0, 0)
@@ -54,7 +58,10 @@ func drop(p *zygote.Program, h Host, proc *specs.Process, filter Filter) (Execs,
 	p.Do("signal mask", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, p.Words(0), 0, 8)
 	if proc.NoNewPrivileges {
 		p.Do("no new privileges", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-		install(p, filter)
+	}
+	install(p, filter)
+	if keep != caps {
+		p.Do("capset without CAP_SYS_ADMIN", unix.SYS_CAPSET, p.Bytes(capHeader()), p.Bytes(caps.data()))
 	}
 	return execve(p, proc), nil
 }
@@ -186,11 +193,13 @@ func execve(p *zygote.Program, proc *specs.Process) Execs {
 
 // Failed says why none of the candidates ran, nil when the child ended for another reason, with the exit code engines give: 127 for a
 // command that is not there, 126 for one that cannot be run.
-func (e Execs) Failed(p *zygote.Program) (int, error) {
+func (e Execs) Failed(p *zygote.Program) (int, error) { return e.failed(p.Result) }
+
+func (e Execs) failed(result func(zygote.Slot) int64) (int, error) {
 	var found error
 	where := e.Command
 	for i, s := range e.slots {
-		errno := unix.Errno(-p.Result(s))
+		errno := unix.Errno(-result(s))
 		switch {
 		case errno == 0:
 			return 0, nil // not reached

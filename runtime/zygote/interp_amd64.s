@@ -111,3 +111,17 @@ TEXT ·interpAddr(SB),NOSPLIT,$0-8
 	LEAQ	·cloneRun(SB), AX
 	MOVQ	AX, ret+0(FP)
 	RET
+
+// func cloneRunAt(args unsafe.Pointer, size uintptr, arena unsafe.Pointer, code unsafe.Pointer) (ret uintptr)
+TEXT ·cloneRunAt(SB),NOSPLIT,$32-40
+	MOVQ	args+0(FP), AX
+	MOVQ	AX, 0(SP)
+	MOVQ	size+8(FP), AX
+	MOVQ	AX, 8(SP)
+	MOVQ	arena+16(FP), AX
+	MOVQ	AX, 16(SP)
+	MOVQ	code+24(FP), AX
+	CALL	AX
+	MOVQ	24(SP), AX
+	MOVQ	AX, ret+32(FP)
+	RET

@@ -103,3 +103,17 @@ TEXT ·interpAddr(SB),NOSPLIT,$0-8
 	MOVD	$·cloneRun(SB), R0
 	MOVD	R0, ret+0(FP)
 	RET
+
+// func cloneRunAt(args unsafe.Pointer, size uintptr, arena unsafe.Pointer, code unsafe.Pointer) (ret uintptr)
+TEXT ·cloneRunAt(SB),NOSPLIT,$40-40
+	MOVD	args+0(FP), R0
+	MOVD	R0, 8(RSP)
+	MOVD	size+8(FP), R0
+	MOVD	R0, 16(RSP)
+	MOVD	arena+16(FP), R0
+	MOVD	R0, 24(RSP)
+	MOVD	code+24(FP), R0
+	BL	(R0)
+	MOVD	32(RSP), R0
+	MOVD	R0, ret+32(FP)
+	RET

@@ -43,18 +43,19 @@ type Addr uintptr
 // Program is a list of system calls with their data, built in an arena that child and supervisor share. Building never fails half-way:
 // the first problem is kept and reported by Err and by Spawn.
 type Program struct {
-	mem   []byte
-	pool  *Pool
-	index int
-	nops  int
-	data  int
-	slots int // used from below
-	kept  int // used from above
-	names []string
-	strs  map[string]Addr
-	err   error
-	trace bool
-	args  []string
+	mem    []byte
+	pool   *Pool
+	index  int
+	nops   int
+	data   int
+	slots  int // used from below
+	kept   int // used from above
+	names  []string
+	strs   map[string]Addr
+	err    error
+	trace  bool
+	direct bool // see EnterDirect
+	args   []string
 }
 
 // Release gives the arena back. The child must have executed or ended.

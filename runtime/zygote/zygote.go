@@ -86,7 +86,7 @@ func (z *Zygote) fork() error {
 	}
 	loop(p, sp[1])
 	ca := cloneArgs{flags: unix.CLONE_CLEAR_SIGHAND, exitSignal: uint64(unix.SIGCHLD)}
-	pid, err := clone(p, &ca)
+	pid, err := clone(p, &ca, nil)
 	if err != nil {
 		unix.Close(sp[0])
 		return fmt.Errorf("fork zygote: clone3: %w", err)
@@ -139,13 +139,18 @@ func unmap(p *Program) {
 	}
 }
 
-// clone calls clone3 with all signals blocked; the child keeps them blocked until its program says otherwise.
-func clone(p *Program, ca *cloneArgs) (int, error) {
+// clone calls clone3 with all signals blocked, by the interpreter or its copy in code; the child keeps them blocked until its program says otherwise.
+func clone(p *Program, ca *cloneArgs, code []byte) (int, error) {
 	all, old := ^uint64(0), uint64(0)
 	goruntime.LockOSThread()
 	defer goruntime.UnlockOSThread()
 	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&all)), uintptr(unsafe.Pointer(&old)), 8, 0, 0)
-	r := cloneRun(unsafe.Pointer(ca), unsafe.Sizeof(*ca), unsafe.Pointer(&p.mem[0]))
+	var r uintptr
+	if code == nil {
+		r = cloneRun(unsafe.Pointer(ca), unsafe.Sizeof(*ca), unsafe.Pointer(&p.mem[0]))
+	} else {
+		r = cloneRunAt(unsafe.Pointer(ca), unsafe.Sizeof(*ca), unsafe.Pointer(&p.mem[0]), unsafe.Pointer(&code[0]))
+	}
 	unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&old)), 0, 8, 0, 0)
 	if n := int64(r); n < 0 {
 		return -1, unix.Errno(-n)
@@ -174,6 +179,10 @@ func FileFD(i int) int {
 
 // Enter adds what every program must do first: hide other programs and leave the zygote's session.
 func (p *Program) Enter() {
+	if p.direct {
+		p.Do("setsid", unix.SYS_SETSID)
+		return
+	}
 	lo, n := uintptr(unsafe.Pointer(&p.pool.mem[0])), uintptr(len(p.pool.mem))
 	if d := p.base() - lo; d > 0 {
 		p.Do("hide below", unix.SYS_MUNMAP, Addr(lo), d)

@@ -1,0 +1,36 @@
+package oci
+
+import (
+	"github.com/opencontainers/runtime-spec/specs-go/features"
+
+	"skein/runtime/sandbox"
+)
+
+// Features is what this runtime offers, in the specification's words.
+func Features() features.Features {
+	yes, no := true, false
+	return features.Features{
+		OCIVersionMin: "1.0.0",
+		OCIVersionMax: "1.3.0",
+		Hooks:         []string{"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"},
+		MountOptions: []string{"async", "atime", "bind", "defaults", "dev", "diratime", "exec", "idmap", "noatime", "nodev", "nodiratime", "noexec",
+			"nosuid", "nosymfollow", "private", "rbind", "rdev", "rexec", "ridmap", "rnodev", "rnoexec", "rnosuid", "ro", "rprivate", "rro", "rrw",
+			"rshared", "rslave", "rsuid", "runbindable", "rw", "shared", "slave", "strictatime", "suid", "tmpcopyup", "unbindable"},
+		Linux: &features.Linux{
+			Namespaces:   []string{"cgroup", "ipc", "mount", "network", "pid", "user", "uts"},
+			Capabilities: sandbox.AllCaps(),
+			Cgroup:       &features.Cgroup{V1: &yes, V2: &yes, Systemd: &no, SystemdUser: &no, Rdma: &yes},
+			Seccomp: &features.Seccomp{
+				Enabled: &yes,
+				Actions: []string{"SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_KILL_THREAD",
+					"SCMP_ACT_LOG", "SCMP_ACT_TRACE", "SCMP_ACT_TRAP"},
+				Operators: []string{"SCMP_CMP_EQ", "SCMP_CMP_GE", "SCMP_CMP_GT", "SCMP_CMP_LE", "SCMP_CMP_LT", "SCMP_CMP_MASKED_EQ", "SCMP_CMP_NE"},
+				Archs:     []string{"SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM", "SCMP_ARCH_X86", "SCMP_ARCH_X86_64"},
+			},
+			Apparmor:        &features.Apparmor{Enabled: &no},
+			Selinux:         &features.Selinux{Enabled: &no},
+			IntelRdt:        &features.IntelRdt{Enabled: &no},
+			MountExtensions: &features.MountExtensions{IDMap: &features.IDMap{Enabled: &yes}},
+		},
+	}
+}

@@ -1,0 +1,90 @@
+package oci
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestMain lets the test binary, which is static, be the program inside containers and the hooks too.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "inside" {
+		os.Exit(inside(os.Args[2:]))
+	}
+	os.Exit(m.Run())
+}
+
+// report is what a program saw inside, written to /out.
+type report struct {
+	Files map[string]string
+	Host  string
+	UID   int
+	CWD   string
+	Errno map[string]string
+	FDs   []string
+}
+
+func inside(args []string) int {
+	switch args[0] {
+	case "sleep":
+		time.Sleep(time.Minute)
+	case "exit":
+		n, _ := strconv.Atoi(args[1])
+		return n
+	case "hook": // appends its name and its state to a file
+		name, file := args[1], args[2]
+		var st struct{ Status string }
+		if err := json.NewDecoder(os.Stdin).Decode(&st); err != nil {
+			return 3
+		}
+		f, err := os.OpenFile(file, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+		if err != nil {
+			return 4
+		}
+		host, _ := os.Hostname()
+		fmt.Fprintf(f, "%s %s %v\n", name, st.Status, host == "inside")
+		return 0
+	case "tty":
+		ws, err := unix.IoctlGetWinsize(0, unix.TIOCGWINSZ)
+		fmt.Printf("rows %d %v\n", ws.Row, err)
+	case "see":
+		see(args[1:])
+	}
+	return 0
+}
+
+// see writes a report of files and calls.
+func see(what []string) {
+	r := report{Files: map[string]string{}, Errno: map[string]string{}, UID: os.Getuid()}
+	r.Host, _ = os.Hostname()
+	r.CWD, _ = os.Getwd()
+	fds, _ := os.ReadDir("/proc/self/fd")
+	for _, f := range fds {
+		l, _ := os.Readlink("/proc/self/fd/" + f.Name())
+		r.FDs = append(r.FDs, f.Name()+" "+l)
+	}
+	_, err := unix.Getpgid(1 << 22) // only filters answer with another error than ESRCH
+	r.Errno["getpgid"] = fmt.Sprint(err)
+	r.Errno["mkdir"] = fmt.Sprint(unix.Mkdir("/made", 0o755))
+	for _, w := range what {
+		if l, ok := strings.CutPrefix(w, "stat:"); ok {
+			var st unix.Stat_t
+			err := unix.Lstat(l, &st)
+			r.Files[w] = fmt.Sprintf("%o %d %d:%d %v", st.Mode, st.Uid, unix.Major(uint64(st.Rdev)), unix.Minor(uint64(st.Rdev)), err)
+			continue
+		}
+		b, err := os.ReadFile(w)
+		r.Files[w] = string(b)
+		if err != nil {
+			r.Files[w] = err.Error()
+		}
+	}
+	b, _ := json.Marshal(r)
+	_ = os.WriteFile("/out/report", b, 0o666)
+}

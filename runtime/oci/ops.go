@@ -1,0 +1,286 @@
+package oci
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"skein/runtime/cgroup"
+	"skein/runtime/zygote"
+)
+
+// killLimit bounds the wait for a killed process to be gone.
+const killLimit = 10 * time.Second
+
+func (c *Container) wrong(doing string, have specs.ContainerState, want string) error {
+	return fmt.Errorf("cannot %s container %q: it is %s, not %s: %w", doing, c.rec.ID, have, want, errdefs.ErrFailedPrecondition)
+}
+
+// Start lets the container's process execute and returns when it has.
+func (c *Container) Start() error {
+	if st := c.Status(); st != specs.StateCreated {
+		return c.wrong("start", st, "created")
+	}
+	s, err := c.spec()
+	if err != nil {
+		return err
+	}
+	if c.rec.Empty {
+		// The specification's text wants an error here, its validation suite none; both get the container ended and the reason told.
+		c.rt.Log.Warn("the config has no process: the container ends at once", "container", c.rec.ID)
+	}
+	if s.Hooks != nil {
+		if err := c.runInside("startContainer", s, s.Hooks.StartContainer, c.hookState(specs.StateCreated)); err != nil {
+			return errors.Join(err, c.stop())
+		}
+	}
+	if err := c.openGate(); err != nil {
+		return errors.Join(fmt.Errorf("start container %q: %w", c.rec.ID, err), c.stop())
+	}
+	if s.Hooks != nil {
+		for i := range s.Hooks.Poststart {
+			if err := c.runHooks("poststart", s.Hooks.Poststart[i:i+1], c.hookState(specs.StateRunning)); err != nil {
+				c.rt.Log.Warn("a hook failed, the container goes on", "error", err)
+			}
+		}
+	}
+	return nil
+}
+
+// openGate writes the byte the process waits for, and waits until its reply pipe closes: by execve or by its end.
+func (c *Container) openGate() error {
+	gate := filepath.Join(c.dir, gateFile)
+	reply, err := unix.Open(filepath.Join(c.dir, replyFile), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(reply)
+	fd, err := unix.Open(gate, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("its process is gone: %w", err)
+	}
+	_, err = unix.Write(fd, []byte{1})
+	unix.Close(fd)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(gate); err != nil {
+		return err
+	}
+	if !awaitEnd(reply, time.Now().Add(setupLimit)) {
+		return fmt.Errorf("it did not execute within %v: %w", setupLimit, context.DeadlineExceeded)
+	}
+	file := filepath.Join(c.dir, programFile)
+	res, err := zygote.ReadResult(file, c.rec.Program)
+	if err != nil {
+		return err
+	}
+	// Arguments and environment may be secrets: they are not needed any more.
+	err = errors.Join(os.Remove(file), os.Remove(filepath.Join(c.dir, replyFile)))
+	if f := res.Failure(); f != nil {
+		return f
+	}
+	if _, ferr := c.rec.Execs.FailedIn(res); ferr != nil {
+		return ferr
+	}
+	return err
+}
+
+// awaitEnd reads a pipe to its end.
+func awaitEnd(fd int, deadline time.Time) bool {
+	var b [64]byte
+	for {
+		n, err := unix.Read(fd, b[:])
+		if n == 0 && err == nil {
+			return true
+		}
+		left := int(time.Until(deadline).Milliseconds())
+		if left <= 0 {
+			return false
+		}
+		if errors.Is(err, unix.EAGAIN) {
+			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, left)
+		}
+	}
+}
+
+// stop kills the first process and waits for it.
+func (c *Container) stop() error {
+	fd, err := c.pidfd()
+	if err != nil {
+		return nil // gone already
+	}
+	defer unix.Close(fd)
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("kill container %q: %w", c.rec.ID, err)
+	}
+	if g, err := c.group(); err == nil && g.Frozen() {
+		_ = g.Thaw()
+	}
+	if !awaitExit(fd, int(killLimit.Milliseconds())) {
+		return fmt.Errorf("container %q did not end within %v of SIGKILL: %w", c.rec.ID, killLimit, context.DeadlineExceeded)
+	}
+	return nil
+}
+
+// Kill sends a signal to the first process, or with all to every process of the container.
+func (c *Container) Kill(sig unix.Signal, all bool) error {
+	st := c.Status()
+	if st == specs.StateStopped && !all {
+		return fmt.Errorf("container %q is not running: %w", c.rec.ID, errdefs.ErrFailedPrecondition)
+	}
+	if all {
+		return c.killAll(sig)
+	}
+	fd, err := c.pidfd()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil {
+		if errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("container %q is not running: %w", c.rec.ID, errdefs.ErrFailedPrecondition)
+		}
+		return fmt.Errorf("signal container %q: %w", c.rec.ID, err)
+	}
+	return nil
+}
+
+func (c *Container) killAll(sig unix.Signal) error {
+	g, err := c.group()
+	if err != nil {
+		return err
+	}
+	if sig == unix.SIGKILL {
+		return g.Kill()
+	}
+	pids, err := g.Processes()
+	if err != nil {
+		return err
+	}
+	for _, p := range pids {
+		if err := unix.Kill(p, sig); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("signal process %d: %w", p, err)
+		}
+	}
+	return nil
+}
+
+// Delete removes a container that has stopped, or was never started; with force any.
+func (c *Container) Delete(force bool) error {
+	switch st := c.Status(); {
+	case st == specs.StateStopped:
+	case st == specs.StateCreated || force:
+		if err := c.stop(); err != nil {
+			return err
+		}
+	default:
+		return c.wrong("delete", st, "stopped")
+	}
+	s, err := c.spec()
+	if err != nil {
+		c.rt.Log.Warn("the container's config cannot be read, its hooks are left out", "error", err)
+	}
+	return c.remove(s)
+}
+
+// remove ends what the first process left behind, removes groups and state, and runs the last hooks.
+func (c *Container) remove(s *specs.Spec) error {
+	var errs []error
+	if g, err := c.group(); err == nil && own(g, c.rec.Made) {
+		errs = append(errs, g.Kill())
+	}
+	errs = append(errs, cgroup.Unmake(c.rec.Made))
+	if s != nil && s.Hooks != nil && c.rec.PID > 0 {
+		for i := range s.Hooks.Poststop {
+			if err := c.runHooks("poststop", s.Hooks.Poststop[i:i+1], c.hookState(specs.StateStopped)); err != nil {
+				c.rt.Log.Warn("a hook failed, the removal goes on", "error", err)
+			}
+		}
+	}
+	errs = append(errs, os.RemoveAll(c.dir))
+	if c.lock != nil {
+		c.lock.Close()
+	}
+	return errors.Join(errs...)
+}
+
+// own says whether the groups were made for the container: processes of a group it only joined are not its own.
+func own(g *cgroup.Group, made []string) bool {
+	for _, d := range g.Dirs() {
+		if !slices.Contains(made, d.Path) {
+			return false
+		}
+	}
+	return true
+}
+
+// Pause stops all processes of a running container, Resume lets them go on.
+func (c *Container) Pause() error {
+	if st := c.Status(); st != specs.StateRunning && st != specs.StateCreated {
+		return c.wrong("pause", st, "running")
+	}
+	g, err := c.group()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), killLimit)
+	defer cancel()
+	return g.Freeze(ctx)
+}
+
+// Resume undoes Pause.
+func (c *Container) Resume() error {
+	if st := c.Status(); st != Paused {
+		return c.wrong("resume", st, "paused")
+	}
+	g, err := c.group()
+	if err != nil {
+		return err
+	}
+	return g.Thaw()
+}
+
+// Update changes limits of a container that has not stopped.
+func (c *Container) Update(r *specs.LinuxResources) error {
+	if st := c.Status(); st == specs.StateStopped {
+		return c.wrong("update", st, "running")
+	}
+	if err := checkResources(&specs.Spec{Linux: &specs.Linux{Resources: r}}); err != nil {
+		return err
+	}
+	g, err := c.group()
+	if err != nil {
+		return err
+	}
+	return g.Update(r)
+}
+
+// Processes are the host's numbers of the container's processes.
+func (c *Container) Processes() ([]int, error) {
+	if st := c.Status(); st == specs.StateStopped {
+		return nil, c.wrong("list the processes of", st, "running")
+	}
+	g, err := c.group()
+	if err != nil {
+		return nil, err
+	}
+	return g.Processes()
+}
+
+// PID of the first process.
+func (c *Container) PID() int { return c.rec.PID }
+
+// Wait reaps the first process, which must be a child of this one, and returns its exit code.
+func (c *Container) Wait() int { return reap(c.rec.PID) }
+
+// Wait reaps a process of Exec and returns its exit code.
+func Wait(pid int) int { return reap(pid) }
