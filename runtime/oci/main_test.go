@@ -2,8 +2,11 @@ package oci
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -17,7 +20,34 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "inside" {
 		os.Exit(inside(os.Args[2:]))
 	}
+	if dynamic {
+		fmt.Fprintln(os.Stderr, again())
+		os.Exit(1)
+	}
 	os.Exit(m.Run())
+}
+
+// again replaces this process by the same tests built without cgo.
+func again() error {
+	dir, err := os.MkdirTemp("", "skein-oci-test-")
+	if err != nil {
+		return err
+	}
+	bin := filepath.Join(dir, "oci.test")
+	cmd := exec.Command("go", "test", "-c", "-o", bin, ".")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if msg, err := cmd.CombinedOutput(); err != nil {
+		return errors.Join(fmt.Errorf("build the tests without cgo: %w: %s", err, msg), os.RemoveAll(dir))
+	}
+	run := exec.Command(bin, os.Args[1:]...)
+	run.Stdout, run.Stderr = os.Stdout, os.Stderr
+	err = run.Run()
+	_ = os.RemoveAll(dir)
+	if err != nil {
+		return err
+	}
+	os.Exit(0)
+	return nil
 }
 
 // report is what a program saw inside, written to /out.
