@@ -19,6 +19,7 @@ import (
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	_ "skein/cmd/daemon" // built and run, not called: named here so that cached results of old daemons are not taken for today's
 	"skein/cmd/dev"
 	"skein/runtime/image"
 	"skein/runtime/image/registry"
