@@ -16,7 +16,7 @@ import (
 
 const (
 	renewRetryMin = 250 * time.Millisecond // a new role waits for it
-	renewRetryMax = 5 * time.Minute // 90 days of life leave at least 18 for trying
+	renewRetryMax = 5 * time.Minute        // 90 days of life leave at least 18 for trying
 	renewTimeout  = 30 * time.Second
 )
 

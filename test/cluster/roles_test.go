@@ -170,7 +170,6 @@ func TestPlannedStopIsQuick(t *testing.T) {
 	}
 }
 
-
 // A worker's certificate becomes a manager's when the store says so, and not before.
 func TestPromotedWorkerJoins(t *testing.T) {
 	t.Parallel()
