@@ -119,6 +119,11 @@ func (e *Engine) launch(ctx context.Context, c *entry, r record) error {
 	}
 	e.letAttach(ctx, c)
 	begun := time.Now().UTC() // before the process can end: the order of the two tells an old run's end from this one's
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("start container %s: %w", r.Name, err)
+	}
+	// From here on the caller's change of mind comes too late: a start that is not waited for may succeed all the same.
+	ctx = context.WithoutCancel(ctx)
 	pid, err := e.cfg.Supervisor.Start(ctx, r.ID)
 	if err != nil {
 		code := 126

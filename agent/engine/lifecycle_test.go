@@ -554,3 +554,57 @@ func TestUnchangedRecord(t *testing.T) {
 		t.Errorf("a change whose write had failed was never written: %v", err)
 	}
 }
+
+// lostAnswer is a supervisor that starts a container and cannot say so any more.
+type lostAnswer struct{ *fakeSupervisor }
+
+func (s lostAnswer) Start(ctx context.Context, id string) (int, error) {
+	if _, err := s.fakeSupervisor.Start(ctx, id); err != nil {
+		return 0, err
+	}
+	return 0, cerrdefs.ErrUnavailable
+}
+
+// A run whose start was not answered is nobody's: it is ended, and its container can be removed.
+func TestStartWithoutAnswer(t *testing.T) {
+	b := newBench(t)
+	b.e.cfg.Supervisor = lostAnswer{b.sup}
+	id := b.create("lost", container.HostConfig{})
+	if err := b.e.ContainerStart(t.Context(), id); err == nil {
+		t.Fatal("the start succeeded")
+	}
+	if err := b.e.ContainerRemove(t.Context(), id, true, false); err != nil {
+		t.Fatalf("remove: %v", err)
+	}
+	if states, err := b.sup.List(t.Context()); err != nil || len(states) != 0 {
+		t.Errorf("the supervisor still has %v, %v", states, err)
+	}
+}
+
+// A start that has reached the supervisor is finished, whoever stops waiting for it.
+func TestStartOutlivesItsClient(t *testing.T) {
+	b := newBench(t)
+	id := b.create("gone", container.HostConfig{})
+	ctx, cancel := context.WithCancel(t.Context())
+	b.e.cfg.Supervisor = cancelling{b.sup, cancel}
+	if err := b.e.ContainerStart(ctx, id); err != nil {
+		t.Errorf("start: %v", err)
+	}
+	if in, err := b.e.ContainerInspect(t.Context(), id, false); err != nil || !in.State.Running {
+		t.Errorf("state %+v, %v; want running", in.State, err)
+	}
+}
+
+// cancelling loses its client while it starts a container.
+type cancelling struct {
+	*fakeSupervisor
+	cancel context.CancelFunc
+}
+
+func (s cancelling) Start(ctx context.Context, id string) (int, error) {
+	s.cancel()
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	return s.fakeSupervisor.Start(ctx, id)
+}

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 
@@ -125,7 +126,13 @@ func (e *Engine) release(ctx context.Context, c *entry) error {
 	if r.State.active() || r.State.Clean {
 		return nil
 	}
-	if err := e.cfg.Supervisor.Delete(ctx, r.ID); err != nil && !cerrdefs.IsNotFound(err) {
+	err := e.cfg.Supervisor.Delete(ctx, r.ID)
+	if cerrdefs.IsFailedPrecondition(err) {
+		// It runs although its record says no: the answer to its start was lost. Nobody asked for this run, so it is ended; who removes
+		// tries again.
+		err = errors.Join(err, e.cfg.Supervisor.Signal(ctx, r.ID, int(unix.SIGKILL)))
+	}
+	if err != nil && !cerrdefs.IsNotFound(err) {
 		return fmt.Errorf("clean up container %s: %w", r.Name, err)
 	}
 	if err := e.disconnect(ctx, c); err != nil {
