@@ -63,8 +63,6 @@ func (b *bitset) set(i int32, on bool) {
 	}
 }
 
-func (b bitset) has(i int32) bool { return int(i>>6) < len(b) && b[i>>6]&(1<<(i&63)) != 0 }
-
 // each calls f for every number in both sets, in order.
 func (b bitset) each(and bitset, f func(i int32)) {
 	for w := range min(len(b), len(and)) {

@@ -221,13 +221,6 @@ func DelNeigh(k NeighKey, _ MAC) Message {
 	return Message{Type: unix.RTM_DELNEIGH, Body: a.b}
 }
 
-// SetProxy makes dev answer neighbour solicitations for ip (IPv6 has no proxy for whole routes).
-func SetProxy(dev int, ip netip.Addr) Message {
-	a := Attrs{b: ndmsg(family(ip), dev, unix.NUD_PERMANENT, unix.NTF_PROXY)}
-	a.Bytes(unix.NDA_DST, ip.AsSlice())
-	return Message{Type: unix.RTM_NEWNEIGH, Flags: unix.NLM_F_CREATE | unix.NLM_F_REPLACE, Body: a.b}
-}
-
 // SetFDB adds or replaces a static forwarding entry: frames to the MAC go to that node.
 func SetFDB(k FDBKey, vtep netip.Addr) Message {
 	return Message{Type: unix.RTM_NEWNEIGH, Flags: unix.NLM_F_CREATE | unix.NLM_F_REPLACE, Body: fdbBody(k, vtep)}
@@ -266,12 +259,6 @@ func AddAddr(dev int, p netip.Prefix) Message {
 		a.U32(unix.IFA_FLAGS, unix.IFA_F_NODAD|unix.IFA_F_PERMANENT)
 	}
 	return Message{Type: unix.RTM_NEWADDR, Flags: unix.NLM_F_CREATE | unix.NLM_F_REPLACE, Body: a.b}
-}
-
-// DelAddr takes an address from a device.
-func DelAddr(dev int, p netip.Prefix) Message {
-	m := AddAddr(dev, p)
-	return Message{Type: unix.RTM_DELADDR, Body: m.Body}
 }
 
 // Addr is an address of a device.

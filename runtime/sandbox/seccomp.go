@@ -21,15 +21,6 @@ func DefaultSeccomp(caps []string) *specs.LinuxSeccomp {
 	return s
 }
 
-// LoadSeccomp reads a profile in the engines' JSON format for a process whose bounding set is caps.
-func LoadSeccomp(profile string, caps []string) (*specs.LinuxSeccomp, error) {
-	s, err := seccomp.LoadProfile(profile, &specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: caps}}})
-	if err != nil {
-		return nil, fmt.Errorf("seccomp profile: %w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	return s, nil
-}
-
 // Filter is a compiled seccomp filter: flags for seccomp(2) and the instructions as the kernel reads them.
 type Filter struct {
 	Flags uint64

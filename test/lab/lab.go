@@ -156,12 +156,6 @@ func (l *Lab) dumpLogs() {
 	}
 }
 
-// CLI runs the skein command line against a node and returns its output and exit code.
-func (l *Lab) CLI(node int, args ...string) (stdout, stderr string, code int) {
-	l.t.Helper()
-	return l.run(l.Binary, append([]string{"-H", "unix://" + l.Nodes[node].Socket}, args...)...)
-}
-
 // Docker runs the stock docker command line against a node; the test is skipped where there is none.
 func (l *Lab) Docker(node int, args ...string) (stdout, stderr string, code int) {
 	l.t.Helper()
