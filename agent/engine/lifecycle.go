@@ -27,11 +27,8 @@ const (
 
 // ContainerStart starts a created or ended container.
 func (e *Engine) ContainerStart(ctx context.Context, ref string) error {
-	c, err := e.find(ref)
+	c, err := e.acquire(ref)
 	if err != nil {
-		return err
-	}
-	if err := c.lock(); err != nil {
 		return err
 	}
 	defer c.op.Unlock()
@@ -162,11 +159,8 @@ func (e *Engine) markStarted(ctx context.Context, c *entry, pid int, begun time.
 
 // ContainerStop sends the stop signal, waits, and kills.
 func (e *Engine) ContainerStop(ctx context.Context, ref string, o dockerapi.StopOptions) error {
-	c, err := e.find(ref)
+	c, err := e.acquire(ref)
 	if err != nil {
-		return err
-	}
-	if err := c.lock(); err != nil {
 		return err
 	}
 	defer c.op.Unlock()
@@ -294,11 +288,8 @@ func (e *Engine) awaitEnd(ctx context.Context, c *entry, timeout time.Duration) 
 
 // ContainerRestart stops a running container and starts it.
 func (e *Engine) ContainerRestart(ctx context.Context, ref string, o dockerapi.StopOptions) error {
-	c, err := e.find(ref)
+	c, err := e.acquire(ref)
 	if err != nil {
-		return err
-	}
-	if err := c.lock(); err != nil {
 		return err
 	}
 	defer c.op.Unlock()
@@ -370,11 +361,8 @@ func (e *Engine) ContainerUnpause(ctx context.Context, ref string) error {
 }
 
 func (e *Engine) freeze(ctx context.Context, ref string, from, to container.ContainerState, do func(context.Context, string) error, action events.Action) error {
-	c, err := e.find(ref)
+	c, err := e.acquire(ref)
 	if err != nil {
-		return err
-	}
-	if err := c.lock(); err != nil {
 		return err
 	}
 	defer c.op.Unlock()

@@ -33,6 +33,18 @@ func (e *Engine) find(ref string) (*entry, error) {
 	return found, nil
 }
 
+// acquire finds a container and takes it for one operation; the caller gives c.op back.
+func (e *Engine) acquire(ref string) (*entry, error) {
+	c, err := e.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.lock(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
 // all returns every container, newest first.
 func (e *Engine) all() []*entry {
 	e.mu.RLock()

@@ -185,24 +185,32 @@ func (c *container) prepare(p *process, start *pendingStart, out sandbox.Output,
 	return c.save()
 }
 
-// compile builds the program and the list of descriptors it refers to; the returned ones are to be closed after the spawn.
-func (c *container) compile(prog *zygote.Program, io *stdio, start *pendingStart) (req zygote.Request, out sandbox.Output, opened []int, err error) {
-	spec := c.cfg.Spec
+// openGate opens the gate that a process waits at and the groups that it joins, first of the descriptors it gets after the standard
+// three: how many "tasks" files there are, and the number of the v2 group among a request's files, -1 without one.
+func (c *container) openGate(start *pendingStart) (opened []int, tasks, cgroupAt int, err error) {
 	gate := [2]int{-1, -1}
 	if err := unix.Pipe2(gate[:], unix.O_CLOEXEC); err != nil {
-		return req, out, nil, err
+		return nil, 0, -1, err
 	}
 	start.gate = gate[1]
 	opened = append(opened, gate[0])
-	tasks, dir, err := c.group.OpenTasks()
+	files, dir, err := c.group.OpenTasks()
+	if err != nil {
+		return opened, 0, -1, err
+	}
+	opened = append(opened, files...)
+	if dir < 0 {
+		return opened, len(files), -1, nil
+	}
+	return append(opened, dir), len(files), 3 + len(opened), nil
+}
+
+// compile builds the program and the list of descriptors it refers to; the returned ones are to be closed after the spawn.
+func (c *container) compile(prog *zygote.Program, io *stdio, start *pendingStart) (req zygote.Request, out sandbox.Output, opened []int, err error) {
+	spec := c.cfg.Spec
+	opened, tasks, cgroupAt, err := c.openGate(start)
 	if err != nil {
 		return req, out, opened, err
-	}
-	opened = append(opened, tasks...)
-	cgroupAt := -1
-	if dir >= 0 {
-		cgroupAt = 3 + len(opened)
-		opened = append(opened, dir)
 	}
 	_, join, err := sandbox.Namespaces(spec)
 	if err != nil {
@@ -223,7 +231,7 @@ func (c *container) compile(prog *zygote.Program, io *stdio, start *pendingStart
 		dirs = append(dirs, rootfs.CgroupDir(d))
 	}
 	out, err = sandbox.Compile(prog, sandbox.Input{Host: c.srv.host, Spec: spec, Rootfs: c.cfg.Rootfs, Cgroups: dirs, Filter: c.filter,
-		Tasks: len(tasks), HasCgroup: dir >= 0})
+		Tasks: tasks, HasCgroup: cgroupAt >= 0})
 	files := append(append([]int{}, io.child...), opened...)
 	req = zygote.Request{Program: prog, Flags: out.Flags, Files: files, Cgroup: cgroupAt}
 	return req, out, opened, errors.Join(err, prog.Err())

@@ -231,21 +231,9 @@ func (c *container) beginExec(np *process, p *runtime.Process, start *pendingSta
 }
 
 func (c *container) compileExec(prog *zygote.Program, p *runtime.Process, io *stdio, init *process, start *pendingStart) (req zygote.Request, out sandbox.ExecOutput, opened []int, err error) {
-	gate := [2]int{-1, -1}
-	if err := unix.Pipe2(gate[:], unix.O_CLOEXEC); err != nil {
-		return req, out, nil, err
-	}
-	start.gate = gate[1]
-	opened = append(opened, gate[0])
-	tasks, dir, err := c.group.OpenTasks()
+	opened, tasks, cgroupAt, err := c.openGate(start)
 	if err != nil {
 		return req, out, opened, err
-	}
-	opened = append(opened, tasks...)
-	cgroupAt := -1
-	if dir >= 0 {
-		cgroupAt = 3 + len(opened)
-		opened = append(opened, dir)
 	}
 	own := -1
 	if err := control(init.fd, func(fd int) error {
@@ -262,7 +250,7 @@ func (c *container) compileExec(prog *zygote.Program, p *runtime.Process, io *st
 		return req, out, opened, err
 	}
 	out, err = sandbox.CompileExec(prog, sandbox.ExecInput{Host: c.srv.host, Process: proc, Filter: filter,
-		Namespaces: made | sandbox.Flags(join), Tasks: len(tasks), HasCgroup: dir >= 0})
+		Namespaces: made | sandbox.Flags(join), Tasks: tasks, HasCgroup: cgroupAt >= 0})
 	files := append(append([]int{}, io.child...), opened...)
 	req = zygote.Request{Program: prog, Files: files, Cgroup: cgroupAt}
 	return req, out, opened, errors.Join(err, prog.Err())
