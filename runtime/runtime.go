@@ -23,10 +23,18 @@ type Config struct {
 	// Rootfs, when set, is mounted on Spec.Root.Path in the container's own mount namespace (overlayfs of the image's layers), so that
 	// no mount stays on the host when everything is killed.
 	Rootfs []Mount
-	// LogPath, when set, receives stdout and stderr as json-file lines, rotated by LogMaxSize (bytes, 0 never) and LogMaxFiles.
+	// LogPath, when set, receives stdout and stderr, rotated by LogMaxSize (bytes, 0 never) and LogMaxFiles. Empty: no log is kept.
 	LogPath     string
 	LogMaxSize  int64
 	LogMaxFiles int
+	// LogFormat is "json-file" (also when empty) or "local", a compact binary format; package logs reads both.
+	LogFormat string `json:",omitempty"`
+	// LogCompress makes rotated files gzip files.
+	LogCompress bool `json:",omitempty"`
+	// LogNonBlocking lets the container go on while the disk is slow: up to LogBufferSize bytes (0: 1 MiB) wait, more lines are dropped
+	// and counted. Otherwise the container waits. A full disk never makes it wait.
+	LogNonBlocking bool  `json:",omitempty"`
+	LogBufferSize  int64 `json:",omitempty"`
 	// OpenStdin keeps a pipe for standard input; otherwise it is /dev/null. With Spec.Process.Terminal a pty serves all three.
 	OpenStdin bool
 }
@@ -58,6 +66,8 @@ type State struct {
 	StartedAt  time.Time
 	FinishedAt time.Time
 	Exit       Exit // meaningful when Status is Stopped
+	// LogDropped is how many lines could not be written to the log since the supervisor took the container over.
+	LogDropped uint64 `json:",omitempty"`
 }
 
 // Exit is how a process ended.

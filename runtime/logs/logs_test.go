@@ -13,15 +13,26 @@ import (
 	"unicode/utf8"
 )
 
-func open(t *testing.T, maxSize int64, maxFiles int) (*Writer, string) {
+func open(t *testing.T, cfg Config) (*Writer, string) {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "log")
-	w, err := Open(path, maxSize, maxFiles)
+	if cfg.Path == "" {
+		cfg.Path = filepath.Join(t.TempDir(), "log")
+	}
+	w, err := Open(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { w.Close() })
-	return w, path
+	return w, cfg.Path
+}
+
+// formats runs a test for both formats, plain and compressed.
+func formats(t *testing.T, run func(t *testing.T, cfg Config)) {
+	for _, f := range []string{JSON, Local} {
+		for _, z := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s compress=%v", f, z), func(t *testing.T) { run(t, Config{Format: f, Compress: z}) })
+		}
+	}
 }
 
 func read(t *testing.T, path string, o Options) []string {
@@ -37,9 +48,11 @@ func read(t *testing.T, path string, o Options) []string {
 	return out
 }
 
-func TestLines(t *testing.T) {
-	w, path := open(t, 0, 1)
-	o, e := w.Stream("stdout"), w.Stream("stderr")
+func TestLines(t *testing.T) { formats(t, testLines) }
+
+func testLines(t *testing.T, cfg Config) {
+	w, path := open(t, cfg)
+	o, e := w.Stream("stdout", nil), w.Stream("stderr", nil)
 	fmt.Fprint(o, "one\ntw")
 	fmt.Fprint(e, "oops\n")
 	fmt.Fprint(o, "o\n\nquote\"\\\t\x00\x7f\u2028 é\xff\n")
@@ -47,6 +60,9 @@ func TestLines(t *testing.T) {
 	o.Close()
 	e.Close()
 	want := []string{"out:one\n", "err:oops\n", "out:two\n", "out:\n", "out:quote\"\\\t\x00\x7f\u2028 é\ufffd\n", "out:tail"}
+	if cfg.Format == Local { // keeps what is not UTF-8
+		want[4] = "out:quote\"\\\t\x00\x7f\u2028 é\xff\n"
+	}
 	if got := read(t, path, Options{}); fmt.Sprintf("%q", got) != fmt.Sprintf("%q", want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
@@ -68,7 +84,7 @@ func TestLines(t *testing.T) {
 func FuzzEscape(f *testing.F) {
 	f.Add([]byte("a\"\\\n\x01\xf0\x9f"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		rec := appendRecord(nil, b, "stdout", time.Unix(1, 2))
+		rec := jsonFormat{}.appendRecord(nil, b, "stdout", time.Unix(1, 2))
 		var v struct{ Log, Stream, Time string }
 		if err := json.Unmarshal(rec, &v); err != nil {
 			t.Fatalf("%q: %v", rec, err)
@@ -80,11 +96,14 @@ func FuzzEscape(f *testing.F) {
 	})
 }
 
-func TestTailSinceUntil(t *testing.T) {
-	w, path := open(t, 0, 1)
+func TestTailSinceUntil(t *testing.T) { formats(t, testTailSinceUntil) }
+
+func testTailSinceUntil(t *testing.T, cfg Config) {
+	cfg.MaxSize, cfg.MaxFiles = 30000, 100
+	w, path := open(t, cfg)
 	clock := time.Unix(1000, 0).UTC()
 	w.now = func() time.Time { return clock }
-	s := w.Stream("stdout")
+	s := w.Stream("stdout", nil)
 	for i := range 3000 {
 		fmt.Fprintf(s, "line %d\n", i)
 		clock = clock.Add(time.Second)
@@ -112,14 +131,23 @@ func TestTailSinceUntil(t *testing.T) {
 	}
 }
 
-func TestRotation(t *testing.T) {
-	w, path := open(t, 2000, 3)
-	s := w.Stream("stdout")
+func TestRotation(t *testing.T) { formats(t, testRotation) }
+
+func testRotation(t *testing.T, cfg Config) {
+	cfg.MaxSize, cfg.MaxFiles = 2000, 3
+	if cfg.Format == Local {
+		cfg.MaxSize = 700
+	}
+	w, path := open(t, cfg)
+	s := w.Stream("stdout", nil)
 	for i := range 100 {
 		fmt.Fprintf(s, "line %d\n", i)
 	}
+	if err := w.Close(); err != nil {
+		t.Error(err)
+	}
 	files, _ := filepath.Glob(path + "*")
-	if len(files) != 3 {
+	if len(files) != 3 || strings.HasSuffix(files[1], ".gz") != cfg.Compress || strings.HasSuffix(files[2], ".gz") != cfg.Compress {
 		t.Errorf("files %v, want 3", files)
 	}
 	got := read(t, path, Options{})
@@ -139,30 +167,143 @@ func TestRotation(t *testing.T) {
 	}
 }
 
+// TestTornLine: whatever part of the last record a crash left, what was before and what comes after is read.
 func TestTornLine(t *testing.T) {
-	w, path := open(t, 0, 1)
-	fmt.Fprint(w.Stream("stdout"), "before\n")
-	w.Close()
-	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
+	for _, f := range []string{JSON, Local} {
+		whole, err := formatOf(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rec := whole.appendRecord(nil, []byte("half\n"), "stdout", time.Unix(1, 0))
+		if f == JSON {
+			rec = rec[:len(rec)-1] // without its line feed it is a record all the same
+		}
+		for cut := range len(rec) {
+			w, path := open(t, Config{Format: f})
+			fmt.Fprint(w.Stream("stdout", nil), "before\n")
+			w.Close()
+			file, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			file.Write(rec[:cut])
+			file.Close()
+			if got := read(t, path, Options{Tail: 1}); f == Local && fmt.Sprint(got) != "[out:before\n]" {
+				t.Errorf("%s, torn at %d: tail %q", f, cut, got)
+			}
+			again, _ := open(t, Config{Path: path, Format: f})
+			fmt.Fprint(again.Stream("stdout", nil), "after\n")
+			for _, o := range []Options{{}, {Tail: 2}} {
+				if f == JSON && o.Tail > 0 {
+					continue // a torn line counts
+				}
+				if got := read(t, path, o); fmt.Sprint(got) != "[out:before\n out:after\n]" {
+					t.Errorf("%s, torn at %d: %q", f, cut, got)
+				}
+			}
+		}
+	}
+}
+
+// TestRotationCrash: wherever a crash stops a rotation, nothing that shall be kept is lost or doubled, and the gap is filled again.
+func TestRotationCrash(t *testing.T) {
+	formats(t, func(t *testing.T, cfg Config) {
+		for stop := 1; stop <= 4; stop++ {
+			cfg.Path, cfg.MaxSize, cfg.MaxFiles = filepath.Join(t.TempDir(), "log"), 100, 6
+			w, path := open(t, cfg)
+			s := w.Stream("stdout", nil)
+			for i := range 5 { // files 4 … 0
+				fmt.Fprintf(s, "line %d%s\n", i, strings.Repeat(".", 90))
+			}
+			w.Close()
+			ext := ""
+			if cfg.Compress {
+				ext = ".gz"
+			}
+			for i := 4; i >= stop; i-- { // a rotation that ends with a gap at stop
+				if err := os.Rename(numbered(path, i)+ext, numbered(path, i+1)+ext); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if cfg.Compress {
+				os.WriteFile(zipped(path, 1)+".new", []byte("half"), 0o600)
+			}
+			w, _ = open(t, cfg)
+			s = w.Stream("stdout", nil)
+			for i := 5; i < 7; i++ {
+				want := i
+				for n, l := range read(t, path, Options{}) {
+					if !strings.HasPrefix(l, fmt.Sprintf("out:line %d", n+max(0, i-6))) {
+						t.Errorf("gap at %d, before %d: line %d is %.12q", stop, i, n, l)
+					}
+					want--
+				}
+				if want != max(0, i-6) {
+					t.Errorf("gap at %d, before %d: %d lines missing", stop, i, want)
+				}
+				fmt.Fprintf(s, "line %d%s\n", i, strings.Repeat(".", 90))
+			}
+			w.Close()
+			if files, _ := filepath.Glob(path + "*"); len(files) != 6 {
+				t.Errorf("gap at %d: files %v", stop, files)
+			}
+		}
+	})
+}
+
+// TestNonBlocking: a full buffer drops lines instead of waiting, and counts them; what it took is written.
+func TestNonBlocking(t *testing.T) {
+	w, path := open(t, Config{NonBlocking: true, MaxBuffer: 500})
+	w.sink.f.Close()
+	stuck, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	fmt.Fprint(f, `{"log":"half`)
-	f.Close()
-	again, err := Open(path, 0, 1)
-	if err != nil {
+	w.sink.f = stuck
+	w.mu.Lock() // the queue cannot be emptied
+	w.buf = append(w.buf[:0], strings.Repeat("x", 299)+"\n"...)
+	w.flush(1)
+	w.flush(1)
+	w.mu.Unlock()
+	if n, err := w.Dropped(); n != 1 || err == nil {
+		t.Errorf("dropped %d, %v; want 1 and a reason", n, err)
+	}
+	s := w.Stream("stdout", nil)
+	for i := range 100 {
+		fmt.Fprintf(s, "line %d\n", i)
+	}
+	if err := w.Close(); err != nil {
+		t.Error(err)
+	}
+	fmt.Fprint(s, "late\n")
+	n, _ := w.Dropped()
+	if got := len(read(t, path, Options{})); got+int(n) != 102 || got == 0 {
+		t.Errorf("%d lines and %d dropped, want 102 in all", got, n)
+	}
+}
+
+// TestHandOver: a line whose beginning one writer had and its end the next is one line.
+func TestHandOver(t *testing.T) {
+	w, path := open(t, Config{})
+	s := w.Stream("stdout", nil)
+	fmt.Fprint(s, "one\ntw")
+	rest := s.Rest()
+	if err := w.Suspend(); err != nil {
 		t.Fatal(err)
 	}
-	defer again.Close()
-	fmt.Fprint(again.Stream("stdout"), "after\n")
-	if got := read(t, path, Options{}); fmt.Sprint(got) != "[out:before\n out:after\n]" {
+	again, _ := open(t, Config{Path: path})
+	fmt.Fprint(again.Stream("stdout", rest), "o\n")
+	if got := read(t, path, Options{}); fmt.Sprint(got) != "[out:one\n out:two\n]" {
 		t.Errorf("got %q", got)
 	}
 }
 
 // TestFollow reads everything once over many rotations, whatever the interleaving.
-func TestFollow(t *testing.T) {
-	w, path := open(t, 20000, 50)
+func TestFollow(t *testing.T) { formats(t, testFollow) }
+
+func testFollow(t *testing.T, cfg Config) {
+	cfg.MaxSize, cfg.MaxFiles = 20000, 50
+	w, path := open(t, cfg)
 	watcher, err := NewWatcher()
 	if err != nil {
 		t.Fatal(err)
@@ -175,7 +316,7 @@ func TestFollow(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		s := w.Stream("stdout")
+		s := w.Stream("stdout", nil)
 		for i := range n {
 			fmt.Fprintf(s, "line %d\n", i)
 		}
@@ -202,12 +343,12 @@ func TestFollow(t *testing.T) {
 
 // TestFullDisk: lines that cannot be written are counted, and writing goes on afterwards.
 func TestFullDisk(t *testing.T) {
-	w, err := Open("/dev/full", 0, 1)
+	w, err := Open(Config{Path: "/dev/full"})
 	if err != nil {
 		t.Skip(err)
 	}
 	defer w.Close()
-	fmt.Fprint(w.Stream("stdout"), "a\nb\n")
+	fmt.Fprint(w.Stream("stdout", nil), "a\nb\n")
 	if n, err := w.Dropped(); n != 2 || err == nil {
 		t.Errorf("dropped %d, %v; want 2 and a reason", n, err)
 	}

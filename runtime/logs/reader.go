@@ -1,14 +1,11 @@
 package logs
 
 import (
-	"bufio"
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
+	"slices"
 	"time"
 )
 
@@ -34,18 +31,21 @@ type Options struct {
 	Done <-chan struct{}
 }
 
-// maxRecord bounds one line of a file: 16 KiB of text, every byte escaped.
-const maxRecord = 8*maxLine + 256
-
 // maxRotated bounds the search for rotated files.
 const maxRotated = 1000
+
+// maxGap is how many numbers in a row may be without a file: a crash leaves one, a rotation while files are opened another.
+const maxGap = 2
+
+// maxTries bounds opening the files anew because they were rotated meanwhile.
+const maxTries = 100
 
 // Read calls each for every line chosen, oldest first, until it fails. Following ends without error when ctx is done.
 func Read(ctx context.Context, path string, o Options, each func(Line) error) error {
 	r := &reader{path: path, opts: o, each: each}
 	defer func() {
-		if r.f != nil {
-			r.f.Close()
+		if r.cur != nil {
+			r.cur.close()
 		}
 	}()
 	if o.Follow {
@@ -72,161 +72,101 @@ type reader struct {
 	opts Options
 	each func(Line) error
 	wake chan struct{}
-	f    *os.File // the current file, positioned after what was read
-	br   *bufio.Reader
-	torn []byte // a line not complete yet
+	cur  *source // the newest file that was read, positioned after what was read
 }
 
 // history reads what is there: rotated files, then the current one, which stays open.
 func (r *reader) history(ctx context.Context) error {
-	var opened []*os.File
+	files, err := r.open()
+	if err != nil {
+		return err
+	}
+	if len(files) == 0 && !r.opts.Follow {
+		return fmt.Errorf("read log %s: %w", r.path, os.ErrNotExist)
+	}
 	defer func() {
-		for _, f := range opened {
-			if f != r.f {
-				f.Close()
+		for _, f := range files {
+			if f != r.cur {
+				f.close()
 			}
 		}
 	}()
-	// From new to old: a rotation in between makes a file appear twice rather than not at all.
-	for i := 0; i < maxRotated; i++ {
-		p := r.path
-		if i > 0 {
-			p = numbered(r.path, i)
-		}
-		f, err := os.Open(p)
-		if errors.Is(err, os.ErrNotExist) && (i > 0 || r.opts.Follow) {
-			if i > 0 {
-				break
-			}
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("read log: %w", err)
-		}
-		if len(opened) > 0 && same(opened[len(opened)-1], f) {
-			f.Close()
-			continue
-		}
-		opened = append(opened, f)
-	}
-	files := opened
 	if len(files) > 0 {
-		r.f = files[0]
+		r.cur = files[0]
 	}
-	if r.opts.Tail > 0 {
-		n, err := seekTail(files, r.opts.Tail)
-		if err != nil {
-			return fmt.Errorf("read log: %w", err)
+	from := len(files)
+	if n := r.opts.Tail; n > 0 {
+		for i := 0; i < len(files) && n > 0; i++ {
+			if n, err = files[i].seekTail(n); err != nil {
+				return fmt.Errorf("read log: %w", err)
+			}
+			from = i + 1
 		}
-		files = files[:n]
 	}
-	for i := len(files) - 1; i >= 0; i-- {
-		r.br, r.torn = bufio.NewReaderSize(files[i], 32<<10), nil
-		if err := r.drain(ctx); err != nil {
+	for i := from - 1; i >= 0; i-- {
+		if err := r.drain(ctx, files[i]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func same(a, b *os.File) bool {
-	x, err1 := a.Stat()
-	y, err2 := b.Stat()
-	return err1 == nil && err2 == nil && os.SameFile(x, y)
-}
-
-// seekTail positions the files, newest first, so that n lines follow in all, and returns how many files are needed.
-func seekTail(files []*os.File, n int) (int, error) {
-	for i, f := range files {
-		end, err := f.Seek(0, io.SeekEnd)
+// open opens all files, newest first: a rotation meanwhile makes a file appear twice rather than not at all. When it appears out of
+// order, newer ones came in between.
+func (r *reader) open() ([]*source, error) {
+	for range maxTries {
+		files, again, err := r.openOnce()
+		if err == nil && !again {
+			return files, nil
+		}
+		for _, f := range files {
+			f.close()
+		}
 		if err != nil {
-			return 0, err
+			return nil, err
 		}
-		pos, left, err := backwards(f, end, n)
+	}
+	return nil, fmt.Errorf("read log %s: it is rotated faster than it can be opened", r.path)
+}
+
+func (r *reader) openOnce() (files []*source, again bool, err error) {
+	for i, gap := 0, 0; i < maxRotated && gap <= maxGap; i++ {
+		f, err := openSource(r.path, i)
 		if err != nil {
-			return 0, err
+			return files, false, err
 		}
-		if _, err := f.Seek(pos, io.SeekStart); err != nil {
-			return 0, err
+		if f == nil {
+			gap++
+			continue
 		}
-		if n = left; n == 0 {
-			return i + 1, nil
-		}
-	}
-	return len(files), nil
-}
-
-// backwards finds where the last n lines before end begin; left counts those that are missing.
-func backwards(f *os.File, end int64, n int) (pos int64, left int, err error) {
-	buf := make([]byte, 32<<10)
-	for hi := end; hi > 0; {
-		lo := max(0, hi-int64(len(buf)))
-		b := buf[:hi-lo]
-		if _, err := f.ReadAt(b, lo); err != nil && !errors.Is(err, io.EOF) {
-			return 0, 0, err
-		}
-		for i := len(b) - 1; i >= 0; i-- {
-			if b[i] == '\n' && lo+int64(i) != end-1 {
-				if n--; n == 0 {
-					return lo + int64(i) + 1, 0, nil
-				}
-			}
-		}
-		hi = lo
-	}
-	if end > 0 {
-		n--
-	}
-	return 0, max(n, 0), nil
-}
-
-// drain gives all complete lines that the current file has now.
-func (r *reader) drain(ctx context.Context) error {
-	for {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		b, err := r.br.ReadSlice('\n')
-		if len(r.torn)+len(b) > maxRecord {
-			r.torn, b = nil, nil // not a log line: skip
-		}
-		if err == nil {
-			line := b
-			if len(r.torn) > 0 {
-				line = append(r.torn, b...)
-				r.torn = nil
-			}
-			if err := r.line(line); err != nil {
-				return err
+		gap = 0
+		known := slices.IndexFunc(files, f.same)
+		if known >= 0 {
+			f.close()
+			if known != len(files)-1 {
+				return files, true, nil
 			}
 			continue
 		}
-		r.torn = append(r.torn, b...)
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if !errors.Is(err, bufio.ErrBufferFull) {
-			return fmt.Errorf("read log: %w", err)
-		}
+		files = append(files, f)
 	}
+	return files, false, nil
 }
 
-func (r *reader) line(b []byte) error {
-	var rec struct {
-		Log    string    `json:"log"`
-		Stream string    `json:"stream"`
-		Time   time.Time `json:"time"`
-	}
-	if json.Unmarshal(bytes.TrimSpace(b), &rec) != nil {
-		return nil // torn by a crash
-	}
-	if !r.opts.Since.IsZero() && rec.Time.Before(r.opts.Since) {
-		return nil
-	}
-	if !r.opts.Until.IsZero() && rec.Time.After(r.opts.Until) {
-		return errEnough
-	}
-	return r.each(Line{Stream: rec.Stream, Time: rec.Time, Text: []byte(rec.Log)})
+// drain gives all complete lines that a file has now.
+func (r *reader) drain(ctx context.Context, s *source) error {
+	return s.each(func(l Line) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if !r.opts.Since.IsZero() && l.Time.Before(r.opts.Since) {
+			return nil
+		}
+		if !r.opts.Until.IsZero() && l.Time.After(r.opts.Until) {
+			return errEnough
+		}
+		return r.each(l)
+	})
 }
 
 // follow waits for changes and gives new lines, over rotations.
@@ -257,8 +197,8 @@ func (r *reader) follow(ctx context.Context) error {
 // more reads what is new; when the file was rotated it finishes the old one and goes on with the next.
 func (r *reader) more(ctx context.Context) error {
 	for {
-		if r.f != nil {
-			if err := r.drain(ctx); err != nil {
+		if r.cur != nil {
+			if err := r.drain(ctx, r.cur); err != nil {
 				return err
 			}
 		}
@@ -266,47 +206,42 @@ func (r *reader) more(ctx context.Context) error {
 		if err != nil || next == nil {
 			return err
 		}
-		if r.f != nil {
+		if r.cur != nil {
 			// Lines written between the drain and the rotation.
-			if err := r.drain(ctx); err != nil {
-				next.Close()
+			if err := r.drain(ctx, r.cur); err != nil {
+				next.close()
 				return err
 			}
-			r.f.Close()
+			r.cur.close()
 		}
-		r.f, r.br, r.torn = next, bufio.NewReaderSize(next, 32<<10), nil
+		r.cur = next
 	}
 }
 
 // next is the file that follows the one being read, nil when that is still the newest. Several rotations may lie in between.
-func (r *reader) next() (*os.File, error) {
-	var newer *os.File
-	for i := 0; i < maxRotated; i++ {
-		p := r.path
-		if i > 0 {
-			p = numbered(r.path, i)
-		}
-		f, err := os.Open(p)
-		if errors.Is(err, os.ErrNotExist) {
-			if i == 0 {
-				continue
-			}
-			return newer, nil // the one being read is gone: the oldest kept is next
-		}
+func (r *reader) next() (*source, error) {
+	var newer *source
+	for i, gap := 0, 0; i < maxRotated && gap <= maxGap; i++ {
+		f, err := openSource(r.path, i)
 		if err != nil {
-			return newer, fmt.Errorf("read log: %w", err)
+			if newer != nil {
+				newer.close()
+			}
+			return nil, err
 		}
-		if r.f != nil && same(r.f, f) {
-			f.Close()
+		if f == nil {
+			gap++
+			continue
+		}
+		gap = 0
+		if r.cur != nil && r.cur.same(f) {
+			f.close()
 			return newer, nil
 		}
 		if newer != nil {
-			newer.Close()
+			newer.close()
 		}
 		newer = f
-		if r.f == nil {
-			continue
-		}
 	}
-	return newer, nil
+	return newer, nil // the one being read is gone: the oldest kept is next
 }

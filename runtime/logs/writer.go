@@ -1,81 +1,144 @@
-// Package logs writes and reads container logs in the json-file format: one line {"log":…,"stream":…,"time":…} per line of output,
-// files rotated to path.1, path.2, … by size.
+// Package logs writes and reads container logs, rotated to path.1, path.2, … by size, optionally compressed to path.N.gz.
 //
-// A line longer than 16 KiB is written in parts, all but the last without a line feed in "log", as readers of the format expect. A
-// crash can leave a torn last line; a writer that continues the file ends it, and readers skip it. The writer never blocks the
-// container for a full disk: lines that cannot be written are counted and dropped. Written by runtime/supervisor, read by the daemon
-// straight from the files.
+// There are two formats: json-file, one line {"log":…,"stream":…,"time":…} per line of output, and local, binary records of 18 bytes more
+// than the text. Readers tell them apart by the first byte. A line longer than 16 KiB is written in parts, all but the last without a
+// line feed, as readers of the formats expect. A crash can leave a torn last line; a writer that continues the file ends it or cuts it
+// off, and readers skip it. A crash in the middle of a rotation leaves at most one number without a file, which readers pass over and
+// the next rotation fills. The writer never blocks the container for a full disk: lines that cannot be written are counted and dropped.
+// Written by runtime/supervisor, read by the daemon straight from the files.
 package logs
 
 import (
+	"bufio"
 	"bytes"
-	"errors"
 	"fmt"
+	"io"
 	"os"
-	"strconv"
 	"sync"
 	"time"
-	"unicode/utf8"
+
+	"github.com/containerd/errdefs"
 )
 
 // maxLine bounds one record's text.
 const maxLine = 16 << 10
 
-// Writer appends to one container's log.
-type Writer struct {
-	path     string
-	maxSize  int64
-	maxFiles int
-	now      func() time.Time
+// The formats of log files.
+const (
+	JSON  = "json-file"
+	Local = "local"
+)
 
-	mu      sync.Mutex
-	f       *os.File
-	size    int64
-	buf     []byte
-	dropped uint64
-	lastErr error
+// DefaultBuffer is how much waits for the disk in non-blocking mode.
+const DefaultBuffer = 1 << 20
+
+// Config is how a log is kept.
+type Config struct {
+	Path string
+	// Format is JSON or Local; empty means JSON.
+	Format string
+	// MaxSize is the size in bytes at which a file is rotated; 0 never.
+	MaxSize int64
+	// MaxFiles counts the current file and is at least 1.
+	MaxFiles int
+	// Compress makes rotated files gzip files.
+	Compress bool
+	// NonBlocking lets the container go on while the disk is slow: up to MaxBuffer bytes (0: DefaultBuffer) wait, more is dropped.
+	NonBlocking bool
+	MaxBuffer   int64
 }
 
-// Open continues or makes the log file. maxSize 0 never rotates; maxFiles counts the current file and is at least 1.
-func Open(path string, maxSize int64, maxFiles int) (*Writer, error) {
-	w := &Writer{path: path, maxSize: maxSize, maxFiles: max(maxFiles, 1), now: time.Now}
-	if err := w.open(); err != nil {
-		return nil, fmt.Errorf("open log: %w", err)
-	}
-	return w, nil
-}
-
-func (w *Writer) open() error {
-	f, err := os.OpenFile(w.path, os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o640)
-	if err != nil {
+// Check refuses what Open would refuse, before anything is made.
+func (c Config) Check() error {
+	if _, err := formatOf(c.Format); err != nil {
 		return err
 	}
-	st, err := f.Stat()
-	if err != nil {
-		f.Close()
-		return err
-	}
-	w.f, w.size = f, st.Size()
-	var last [1]byte
-	if w.size > 0 {
-		if _, err := f.ReadAt(last[:], w.size-1); err == nil && last[0] != '\n' {
-			n, _ := f.WriteString("\n")
-			w.size += int64(n)
-		}
+	if c.MaxSize < 0 || c.MaxFiles < 0 || c.MaxBuffer < 0 {
+		return fmt.Errorf("log limits: size %d, files %d, buffer %d: want none below zero: %w", c.MaxSize, c.MaxFiles, c.MaxBuffer, errdefs.ErrInvalidArgument)
 	}
 	return nil
 }
 
-// Close closes the file.
-func (w *Writer) Close() error {
+// format is one way to lay out records.
+type format interface {
+	appendRecord(out, text []byte, stream string, t time.Time) []byte
+	// next reads one record and tells its length; ok is false for what is to be skipped.
+	next(*bufio.Reader) (l Line, n int, ok bool, err error)
+	// tail finds where the last n records before end begin, and how many are missing.
+	tail(r io.ReaderAt, end int64, n int) (pos int64, left int, err error)
+	// repair mends the end of a file that is to be continued and returns its size.
+	repair(*os.File, int64) (int64, error)
+}
+
+func formatOf(name string) (format, error) {
+	switch name {
+	case "", JSON:
+		return jsonFormat{}, nil
+	case Local:
+		return localFormat{}, nil
+	}
+	return nil, fmt.Errorf("log format %q: want %s or %s: %w", name, JSON, Local, errdefs.ErrInvalidArgument)
+}
+
+// Writer appends to one container's log.
+type Writer struct {
+	format format
+	now    func() time.Time
+
+	mu      sync.Mutex
+	sink    *sink // used with mu held, or by the queue alone
+	queue   *queue
+	buf     []byte
+	dropped uint64
+	lastErr error
+	closed  bool
+}
+
+// Open continues or makes the log file.
+func Open(cfg Config) (*Writer, error) {
+	if err := cfg.Check(); err != nil {
+		return nil, err
+	}
+	f, err := formatOf(cfg.Format)
+	if err != nil {
+		return nil, err
+	}
+	w := &Writer{format: f, now: time.Now, sink: newSink(cfg, f)}
+	if err := w.sink.open(); err != nil {
+		return nil, fmt.Errorf("open log: %w", err)
+	}
+	w.sink.resume()
+	if cfg.NonBlocking {
+		limit := cfg.MaxBuffer
+		if limit == 0 {
+			limit = DefaultBuffer
+		}
+		w.queue = newQueue(limit)
+		go w.drain()
+	}
+	return w, nil
+}
+
+// Close writes what waits and closes the file; a rotated file is compressed completely first.
+func (w *Writer) Close() error { return w.close(false) }
+
+// Suspend is Close for a writer that will be opened again soon: compressing is given up, the next one begins it again.
+func (w *Writer) Suspend() error { return w.close(true) }
+
+func (w *Writer) close(soon bool) error {
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.f == nil {
+	if w.closed {
+		w.mu.Unlock()
 		return nil
 	}
-	err := w.f.Close()
-	w.f = nil
-	return err
+	w.closed = true
+	q := w.queue
+	w.mu.Unlock()
+	if q != nil {
+		close(q.end)
+		<-q.done
+	}
+	return w.sink.close(soon)
 }
 
 // Dropped is how many lines were lost, and the last reason.
@@ -92,10 +155,16 @@ type Stream struct {
 	rest []byte
 }
 
-// Stream returns the writer's stream of that name, stdout or stderr.
-func (w *Writer) Stream(name string) *Stream { return &Stream{w: w, name: name} }
+// Stream returns the writer's stream of that name, stdout or stderr; rest is the beginning of a line that an earlier writer had not
+// ended.
+func (w *Writer) Stream(name string, rest []byte) *Stream {
+	return &Stream{w: w, name: name, rest: append([]byte(nil), rest[:min(len(rest), maxLine-1)]...)}
+}
 
-// Write takes a chunk of output; complete lines reach the file before it returns. It never fails.
+// Rest is the beginning of a line whose end has not come yet. Whoever keeps it does not Close the stream.
+func (s *Stream) Rest() []byte { return s.rest }
+
+// Write takes a chunk of output; complete lines reach the file, or the queue, before it returns. It never fails.
 func (s *Stream) Write(b []byte) (int, error) {
 	n := len(b)
 	s.w.mu.Lock()
@@ -115,7 +184,7 @@ func (s *Stream) Write(b []byte) (int, error) {
 		}
 		s.rest = append(s.rest, b[:take]...)
 		b = b[take:]
-		s.w.buf = appendRecord(s.w.buf, s.rest, s.name, now)
+		s.w.buf = s.w.format.appendRecord(s.w.buf, s.rest, s.name, now)
 		s.rest = s.rest[:0]
 		lines++
 	}
@@ -133,7 +202,7 @@ func (s *Stream) Close() {
 	if len(s.rest) == 0 {
 		return
 	}
-	s.w.buf = appendRecord(s.w.buf[:0], s.rest, s.name, s.w.now())
+	s.w.buf = s.w.format.appendRecord(s.w.buf[:0], s.rest, s.name, s.w.now())
 	s.rest = nil
 	s.w.flush(1)
 }
@@ -147,90 +216,93 @@ func (w *Writer) flush(lines uint64) {
 			w.buf = nil
 		}
 	}()
-	if w.f == nil {
+	switch {
+	case w.closed:
 		w.dropped += lines
-		return
+	case w.queue == nil:
+		w.account(lines, w.sink.write(w.buf))
+	case !w.queue.put(w.buf, lines):
+		w.account(lines, fmt.Errorf("the disk is slow and the buffer of %d bytes full", w.queue.limit))
 	}
-	if w.maxSize > 0 && w.size > 0 && w.size+int64(len(w.buf)) > w.maxSize {
-		if err := w.rotate(); err != nil {
-			w.lastErr = err // goes on in the old file
-		}
-	}
-	n, err := w.f.Write(w.buf)
-	w.size += int64(n)
+}
+
+// account counts lines that were lost.
+func (w *Writer) account(lines uint64, err error) {
 	if err != nil {
 		w.dropped += lines
 		w.lastErr = err
 	}
 }
 
-func (w *Writer) rotate() error {
-	for i := w.maxFiles - 1; i > 0; i-- {
-		from := w.path
-		if i > 1 {
-			from = numbered(w.path, i-1)
+// drain writes what the queue holds until it is ended.
+func (w *Writer) drain() {
+	q := w.queue
+	defer close(q.done)
+	for {
+		ended := false
+		select {
+		case <-q.end:
+			ended = true
+		case <-q.wake:
 		}
-		if err := os.Rename(from, numbered(w.path, i)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("rotate log: %w", err)
-		}
-	}
-	if w.maxFiles == 1 {
-		if err := os.Remove(w.path); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("rotate log: %w", err)
-		}
-	}
-	old := w.f
-	if err := w.open(); err != nil {
-		return fmt.Errorf("rotate log: %w", err)
-	}
-	return old.Close()
-}
-
-func numbered(path string, i int) string { return path + "." + strconv.Itoa(i) }
-
-// appendRecord encodes one line. The text is escaped as encoding/json does without HTML escaping; invalid UTF-8 becomes U+FFFD.
-func appendRecord(out, text []byte, stream string, t time.Time) []byte {
-	out = append(out, `{"log":"`...)
-	out = appendEscaped(out, text)
-	out = append(out, `","stream":"`...)
-	out = append(out, stream...)
-	out = append(out, `","time":"`...)
-	out = t.UTC().AppendFormat(out, time.RFC3339Nano)
-	return append(out, "\"}\n"...)
-}
-
-func appendEscaped(out, b []byte) []byte {
-	const hex = "0123456789abcdef"
-	for i := 0; i < len(b); {
-		c := b[i]
-		switch {
-		case c == '"' || c == '\\':
-			out = append(out, '\\', c)
-		case c >= 0x20 && c < utf8.RuneSelf:
-			out = append(out, c)
-		case c == '\n':
-			out = append(out, '\\', 'n')
-		case c == '\r':
-			out = append(out, '\\', 'r')
-		case c == '\t':
-			out = append(out, '\\', 't')
-		case c < 0x20:
-			out = append(out, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
-		default:
-			r, n := utf8.DecodeRune(b[i:])
-			switch {
-			case r == utf8.RuneError && n == 1:
-				out = append(out, `\ufffd`...)
-			case r == '\u2028' || r == '\u2029':
-				out = append(out, `\u202`...)
-				out = append(out, hex[r&15])
-			default:
-				out = append(out, b[i:i+n]...)
+		for {
+			w.mu.Lock()
+			c, ok := q.take()
+			w.mu.Unlock()
+			if !ok {
+				break
 			}
-			i += n
-			continue
+			err := w.sink.write(c.data)
+			w.mu.Lock()
+			q.size -= int64(len(c.data))
+			w.account(c.lines, err)
+			w.mu.Unlock()
 		}
-		i++
+		if ended {
+			return
+		}
 	}
-	return out
+}
+
+// queue is what waits for the disk. It is used with the writer's lock held.
+type queue struct {
+	limit  int64
+	size   int64
+	chunks []lines
+	wake   chan struct{}
+	end    chan struct{}
+	done   chan struct{}
+}
+
+type lines struct {
+	data  []byte
+	lines uint64
+}
+
+func newQueue(limit int64) *queue {
+	return &queue{limit: limit, wake: make(chan struct{}, 1), end: make(chan struct{}), done: make(chan struct{})}
+}
+
+// put takes a copy of whole records; false: there is no room. One that is larger than the whole queue finds room in an empty one.
+func (q *queue) put(b []byte, n uint64) bool {
+	if q.size > 0 && q.size+int64(len(b)) > q.limit {
+		return false
+	}
+	q.size += int64(len(b))
+	q.chunks = append(q.chunks, lines{append([]byte(nil), b...), n})
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+	return true
+}
+
+func (q *queue) take() (lines, bool) {
+	if len(q.chunks) == 0 {
+		q.chunks = nil
+		return lines{}, false
+	}
+	c := q.chunks[0]
+	q.chunks = q.chunks[1:]
+	return c, true
 }

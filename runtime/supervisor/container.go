@@ -110,7 +110,11 @@ func (c *container) trim(f sandbox.Filter) {
 func (c *container) state() runtime.State {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.rec.State
+	st := c.rec.State
+	if c.log != nil {
+		st.LogDropped, _ = c.log.Dropped()
+	}
+	return st
 }
 
 // save writes the record. It is called with mu held.

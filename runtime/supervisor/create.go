@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"skein/runtime"
-	"skein/runtime/logs"
 	"skein/runtime/rootfs"
 	"skein/runtime/sandbox"
 	"skein/runtime/zygote"
@@ -51,7 +50,7 @@ func (s *server) create(cfg *runtime.Config) (err error) {
 		return fmt.Errorf("container id: want [a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}: %w", errdefs.ErrInvalidArgument)
 	}
 	c := &container{srv: s, id: cfg.ID, dir: filepath.Join(s.containersDir(), cfg.ID), cfg: *cfg, execs: map[string]*process{}}
-	if err := sandbox.Check(cfg.Spec); err != nil {
+	if err := errors.Join(sandbox.Check(cfg.Spec), logConfig(cfg).Check()); err != nil {
 		return c.wrap("create", err)
 	}
 	c.op.Lock()
@@ -78,10 +77,8 @@ func (s *server) create(cfg *runtime.Config) (err error) {
 	if c.group, err = s.cgroups.Create(s.cfg.Cgroup, c.id, cfg.Spec.Linux.Resources); err != nil {
 		return c.wrap("create", err)
 	}
-	if cfg.LogPath != "" {
-		if c.log, err = logs.Open(cfg.LogPath, cfg.LogMaxSize, cfg.LogMaxFiles); err != nil {
-			return c.wrap("create", err)
-		}
+	if err := c.openLog(); err != nil {
+		return c.wrap("create", err)
 	}
 	if err := c.spawn(); err != nil {
 		return c.wrap("create", err)

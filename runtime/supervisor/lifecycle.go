@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"skein/runtime"
-	"skein/runtime/logs"
 )
 
 // pause freezes a running container.
@@ -241,11 +240,8 @@ func (c *container) readopt(last map[string]runtime.Event, ended bool) {
 			_ = unix.Kill(p.pid, unix.SIGKILL)
 		}
 	}
-	if c.cfg.LogPath != "" {
-		var err error
-		if c.log, err = logs.Open(c.cfg.LogPath, c.cfg.LogMaxSize, c.cfg.LogMaxFiles); err != nil {
-			c.srv.log.Error("cannot continue a container's log", "container", c.id, "error", err)
-		}
+	if err := c.openLog(); err != nil {
+		c.srv.log.Error("cannot continue a container's log", "container", c.id, "error", err)
 	}
 	c.reopenOutput(p)
 	c.init = p

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"skein/runtime"
 	"skein/runtime/logs"
 )
 
@@ -129,7 +130,7 @@ func (o *output) stop() {
 func (o *output) copy(f *os.File, kind byte, name string, log *logs.Writer) {
 	var to *logs.Stream
 	if log != nil {
-		to = log.Stream(name)
+		to = log.Stream(name, nil)
 		defer to.Close()
 	}
 	<-o.start
@@ -240,6 +241,24 @@ func (o *output) unsubscribe(s *subscriber) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	delete(o.subs, s)
+}
+
+// logConfig is the log that a container's configuration asks for.
+func logConfig(cfg *runtime.Config) logs.Config {
+	return logs.Config{Path: cfg.LogPath, Format: cfg.LogFormat, MaxSize: cfg.LogMaxSize, MaxFiles: cfg.LogMaxFiles,
+		Compress: cfg.LogCompress, NonBlocking: cfg.LogNonBlocking, MaxBuffer: cfg.LogBufferSize}
+}
+
+// openLog opens it, if there is one.
+func (c *container) openLog() error {
+	if c.cfg.LogPath == "" {
+		return nil
+	}
+	w, err := logs.Open(logConfig(&c.cfg))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.log = w
+	return err
 }
 
 func newPool() *sync.Pool {
