@@ -388,28 +388,23 @@ func (u *unpacker) entry(tr *tar.Reader, h *tar.Header, name string) error {
 	}
 	defer parent.Close()
 	at, base := int(parent.Fd()), path.Base(name)
-	if done, err := u.makeWay(at, base, h.Typeflag == tar.TypeDir); err != nil {
+	there, err := u.makeWay(at, base, h.Typeflag == tar.TypeDir)
+	if err != nil {
 		return err
-	} else if !done {
-		switch h.Typeflag {
-		case tar.TypeDir:
-			err = unix.Mkdirat(at, base, 0o700)
-		case tar.TypeReg:
-			err = u.file(at, base, tr)
-		case tar.TypeSymlink:
-			err = unix.Symlinkat(h.Linkname, at, base)
-		case tar.TypeLink:
-			return u.hardLink(at, base, h.Linkname) // shares its attributes with what it links to
-		case tar.TypeXGlobalHeader:
-			return nil
-		default:
-			err = invalid("entries of type %q are not extracted", h.Typeflag)
-		}
-		if err != nil {
-			return err
-		}
 	}
-	return u.attributes(at, base, h)
+	switch h.Typeflag {
+	case tar.TypeDir:
+		return u.directory(at, base, h, there)
+	case tar.TypeReg:
+		return u.file(at, base, h, tr)
+	case tar.TypeSymlink:
+		return u.symlink(at, base, h)
+	case tar.TypeLink:
+		return u.hardLink(at, base, h.Linkname) // shares its attributes with what it links to
+	case tar.TypeXGlobalHeader:
+		return nil
+	}
+	return invalid("entries of type %q are not extracted", h.Typeflag)
 }
 
 // makeWay removes what an entry takes the place of; a directory that is there already is done.
@@ -434,14 +429,64 @@ func (u *unpacker) makeWay(at int, base string, isDir bool) (done bool, err erro
 	return false, unix.Unlinkat(at, base, 0)
 }
 
-func (u *unpacker) file(at int, base string, r io.Reader) error {
+func (u *unpacker) file(at int, base string, h *tar.Header, r io.Reader) error {
 	fd, err := unix.Openat(at, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err
 	}
 	f := os.NewFile(uintptr(fd), base)
 	_, err = io.Copy(f, r)
+	if err == nil {
+		err = u.attributes(fd, h)
+	}
 	return errors.Join(err, f.Close())
+}
+
+func (u *unpacker) directory(at int, base string, h *tar.Header, there bool) error {
+	if !there {
+		if err := unix.Mkdirat(at, base, 0o700); err != nil {
+			return err
+		}
+	}
+	fd, err := unix.Openat(at, base, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if !there {
+		if err := isOurs(fd); err != nil {
+			return err
+		}
+	}
+	return u.attributes(fd, h)
+}
+
+func (u *unpacker) symlink(at int, base string, h *tar.Header) error {
+	if err := unix.Symlinkat(h.Linkname, at, base); err != nil {
+		return err
+	}
+	fd, err := unix.Openat(at, base, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := isOurs(fd); err != nil {
+		return err
+	}
+	return u.attributes(fd, h)
+}
+
+// isOurs refuses the handle of something that the container has put in the place of a link or a private directory made there just now.
+func isOurs(fd int) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	link, private := st.Mode&unix.S_IFMT == unix.S_IFLNK, st.Mode&unix.S_IFMT == unix.S_IFDIR && st.Mode&0o077 == 0
+	if !link && !private || int(st.Uid) != os.Geteuid() {
+		return conflict("it was replaced by something else meanwhile")
+	}
+	return nil
 }
 
 func (u *unpacker) hardLink(at int, base, target string) error {
@@ -453,28 +498,16 @@ func (u *unpacker) hardLink(at int, base, target string) error {
 	return unix.Linkat(int(from.Fd()), "", at, base, unix.AT_EMPTY_PATH)
 }
 
-func (u *unpacker) attributes(at int, base string, h *tar.Header) error {
+// attributes sets owner, mode and time of what the handle is, never of a name: the container may have given that to a file of its own.
+func (u *unpacker) attributes(fd int, h *tar.Header) error {
 	uid, gid := h.Uid, h.Gid
 	if u.o.CopyUIDGID {
 		uid, gid = u.uid, u.gid
 	}
-	if err := unix.Fchownat(at, base, uid, gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err := unix.Fchownat(fd, "", uid, gid, unix.AT_EMPTY_PATH); err != nil {
 		return err
 	}
 	if h.Typeflag != tar.TypeSymlink {
-		// A link put in its place by the container must not be followed: by handle.
-		fd, err := unix.Openat(at, base, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(fd)
-		var st unix.Stat_t
-		if err := unix.Fstat(fd, &st); err != nil {
-			return err
-		}
-		if st.Mode&unix.S_IFMT == unix.S_IFLNK {
-			return conflict("it was replaced by a link meanwhile")
-		}
 		if err := unix.Chmod(fmt.Sprintf("/proc/self/fd/%d", fd), uint32(h.Mode)&0o7777); err != nil {
 			return err
 		}
@@ -487,5 +520,5 @@ func (u *unpacker) attributes(at int, base string, h *tar.Header) error {
 	if err != nil {
 		return err
 	}
-	return unix.UtimesNanoAt(at, base, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW)
+	return unix.UtimesNanoAt(fd, "", []unix.Timespec{ts, ts}, unix.AT_EMPTY_PATH)
 }

@@ -1,0 +1,41 @@
+package attack
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"testing"
+
+	"skein/runtime/supervisor"
+)
+
+// long selects the long mode: every race runs at least 10,000 rounds and every flood its full size. go test ./test/attack -args -long
+var long = flag.Bool("long", false, "run races for 10,000 rounds and floods at full size")
+
+// rounds overrides the number of rounds of each race.
+var rounds = flag.Int("rounds", 0, "rounds of each race; 0: few, or 10,000 with -long")
+
+// manyRounds is how often a race is run: few are enough to see a naive implementation fail, the long mode looks for rare ones.
+func manyRounds(few int) int {
+	switch {
+	case *rounds > 0:
+		return *rounds
+	case *long:
+		return 10_000
+	}
+	return few
+}
+
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "supervisor" { // started by supervisor.Ensure
+		cfg := supervisor.Config{StateDir: os.Args[3], SocketPath: os.Args[5], Cgroup: os.Args[7]}
+		if err := supervisor.Serve(cfg); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	code := m.Run()
+	removeBuilt()
+	os.Exit(code)
+}
