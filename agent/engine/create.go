@@ -233,15 +233,11 @@ func (e *Engine) checkHostConfig(hc *container.HostConfig) (warnings []string, e
 	refuse(len(hc.Links) > 0, "--link (put both containers on a user-defined network instead)")
 	refuse(hc.UsernsMode != "", "--userns")
 	refuse(len(hc.StorageOpt) > 0, "--storage-opt")
-	refuse(len(hc.DeviceRequests) > 0, "--gpus")
-	refuse(len(hc.Devices) > 0, "--device")
-	refuse(len(hc.DeviceCgroupRules) > 0, "--device-cgroup-rule")
 	refuse(hc.CgroupParent != "", "--cgroup-parent")
 	refuse(hc.CgroupnsMode == "host", "--cgroupns=host")
 	refuse(hc.IpcMode != "" && hc.IpcMode != "private" && hc.IpcMode != "shareable", "--ipc="+string(hc.IpcMode))
 	refuse(hc.PidMode != "", "--pid="+string(hc.PidMode))
 	refuse(hc.UTSMode != "", "--uts="+string(hc.UTSMode))
-	refuse(hc.Privileged, "--privileged")
 	refuse(hc.VolumeDriver != "", "--volume-driver")
 	refuse(hc.BlkioWeight != 0 || len(hc.BlkioWeightDevice)+len(hc.BlkioDeviceReadBps)+len(hc.BlkioDeviceWriteBps)+len(hc.BlkioDeviceReadIOps)+len(hc.BlkioDeviceWriteIOps) > 0, "block I/O limits")
 	refuse(hc.CPURealtimePeriod != 0 || hc.CPURealtimeRuntime != 0, "real-time CPU limits")
@@ -251,12 +247,11 @@ func (e *Engine) checkHostConfig(hc *container.HostConfig) (warnings []string, e
 	if err != nil {
 		return nil, err
 	}
-	for _, o := range hc.SecurityOpt {
-		switch strings.Replace(o, ":", "=", 1) {
-		case "no-new-privileges", "no-new-privileges=true", "no-new-privileges=false", "seccomp=unconfined", "apparmor=unconfined", "label=disable":
-		default:
-			return nil, notBuilt("security option %q is not supported by this version of skein", o)
-		}
+	if err := checkSecurity(hc); err != nil {
+		return nil, err
+	}
+	if err := checkDevices(hc); err != nil {
+		return nil, err
 	}
 	if err := container.ValidateRestartPolicy(hc.RestartPolicy); err != nil {
 		return nil, invalid("%v", err)

@@ -41,10 +41,12 @@ func (e *Engine) runtimeConfig(ctx context.Context, r record, rootfs []runtime.M
 	}
 	p.User = user
 	p.Env = processEnv(r.Config, home)
-	if err := setCapabilities(p, hc); err != nil {
+	if err := setSecurity(spec, hc); err != nil {
 		return runtime.Config{}, err
 	}
-	setSecurity(spec, hc)
+	if err := setDevices(spec, hc); err != nil {
+		return runtime.Config{}, err
+	}
 	setNetns(spec, netns)
 	if len(hc.Sysctls) > 0 {
 		spec.Linux.Sysctl = hc.Sysctls
@@ -85,89 +87,6 @@ func processEnv(cfg *container.Config, home string) []string {
 		}
 	}
 	return append(env, "HOME="+home)
-}
-
-func setCapabilities(p *specs.Process, hc *container.HostConfig) error {
-	have := map[string]bool{}
-	for _, c := range p.Capabilities.Bounding {
-		have[c] = true
-	}
-	norm := func(c string) string {
-		c = strings.ToUpper(c)
-		if c != "ALL" && !strings.HasPrefix(c, "CAP_") {
-			c = "CAP_" + c
-		}
-		return c
-	}
-	known := sandbox.AllCaps()
-	check := func(list []string, f func(string)) error {
-		for _, c := range list {
-			c = norm(c)
-			if c == "ALL" {
-				for _, k := range known {
-					f(k)
-				}
-				continue
-			}
-			if !contains(known, c) {
-				return invalid("invalid capability: %q is unknown or not held by this node's daemon", c)
-			}
-			f(c)
-		}
-		return nil
-	}
-	dropAll := false
-	for _, c := range hc.CapDrop {
-		dropAll = dropAll || norm(c) == "ALL"
-	}
-	if dropAll {
-		clear(have)
-	}
-	if err := check(hc.CapAdd, func(c string) { have[c] = true }); err != nil {
-		return err
-	}
-	if !dropAll {
-		if err := check(hc.CapDrop, func(c string) { delete(have, c) }); err != nil {
-			return err
-		}
-	}
-	var caps []string
-	for _, k := range known {
-		if have[k] {
-			caps = append(caps, k)
-		}
-	}
-	p.Capabilities.Bounding, p.Capabilities.Permitted, p.Capabilities.Effective = caps, caps, caps
-	p.Capabilities.Inheritable, p.Capabilities.Ambient = nil, nil
-	if p.User.UID != 0 {
-		p.Capabilities.Permitted, p.Capabilities.Effective = nil, nil
-	}
-	return nil
-}
-
-func setSecurity(spec *specs.Spec, hc *container.HostConfig) {
-	// Skein sets no_new_privs for all containers unless asked not to: file capabilities and setuid gain nothing there.
-	spec.Process.NoNewPrivileges = true
-	unconfined := false
-	for _, o := range hc.SecurityOpt {
-		switch strings.Replace(o, ":", "=", 1) {
-		case "no-new-privileges=false":
-			spec.Process.NoNewPrivileges = false
-		case "seccomp=unconfined":
-			unconfined = true
-		}
-	}
-	if unconfined {
-		spec.Linux.Seccomp = nil
-	} else {
-		spec.Linux.Seccomp = sandbox.DefaultSeccomp(spec.Process.Capabilities.Bounding)
-	}
-	if hc.MaskedPaths != nil {
-		spec.Linux.MaskedPaths = hc.MaskedPaths
-	}
-	if hc.ReadonlyPaths != nil {
-		spec.Linux.ReadonlyPaths = hc.ReadonlyPaths
-	}
 }
 
 // setNetns joins the namespace by path; empty shares the node's.

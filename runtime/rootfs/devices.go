@@ -30,14 +30,14 @@ func (b *builder) devices() error {
 	defaults := slices.DeleteFunc(defaultDevices(), func(d specs.LinuxDevice) bool { return own[d.Path] })
 	for _, d := range append(defaults, list...) {
 		rel, ok := strings.CutPrefix(path.Clean(d.Path), "/dev/")
-		if !ok && b.plan.AnyMount && path.IsAbs(d.Path) {
+		if !ok && path.IsAbs(d.Path) {
 			if err := b.deviceElsewhere(d); err != nil {
 				return err
 			}
 			continue
 		}
 		if !ok {
-			return fmt.Errorf("device %s is outside /dev: %w", d.Path, errdefs.ErrInvalidArgument)
+			return fmt.Errorf("device %q: the path is not absolute: %w", d.Path, errdefs.ErrInvalidArgument)
 		}
 		if made[rel] {
 			continue

@@ -23,8 +23,8 @@ func (b *builder) makeNode(dir zygote.Slot, rel string, d specs.LinuxDevice, mod
 		b.Do("close", unix.SYS_CLOSE, src)
 		b.Do("close", unix.SYS_CLOSE, t)
 		end()
-	case b.bare:
-		// The root filesystem may hold the node already; it is used only when it is one of this type.
+	case b.bare || dir != b.dev:
+		// The root filesystem may hold the node already, from an earlier run: then that one is used.
 		i := b.Try("mknod "+d.Path, unix.SYS_MKNODAT, dir, rel, uintptr(mode), dev)
 		end := b.Scope()
 		t := b.Get("open "+d.Path, unix.SYS_OPENAT2, dir, rel, b.howBeneath(), 24)

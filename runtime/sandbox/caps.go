@@ -24,6 +24,15 @@ func DefaultCaps() []string {
 		"CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE"}
 }
 
+// KnownCaps are the names of all capabilities, whether this process has them or not.
+func KnownCaps() []string {
+	out := make([]string, 0, len(capNames()))
+	for _, n := range capNames() {
+		out = append(out, "CAP_"+n)
+	}
+	return out
+}
+
 // AllCaps are the capabilities in this process's bounding set: what "all" can mean here.
 func AllCaps() []string {
 	has := boundingSet()

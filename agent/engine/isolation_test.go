@@ -1,0 +1,143 @@
+package engine
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"skein/runtime/sandbox"
+)
+
+// TestRefusedHostConfigs: what cannot be done is refused before anything is made, by name.
+func TestRefusedHostConfigs(t *testing.T) {
+	b := newBench(t)
+	for name, tc := range map[string]struct {
+		hc   container.HostConfig
+		want string
+	}{
+		"unknown capability":  {container.HostConfig{CapAdd: []string{"net_raw", "nope"}}, `invalid CapAdd: unknown capability: "CAP_NOPE"`},
+		"unknown drop":        {container.HostConfig{CapDrop: []string{"CAP_X"}}, `invalid CapDrop: unknown capability: "CAP_X"`},
+		"security option":     {container.HostConfig{SecurityOpt: []string{"bogus"}}, `invalid --security-opt 1: "bogus"`},
+		"security key":        {container.HostConfig{SecurityOpt: []string{"a=b"}}, `invalid --security-opt 2: "a=b"`},
+		"nnp":                 {container.HostConfig{SecurityOpt: []string{"no-new-privileges=perhaps"}}, `no-new-privileges=perhaps`},
+		"apparmor profile":    {container.HostConfig{SecurityOpt: []string{"apparmor=web"}}, `"apparmor=web": this node's engine loads no AppArmor profiles`},
+		"label":               {container.HostConfig{SecurityOpt: []string{"label=level:s0"}}, `"label=level:s0": this node's engine sets no SELinux labels`},
+		"seccomp not JSON":    {container.HostConfig{SecurityOpt: []string{"seccomp=/no/file.json"}}, `seccomp`},
+		"seccomp notify":      {container.HostConfig{SecurityOpt: []string{`seccomp={"defaultAction":"SCMP_ACT_NOTIFY"}`}}, `SCMP_ACT_NOTIFY`},
+		"gpus":                {container.HostConfig{Resources: container.Resources{DeviceRequests: []container.DeviceRequest{{Capabilities: [][]string{{"gpu"}}}}}}, `could not select device driver "" with capabilities: [[gpu]]`},
+		"device mode":         {container.HostConfig{Resources: container.Resources{Devices: []container.DeviceMapping{{PathOnHost: "/dev/null", CgroupPermissions: "x"}}}}, `"/dev/null": bad mode specified: x`},
+		"device relative":     {container.HostConfig{Resources: container.Resources{Devices: []container.DeviceMapping{{PathOnHost: "null"}}}}, `invalid device "null"`},
+		"device cgroup rule":  {container.HostConfig{Resources: container.Resources{DeviceCgroupRules: []string{"c 1:3 rwx"}}}, `invalid device cgroup rule format: 'c 1:3 rwx'`},
+		"device rule overrun": {container.HostConfig{Resources: container.Resources{DeviceCgroupRules: []string{"c 99999999999:3 r"}}}, `invalid device cgroup rule format`},
+	} {
+		t.Run(name, func(t *testing.T) { b.refused(t, tc.hc, tc.want) })
+	}
+}
+
+// refused expects that a container with these wishes is not made.
+func (b *bench) refused(t *testing.T, hc container.HostConfig, want string) {
+	t.Helper()
+	_, err := b.e.ContainerCreate(t.Context(), "xx", container.CreateRequest{Config: &container.Config{Image: "busybox"}, HostConfig: &hc}, "")
+	if err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("%v, want %q", err, want)
+	} else if !cerrdefs.IsInvalidArgument(err) && !cerrdefs.IsNotImplemented(err) && !cerrdefs.IsNotFound(err) {
+		t.Errorf("%v is of no kind", err)
+	}
+	if n := len(b.e.all()); n != 0 {
+		t.Errorf("%d containers were made", n)
+	}
+}
+
+// specOf runs a container and returns what the runtime was given.
+func (b *bench) specOf(t *testing.T, hc container.HostConfig) *specs.Spec {
+	t.Helper()
+	id := b.run("", hc)
+	b.sup.mu.Lock()
+	defer b.sup.mu.Unlock()
+	return b.sup.configs[id].Spec
+}
+
+func TestCapabilities(t *testing.T) {
+	held := sandbox.AllCaps()
+	def := slices.DeleteFunc(sandbox.DefaultCaps(), func(c string) bool { return !slices.Contains(held, c) })
+	without := func(list []string, c string) []string {
+		return slices.DeleteFunc(slices.Clone(list), func(o string) bool { return o == c })
+	}
+	for name, tc := range map[string]struct {
+		hc   container.HostConfig
+		want []string
+	}{
+		"default":       {container.HostConfig{}, def},
+		"add":           {container.HostConfig{CapAdd: []string{"net_admin"}}, append(slices.Clone(def), "CAP_NET_ADMIN")},
+		"drop":          {container.HostConfig{CapDrop: []string{"CHOWN"}}, without(def, "CAP_CHOWN")},
+		"add wins":      {container.HostConfig{CapAdd: []string{"CHOWN"}, CapDrop: []string{"CHOWN"}}, def},
+		"all":           {container.HostConfig{CapAdd: []string{"all"}}, held},
+		"all but one":   {container.HostConfig{CapAdd: []string{"ALL"}, CapDrop: []string{"CAP_SYS_ADMIN"}}, without(held, "CAP_SYS_ADMIN")},
+		"none":          {container.HostConfig{CapDrop: []string{"ALL"}}, nil},
+		"one":           {container.HostConfig{CapDrop: []string{"ALL"}, CapAdd: []string{"NET_RAW"}}, []string{"CAP_NET_RAW"}},
+		"privileged":    {container.HostConfig{Privileged: true, CapDrop: []string{"ALL"}}, held},
+		"unknown needs": {container.HostConfig{CapDrop: []string{"SYS_RESOURCE"}}, def},
+	} {
+		got, err := capabilities(&tc.hc)
+		slices.Sort(got)
+		slices.Sort(tc.want)
+		if err != nil || !slices.Equal(got, tc.want) {
+			t.Errorf("%s: %v %v, want %v", name, got, err, tc.want)
+		}
+	}
+}
+
+func TestSecuritySpec(t *testing.T) {
+	b := newBench(t)
+	s := b.specOf(t, container.HostConfig{})
+	if s.Process.NoNewPrivileges || s.Linux.Seccomp == nil || len(s.Linux.MaskedPaths) == 0 || len(s.Linux.ReadonlyPaths) == 0 {
+		t.Errorf("default: no_new_privs %v, filter %v, masks %v", s.Process.NoNewPrivileges, s.Linux.Seccomp != nil, s.Linux.MaskedPaths)
+	}
+	s = b.specOf(t, container.HostConfig{SecurityOpt: []string{"no-new-privileges", "seccomp=unconfined", "apparmor=unconfined", "label=disable", "label:disable"},
+		MaskedPaths: []string{}, ReadonlyPaths: []string{}})
+	if !s.Process.NoNewPrivileges || s.Linux.Seccomp != nil || len(s.Linux.MaskedPaths)+len(s.Linux.ReadonlyPaths) != 0 {
+		t.Errorf("unconfined: %+v %+v", s.Process, s.Linux)
+	}
+	s = b.specOf(t, container.HostConfig{SecurityOpt: []string{`seccomp={"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["chmod"],"action":"SCMP_ACT_ERRNO"}]}`}})
+	if f := s.Linux.Seccomp; f == nil || f.DefaultAction != specs.ActAllow || len(f.Syscalls) != 1 || f.Syscalls[0].Names[0] != "chmod" {
+		t.Errorf("custom filter: %+v", f)
+	}
+	s = b.specOf(t, container.HostConfig{Privileged: true})
+	if s.Linux.Seccomp != nil || len(s.Linux.MaskedPaths)+len(s.Linux.ReadonlyPaths) != 0 || len(s.Linux.Devices) < 5 || len(s.Linux.Resources.Devices) != 1 || !s.Linux.Resources.Devices[0].Allow {
+		t.Errorf("privileged: %+v", s.Linux)
+	}
+	for _, m := range s.Mounts {
+		if slices.Contains(m.Options, "ro") {
+			t.Errorf("privileged: %s is read-only", m.Destination)
+		}
+	}
+	if m := b.specOf(t, container.HostConfig{}).Mounts; !slices.ContainsFunc(m, func(m specs.Mount) bool { return m.Type == "sysfs" && slices.Contains(m.Options, "ro") }) {
+		t.Errorf("a privileged container before made the next one's /sys writable: %v", m)
+	}
+}
+
+func TestDevicesSpec(t *testing.T) {
+	b := newBench(t)
+	s := b.specOf(t, container.HostConfig{Resources: container.Resources{
+		Devices:           []container.DeviceMapping{{PathOnHost: "/dev/null", PathInContainer: "/dev/x", CgroupPermissions: "r"}, {PathOnHost: "/dev/zero"}},
+		DeviceCgroupRules: []string{"c 42:* rmw"},
+	}})
+	if d := s.Linux.Devices; len(d) != 2 || d[0].Path != "/dev/x" || d[0].Minor != 3 || d[1].Path != "/dev/zero" || *d[0].FileMode != 0o666 {
+		t.Errorf("devices %+v", d)
+	}
+	r := s.Linux.Resources.Devices
+	if n := len(r); r[n-3].Access != "r" || *r[n-3].Minor != 3 || r[n-2].Access != "rwm" || *r[n-1].Major != 42 || r[n-1].Minor != nil {
+		t.Errorf("rules %+v", r)
+	}
+	for host, want := range map[string]string{"/dev/nope": "no such file or directory", "/proc/self": "not a device node", "/etc/hostname": "not a device node"} {
+		id := b.create("", container.HostConfig{Resources: container.Resources{Devices: []container.DeviceMapping{{PathOnHost: host}}}})
+		err := b.e.ContainerStart(t.Context(), id)
+		if want = `error gathering device information while adding custom device "` + host + `": ` + want; err == nil || err.Error() != want {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+}
