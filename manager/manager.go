@@ -27,7 +27,6 @@ import (
 	"skein/manager/control"
 	"skein/manager/dispatcher"
 	"skein/manager/forward"
-	"skein/manager/orchestrator"
 	"skein/manager/placement"
 	"skein/manager/store"
 )
@@ -119,7 +118,6 @@ func New(cfg Config) (*Manager, error) {
 	m.srv.control = control.New(control.Config{
 		Store: m.store, Managers: group{m}, Observer: m.observer, Logger: cfg.Logger,
 		Checks: []func(*swarm.ServiceSpec) error{
-			func(s *swarm.ServiceSpec) error { return orchestrator.Supported(s.Mode) },
 			func(s *swarm.ServiceSpec) error { _, err := placement.RequirementsOf(s); return err },
 		},
 	})

@@ -53,10 +53,25 @@ func serviceObject(tx store.ReadTx, svc *store.Service) swarm.Service {
 		}
 		o.Endpoint.VirtualIPs = append(o.Endpoint.VirtualIPs, vip)
 	}
+	if svc.Job() {
+		o.JobStatus = &swarm.JobStatus{JobIteration: *jobIteration(svc.Revision), LastExecution: instant(revisionCreated(svc))}
+	}
 	if u := svc.UpdateStatus; u.GetState() != "" {
 		o.UpdateStatus = &swarm.UpdateStatus{State: swarm.UpdateState(u.State), StartedAt: instantOrNil(u.Started), CompletedAt: instantOrNil(u.Completed), Message: u.Message}
 	}
 	return o
+}
+
+// jobIteration numbers the executions of a job from 0: each of its revisions is one.
+func jobIteration(revision uint64) *swarm.Version { return &swarm.Version{Index: revision - 1} }
+
+func revisionCreated(svc *store.Service) int64 {
+	for _, r := range svc.Revisions {
+		if r.Number == svc.Revision {
+			return r.Created
+		}
+	}
+	return 0
 }
 
 // labelled has a map of labels, be it empty: clients index it.
@@ -87,6 +102,11 @@ func taskObject(tx store.ReadTx, t *store.Task, soft *api.TaskReport) swarm.Task
 		if spec := svc.Revs[t.Revision]; spec != nil {
 			o.Spec = spec.TaskTemplate
 		}
+		if svc.Job() {
+			o.JobIteration = jobIteration(t.Revision)
+			o.DesiredState = swarm.TaskState(shownDesire(svc, t).String())
+			o.Slot = max(o.Slot-1, 0) // docker counts the slots of jobs from 0
+		}
 	}
 	if o.Spec.ContainerSpec == nil { // its service is gone, the task not yet; docker's CLI reads the image without a look
 		o.Spec.ContainerSpec = &swarm.ContainerSpec{}
@@ -105,6 +125,14 @@ func taskObject(tx store.ReadTx, t *store.Task, soft *api.TaskReport) swarm.Task
 		o.NetworksAttachments = append(o.NetworksAttachments, att)
 	}
 	return o
+}
+
+// shownDesire is the state that docker shows as wanted: tasks of jobs are wanted to complete.
+func shownDesire(svc *store.Service, t *store.Task) api.TaskState {
+	if svc != nil && svc.Job() && t.Desired == api.TaskRunning {
+		return api.TaskComplete
+	}
+	return t.Desired
 }
 
 func taskStatus(t *store.Task, soft *api.TaskReport) swarm.TaskStatus {

@@ -49,6 +49,9 @@ func insertDefaults(spec *swarm.ServiceSpec) error {
 		t.Placement = &swarm.Placement{}
 	}
 	for _, u := range []**swarm.UpdateConfig{&full.UpdateConfig, &full.RollbackConfig} {
+		if full.Mode.ReplicatedJob != nil || full.Mode.GlobalJob != nil {
+			break // jobs have none
+		}
 		if *u == nil {
 			*u = &swarm.UpdateConfig{Parallelism: 1, FailureAction: swarm.UpdateFailureActionPause, Order: swarm.UpdateOrderStopFirst}
 		}

@@ -132,6 +132,9 @@ func (s *Server) updated(tx store.ReadTx, old *store.Service, spec *swarm.Servic
 					old.Name, n.Target)
 			}
 		}
+		if old.Job() {
+			return rec, nil
+		}
 		rec.UpdateStatus = &api.UpdateStatus{
 			ServiceId: old.Id, State: string(swarm.UpdateStateRollbackStarted), Started: s.cfg.Now().UnixNano(), Message: "manually requested rollback",
 		}
@@ -230,6 +233,9 @@ func (s *Server) ListServices(ctx context.Context, r *api.ListRequest) (*api.Obj
 
 // serviceStatus counts as docker does: running are tasks that run and shall.
 func (s *Server) serviceStatus(tx store.ReadTx, svc *store.Service) *swarm.ServiceStatus {
+	if svc.Job() {
+		return jobStatus(tx, svc)
+	}
 	st := &swarm.ServiceStatus{}
 	if m := svc.Spec.Mode.Replicated; m != nil && m.Replicas != nil {
 		st.DesiredTasks = *m.Replicas
@@ -241,6 +247,27 @@ func (s *Server) serviceStatus(tx store.ReadTx, svc *store.Service) *swarm.Servi
 		if t.State == api.TaskRunning && t.Desired <= api.TaskRunning {
 			st.RunningTasks++
 		}
+	}
+	return st
+}
+
+// jobStatus counts the current execution; wanted are tasks that shall run now, completed ones not among them.
+func jobStatus(tx store.ReadTx, svc *store.Service) *swarm.ServiceStatus {
+	st := &swarm.ServiceStatus{}
+	for _, t := range tx.TasksByService(svc.Id) {
+		switch {
+		case t.Revision != svc.Revision:
+		case t.State == api.TaskComplete:
+			st.CompletedTasks++
+		case t.Desired <= api.TaskRunning:
+			st.DesiredTasks++
+			if t.State == api.TaskRunning {
+				st.RunningTasks++
+			}
+		}
+	}
+	if j := svc.Spec.Mode.ReplicatedJob; j != nil {
+		st.DesiredTasks = min(*j.MaxConcurrent, *j.TotalCompletions-min(*j.TotalCompletions, st.CompletedTasks))
 	}
 	return st
 }

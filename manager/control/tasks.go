@@ -42,7 +42,7 @@ func (s *Server) ListTasks(ctx context.Context, r *api.ListRequest) (*api.Object
 	if err != nil {
 		return nil, err
 	}
-	if err := f.oneOf("desired-state", "running", "shutdown", "accepted", "ready", "remove"); err != nil {
+	if err := f.oneOf("desired-state", "running", "shutdown", "accepted", "ready", "remove", "complete"); err != nil {
 		return nil, err
 	}
 	var out []swarm.Task
@@ -102,7 +102,7 @@ func (l *lister) matches(t *store.Task) bool {
 	full := name + "." + where + "." + t.ID
 	return l.f.prefix("id", t.ID) && l.f.prefix("name", full) && l.f.labels("label", labels) &&
 		l.f.exact("service", t.ServiceID, name) && l.f.match("node", func(ref string) bool { return l.onNode(t, ref) }) &&
-		l.f.exact("desired-state", t.Desired.String()) && l.f.exact("runtime", "container") &&
+		l.f.exact("desired-state", shownDesire(svc, t).String()) && l.f.exact("runtime", "container") &&
 		(!l.f.on("_up-to-date") || (svc != nil && l.upToDate(svc, t.Revision)))
 }
 

@@ -58,6 +58,9 @@ func validateMode(spec *swarm.ServiceSpec) error {
 	if n == 0 {
 		m.Replicated = &swarm.ReplicatedService{}
 	}
+	if m.ReplicatedJob != nil || m.GlobalJob != nil {
+		return validateJob(spec)
+	}
 	if r := m.Replicated; r != nil {
 		if r.Replicas == nil {
 			one := uint64(1)
@@ -66,6 +69,30 @@ func validateMode(spec *swarm.ServiceSpec) error {
 		if *r.Replicas > maxReplicas {
 			return invalid("service %s: %d replicas are more than the limit of %d", spec.Name, *r.Replicas, maxReplicas)
 		}
+	}
+	return nil
+}
+
+// validateJob fills in docker's defaults: one task at a time, and as many completions as tasks at a time.
+func validateJob(spec *swarm.ServiceSpec) error {
+	if spec.UpdateConfig != nil || spec.RollbackConfig != nil {
+		return invalid("service %s: update and rollback configuration is not supported for jobs: a changed job is executed anew", spec.Name)
+	}
+	j := spec.Mode.ReplicatedJob
+	if j == nil {
+		return nil
+	}
+	switch {
+	case j.MaxConcurrent == nil:
+		j.MaxConcurrent = ptr(uint64(1))
+	case *j.MaxConcurrent == 0:
+		return invalid("service %s: Mode.ReplicatedJob.MaxConcurrent is 0: want 1 to %d", spec.Name, maxReplicas)
+	}
+	if j.TotalCompletions == nil {
+		j.TotalCompletions = ptr(*j.MaxConcurrent)
+	}
+	if n := max(*j.TotalCompletions, *j.MaxConcurrent); n > maxReplicas {
+		return invalid("service %s: %d tasks of a job are more than the limit of %d", spec.Name, n, maxReplicas)
 	}
 	return nil
 }

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/swarm"
 
 	"skein/manager/api"
@@ -24,17 +23,6 @@ import (
 // Controllers returns fresh controllers for one leadership term, placement included; run each with loop.Run.
 func Controllers() []loop.Controller {
 	return []loop.Controller{New(), NewReaper(), placement.New()}
-}
-
-// Supported refuses the service modes that are not built yet.
-func Supported(mode swarm.ServiceMode) error {
-	switch {
-	case mode.ReplicatedJob != nil:
-		return api.Errorf(errdefs.ErrNotImplemented, "services of mode replicated-job are not supported yet: use replicated or global")
-	case mode.GlobalJob != nil:
-		return api.Errorf(errdefs.ErrNotImplemented, "services of mode global-job are not supported yet: use replicated or global")
-	}
-	return nil
 }
 
 // Orchestrator is the controller's value for one leadership term.
@@ -107,7 +95,7 @@ func (o *Orchestrator) services(view store.ReadTx, dirty loop.Keys, now time.Tim
 	}
 	if nodes {
 		for _, svc := range view.Services() {
-			if svc.Spec.Mode.Global != nil {
+			if svc.Spec.Mode.Global != nil || svc.Spec.Mode.GlobalJob != nil {
 				set[svc.Id] = struct{}{}
 			}
 		}
@@ -129,10 +117,11 @@ func (o *Orchestrator) reconcile(view store.ReadTx, id string, now time.Time) (l
 	p.out.expect = &api.Expect{Kind: "service", Id: svc.Id, Version: svc.Meta.Version}
 	p.load()
 	switch mode := svc.Spec.Mode; {
+	case svc.Job():
+		p.runJob()
+		return p.out.finish(), p.wakeTime()
 	case mode.Global != nil:
 		p.admitNodes()
-	case mode.ReplicatedJob != nil || mode.GlobalJob != nil:
-		return nil, time.Time{} // control refuses them
 	default:
 		p.scaleDown()
 	}

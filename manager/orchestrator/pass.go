@@ -32,6 +32,7 @@ type slot struct {
 	wanted []*store.Task // shall run or wait to run, and can
 	lost   []*store.Task // should run but ended, or its node is down, drained or unfit
 	ending map[*store.Task]bool
+	done   bool // of a job: completed in its current execution
 	skip   bool // left as it is in this pass: dealt with already, or its node takes part in nothing
 }
 
@@ -50,12 +51,19 @@ func (p *pass) load() {
 		s.tasks = append(s.tasks, t)
 		switch {
 		case t.Desired > api.TaskRunning:
+		case p.completed(t):
+			s.done = true
 		case p.isLost(t):
 			s.lost = append(s.lost, t)
 		default:
 			s.wanted = append(s.wanted, t)
 		}
 	}
+}
+
+// completed reports whether the task is one that the current execution of a job need not run again.
+func (p *pass) completed(t *store.Task) bool {
+	return t.State == api.TaskComplete && t.Revision == p.svc.Revision && p.svc.Job()
 }
 
 func (p *pass) isLost(t *store.Task) bool {

@@ -25,7 +25,7 @@ var rewrite = flag.Bool("rewrite", false, "write the observed output into testda
 // virtual clock. Commands:
 //
 //	node NAME [ready|down|active|pause|drain|cpu=2|mem=1G|label.zone=x|remove]...
-//	service NAME [image=|replicas=|global|restart=|delay=|attempts=|window=|constraint=|mem=|u.NAME=|r.NAME=|force=|label=]...  create or change
+//	service NAME [image=|replicas=|global|job=CONCURRENT/TOTAL|globaljob|restart=|delay=|attempts=|window=|constraint=|mem=|u.NAME=|r.NAME=|force=|label=]...  create or change
 //	rollback NAME        as control does it by hand
 //	remove NAME
 //	history N            retention limit
@@ -219,6 +219,14 @@ func setSpec(t testing.TB, spec *swarm.ServiceSpec, arg string) {
 		spec.Mode.Replicated = &swarm.ReplicatedService{Replicas: &n}
 	case "global":
 		spec.Mode = swarm.ServiceMode{Global: &swarm.GlobalService{}}
+	case "job":
+		var concurrent, total uint64
+		if _, err := fmt.Sscanf(value, "%d/%d", &concurrent, &total); err != nil {
+			t.Fatal(err)
+		}
+		spec.Mode = swarm.ServiceMode{ReplicatedJob: &swarm.ReplicatedJob{MaxConcurrent: &concurrent, TotalCompletions: &total}}
+	case "globaljob":
+		spec.Mode = swarm.ServiceMode{GlobalJob: &swarm.GlobalJob{}}
 	case "restart":
 		tt.RestartPolicy.Condition = swarm.RestartPolicyCondition(value)
 	case "delay":

@@ -93,8 +93,15 @@ func (s *sim) work() {
 			s.report(t, api.TaskReady, "")
 		case t.State < t.Desired:
 			s.report(t, api.TaskRunning, "")
+		case s.isJob(t.ServiceID) && s.r.IntN(3) == 0:
+			s.report(t, api.TaskComplete, "")
 		}
 	}
+}
+
+func (s *sim) isJob(service string) bool {
+	spec := s.specs[service]
+	return spec != nil && (spec.Mode.ReplicatedJob != nil || spec.Mode.GlobalJob != nil)
 }
 
 func (s *sim) pick(m []string) string {
@@ -112,16 +119,20 @@ func (s *sim) event() {
 	case x < 2 || service == "":
 		s.create()
 	case x < 5:
-		if s.specs[service].Mode.Global == nil {
+		if s.isJob(service) {
+			s.service(service, []string{"label=again"})
+		} else if s.specs[service].Mode.Global == nil {
 			s.service(service, []string{fmt.Sprint("replicas=", s.r.IntN(7))})
 		}
+	case x < 9 && s.isJob(service):
+		s.service(service, []string{fmt.Sprint("image=v", s.r.IntN(100))})
 	case x < 9:
 		args := []string{fmt.Sprint("image=v", s.r.IntN(100)), fmt.Sprint("u.parallelism=", s.r.IntN(3)), fmt.Sprint("u.delay=", s.r.IntN(3), "s"),
 			"u.order=" + s.pick([]string{"stop-first", "stop-first", "start-first"}), "u.action=" + s.pick([]string{"pause", "continue", "rollback"}),
 			fmt.Sprint("u.ratio=", s.pick([]string{"0", "0.5"}))}
 		s.service(service, args)
 	case x < 10:
-		if s.hasPrevious(service) {
+		if s.hasPrevious(service) && !s.isJob(service) {
 			s.rollback(service)
 		}
 	case x < 12:
@@ -170,8 +181,13 @@ func (s *sim) create() {
 	s.created++
 	name := fmt.Sprint("s", s.created)
 	args := []string{fmt.Sprint("replicas=", 1+s.r.IntN(5)), fmt.Sprint("delay=", s.r.IntN(3), "s"), fmt.Sprintf("mem=%dM", s.r.IntN(3)*100)}
-	if s.r.IntN(4) == 0 {
+	switch s.r.IntN(8) {
+	case 0, 1:
 		args = append(args[1:2], "global")
+	case 2:
+		args = append(args[1:], fmt.Sprintf("job=%d/%d", 1+s.r.IntN(3), s.r.IntN(7)))
+	case 3:
+		args = append(args[1:2], "globaljob")
 	}
 	if s.r.IntN(3) == 0 {
 		args = append(args, fmt.Sprint("constraint=node.labels.zone!=", s.r.IntN(2)))
@@ -208,6 +224,7 @@ func (s *sim) check() {
 	now := map[string]store.Task{}
 	reserved := map[string]int64{}
 	wanted, running := map[string]int{}, map[string]int{}
+	completed, busy := map[string]int{}, map[string]uint64{}
 	s.view(func(tx store.ReadTx) {
 		for _, t := range tx.Tasks() {
 			now[t.ID] = *t
@@ -218,6 +235,9 @@ func (s *sim) check() {
 			slot := fmt.Sprintf("%s.%d", t.ServiceID, t.Slot)
 			if t.Slot == 0 {
 				slot += t.NodeID
+			}
+			if svc := tx.Service(t.ServiceID); svc != nil && svc.Job() {
+				s.checkJob(svc, t, slot, completed, busy)
 			}
 			if t.State == api.TaskRunning && !s.startup[t.ServiceID] && !s.down[t.NodeID] {
 				if running[slot]++; running[slot] > 1 {
@@ -242,6 +262,21 @@ func (s *sim) check() {
 		}
 	}
 	s.first = now
+}
+
+// checkJob: a slot completes once in an execution, and no more of them run than may at once.
+func (s *sim) checkJob(svc *store.Service, t *store.Task, slot string, completed map[string]int, busy map[string]uint64) {
+	s.t.Helper()
+	if key := fmt.Sprint(slot, " in revision ", t.Revision); t.State == api.TaskComplete && t.Desired <= api.TaskRunning {
+		if completed[key]++; completed[key] > 1 {
+			s.t.Fatalf("%s: completed twice", key)
+		}
+	}
+	if j := svc.Spec.Mode.ReplicatedJob; j != nil && t.State == api.TaskRunning && !s.down[t.NodeID] {
+		if busy[svc.Id]++; busy[svc.Id] > *j.MaxConcurrent {
+			s.t.Fatalf("job %s: %d tasks run, %d may", svc.Id, busy[svc.Id], *j.MaxConcurrent)
+		}
+	}
 }
 
 func (s *sim) checkTask(tx store.ReadTx, t *store.Task) {
@@ -277,7 +312,9 @@ func (s *sim) checkEnd() {
 		total := 0
 		for _, svc := range tx.Services() {
 			want := 0
-			if svc.Spec.Mode.Global != nil {
+			if j := svc.Spec.Mode.ReplicatedJob; j != nil {
+				want = int(*j.TotalCompletions)
+			} else if svc.Spec.Mode.Global != nil || svc.Job() {
 				o := s.decoder
 				for _, n := range tx.Nodes() {
 					if o.facts(svc.Spec).req.MatchesAll(o.node(tx, n.Id)) {
@@ -291,6 +328,8 @@ func (s *sim) checkEnd() {
 			for _, t := range tx.TasksByService(svc.Id) {
 				total++
 				switch {
+				case svc.Job() && t.State == api.TaskComplete && t.Desired <= api.TaskRunning && t.Revision == svc.Revision:
+					runs++
 				case t.State == api.TaskRunning && t.Desired == api.TaskRunning && t.Revision == svc.Revision:
 					runs++
 				case t.State.Terminal() && t.Desired >= api.TaskShutdown:

@@ -82,6 +82,7 @@ const (
 	other                 // to be updated
 )
 
+// classOf compares a revision with the current one. Every revision of a job is an execution of its own.
 func (p *pass) classOf(revision uint64) class {
 	if revision == p.svc.Revision {
 		return same
@@ -90,7 +91,7 @@ func (p *pass) classOf(revision uint64) class {
 		return c
 	}
 	c := other
-	if old := p.svc.Revs[revision]; old != nil && p.o.facts(old).task == p.o.facts(p.svc.Spec).task {
+	if old := p.svc.Revs[revision]; !p.svc.Job() && old != nil && p.o.facts(old).task == p.o.facts(p.svc.Spec).task {
 		c = otherConstraint
 	}
 	p.classes[revision] = c

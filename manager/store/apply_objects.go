@@ -94,7 +94,7 @@ func (s *state) deleteNode(id string) error {
 		return api.Errorf(errNotFound, "node %s not found", id)
 	}
 	for _, t := range s.tasksOfNode(id) {
-		if t.State < api.TaskOrphaned {
+		if !t.State.Terminal() { // what has ended stays as it ended: a job must not run again
 			s.orphan(t, "node "+either(n.Hostname, id)+" was removed from the cluster")
 		}
 	}
@@ -136,7 +136,7 @@ func (s *state) applyService(rec *api.ServiceRecord) error {
 			return api.Errorf(errNotFound, "service %s: network %s not found", rec.Name, id)
 		}
 	}
-	s.revise(rec, old)
+	s.revise(rec, old, isJob(spec))
 	vips, ports := old.held()
 	if rec.Vips, rec.Ports, err = s.alloc.SetService(serviceRequest(rec, spec), vips, ports, s.time); err != nil {
 		return err
@@ -156,8 +156,9 @@ func (v *Service) held() ([]*api.VIP, []*api.PortConfig) {
 	return v.Vips, v.Ports
 }
 
-// revise sets the record's revision fields: a changed or forced spec becomes a new revision, and rollback returns to the one before.
-func (s *state) revise(rec *api.ServiceRecord, old *Service) {
+// revise sets the record's revision fields: a changed or forced spec becomes a new revision, and rollback returns to the one before. Every
+// write of a job is a new revision: it is executed again, also when nothing of it changed.
+func (s *state) revise(rec *api.ServiceRecord, old *Service, job bool) {
 	rec.Meta = nextMeta(nil, s.version, s.time)
 	rec.Revision, rec.Previous, rec.PreviousSpecJson = 1, 0, nil
 	rec.Revisions = nil
@@ -171,7 +172,7 @@ func (s *state) revise(rec *api.ServiceRecord, old *Service) {
 	}
 	rec.Meta = nextMeta(old.Meta, s.version, s.time)
 	rec.Revision, rec.Previous, rec.PreviousSpecJson = old.Revision, old.ServiceRecord.Previous, old.PreviousSpecJson
-	changed := !bytes.Equal(rec.SpecJson, old.SpecJson) || rec.ForceUpdate != old.ForceUpdate
+	changed := job || !bytes.Equal(rec.SpecJson, old.SpecJson) || rec.ForceUpdate != old.ForceUpdate
 	if changed {
 		rec.Revision, rec.Previous, rec.PreviousSpecJson = old.Revision+1, old.Revision, old.SpecJson
 		fresh.Number = rec.Revision

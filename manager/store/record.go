@@ -25,6 +25,13 @@ type Service struct {
 	Revs map[uint64]*swarm.ServiceSpec
 }
 
+// Job reports whether the service's tasks are run to completion and not kept running.
+func (v *Service) Job() bool { return isJob(v.Spec) }
+
+func isJob(spec *swarm.ServiceSpec) bool {
+	return spec.Mode.ReplicatedJob != nil || spec.Mode.GlobalJob != nil
+}
+
 // Task is one unit of work of a service, bound for life to one node. Small and immutable; the spec lives in its service's revision.
 type Task struct {
 	ID         string
