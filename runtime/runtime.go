@@ -37,6 +37,8 @@ type Config struct {
 	LogBufferSize  int64 `json:",omitempty"`
 	// OpenStdin keeps a pipe for standard input; otherwise it is /dev/null. With Spec.Process.Terminal a pty serves all three.
 	OpenStdin bool
+	// Init makes the first process a small init of ours, which reaps orphans and passes signals on, and Spec.Process its child.
+	Init bool
 }
 
 // Mount is a filesystem to mount, as data.

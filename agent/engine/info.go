@@ -27,7 +27,7 @@ func (e *Engine) Info(ctx context.Context) (system.Info, error) {
 		IPv4Forwarding: true, OomKillDisable: cgroupVersion() == "1", NGoroutines: runtime.NumGoroutine(), NFd: openFiles(), SystemTime: time.Now().Format(time.RFC3339Nano), NEventsListener: e.events.listeners(),
 		KernelVersion: kernelVersion(), OperatingSystem: osRelease("PRETTY_NAME"), OSVersion: osRelease("VERSION_ID"), OSType: "linux", Architecture: machine(),
 		IndexServerAddress: "https://index.docker.io/v1/", NCPU: runtime.NumCPU(), MemTotal: memTotal(), DockerRootDir: e.cfg.StateDir, Labels: orEmpty(e.cfg.Labels),
-		DefaultRuntime: "skein", Runtimes: map[string]system.RuntimeWithStatus{"skein": {}}, LiveRestoreEnabled: true,
+		DefaultRuntime: "skein", InitBinary: "docker-init", Runtimes: map[string]system.RuntimeWithStatus{"skein": {}}, LiveRestoreEnabled: true,
 		SecurityOptions: []string{"name=seccomp,profile=builtin", "name=cgroupns"},
 		Plugins:         system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "null", "overlay"}, Log: []string{"json-file"}},
 		RegistryConfig:  &registry.ServiceConfig{IndexConfigs: map[string]*registry.IndexInfo{}},

@@ -66,7 +66,7 @@ func (e *Engine) runtimeConfig(ctx context.Context, r record, rootfs []runtime.M
 		return runtime.Config{}, err
 	}
 	return runtime.Config{
-		ID: r.ID, Spec: spec, Rootfs: rootfs, OpenStdin: r.Config.OpenStdin,
+		ID: r.ID, Spec: spec, Rootfs: rootfs, OpenStdin: r.Config.OpenStdin, Init: hc.Init != nil && *hc.Init,
 		LogPath: e.logPath(r.ID), LogMaxSize: maxSize, LogMaxFiles: maxFiles,
 	}, nil
 }

@@ -53,8 +53,6 @@ func refuseUnbuilt(c *swarm.ContainerSpec) error {
 		return notBuilt("secrets")
 	case len(c.Configs) > 0:
 		return notBuilt("configs")
-	case c.Init != nil && *c.Init:
-		return notBuilt("--init (an init process inside of containers)")
 	case c.Isolation != "" && c.Isolation != container.IsolationDefault:
 		return notBuilt("isolation %q", c.Isolation)
 	case p == nil:

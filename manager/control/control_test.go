@@ -254,7 +254,6 @@ func TestBadServices(t *testing.T) {
 		{"unbuilt", task(`"Runtime":"plugin"`), "runtime"},
 		{"unbuilt", c(`"Secrets":[{"SecretID":"x"}]`), "secrets"},
 		{"unbuilt", c(`"Configs":[{"ConfigID":"x"}]`), "configs"},
-		{"unbuilt", c(`"Init":true`), "--init"},
 		{"invalid", c(`"Env":["=x"]`), "environment variable"},
 		{"invalid", c(`"Dir":"rel"`), "absolute path"},
 		{"invalid", c(`"Healthcheck":{"Interval":-1}`), "Interval"},

@@ -203,7 +203,7 @@ func (out *CompleteOutput) finish(p *zygote.Program, in CompleteInput, gate int)
 		return nil
 	}
 	var err error
-	out.Execs, err = drop(p, in.Host, proc, in.Filter)
+	out.Execs, err = drop(p, in.Host, proc, in.Filter, nil)
 	return err
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"skein/runtime/initproc"
 	"skein/runtime/rootfs"
 	"skein/runtime/zygote"
 )
@@ -25,8 +26,9 @@ type Execs struct {
 	paths   []string
 }
 
-// drop adds everything from limits to execve: after it the process is the user's.
-func drop(p *zygote.Program, h Host, proc *specs.Process, filter Filter) (Execs, error) {
+// drop adds everything from limits to execve: after it the process is the user's. With init, which is nil otherwise, the process
+// becomes the init program, and a child of it the command.
+func drop(p *zygote.Program, h Host, proc *specs.Process, filter Filter, init *initProgram) (Execs, error) {
 	if err := rlimits(p, h, proc.Rlimits); err != nil {
 		return Execs{}, err
 	}
@@ -55,7 +57,9 @@ func drop(p *zygote.Program, h Host, proc *specs.Process, filter Filter) (Execs,
 		}
 	}
 	p.Do("close on exec", unix.SYS_CLOSE_RANGE, 3, uintptr(^uint32(0)), unix.CLOSE_RANGE_CLOEXEC)
-	p.Do("signal mask", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, p.Words(0), 0, 8)
+	if init == nil {
+		unblock(p)
+	}
 	if proc.NoNewPrivileges {
 		p.Do("no new privileges", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 	}
@@ -63,7 +67,70 @@ func drop(p *zygote.Program, h Host, proc *specs.Process, filter Filter) (Execs,
 	if keep != caps {
 		p.Do("capset without CAP_SYS_ADMIN", unix.SYS_CAPSET, p.Bytes(capHeader()), p.Bytes(caps.data()))
 	}
-	return execve(p, proc), nil
+	if init == nil {
+		return execve(p, proc), nil
+	}
+	init.split(p, proc.Terminal)
+	execs := execve(p, proc)
+	init.execute(p, proc)
+	return execs, nil
+}
+
+func unblock(p *zygote.Program) {
+	p.Do("signal mask", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, p.Words(0), 0, 8)
+}
+
+// initProgram is what becomes of a container's first process that has its command as a child: package initproc.
+type initProgram struct {
+	fd      int // open file of the program
+	counter zygote.Slot
+	pid     zygote.Slot
+	fork    int
+}
+
+// addInit moves the init program's file from fd to the descriptor given and makes the counter the next; nil when it is not wanted.
+func addInit(p *zygote.Program, wanted bool, fd, to int) *initProgram {
+	if !wanted {
+		return nil
+	}
+	i := &initProgram{fd: to, counter: p.KeptSlot()}
+	if fd != to {
+		p.Do("keep the init program", unix.SYS_DUP3, fd, to, unix.O_CLOEXEC)
+	}
+	p.Do("close", unix.SYS_CLOSE_RANGE, to+1, uintptr(^uint32(0)), 0)
+	p.GetInto(i.counter, "eventfd", unix.SYS_EVENTFD2, 0, unix.EFD_CLOEXEC)
+	return i
+}
+
+// files is how many descriptors it keeps.
+func (i *initProgram) files() int {
+	if i == nil {
+		return 0
+	}
+	return 2
+}
+
+// split parts the command's process from init's. The command's side goes on, in a process group of its own, which gets the terminal.
+// From here on only calls are made that every filter must let pass for any shell to work.
+func (i *initProgram) split(p *zygote.Program, terminal bool) {
+	own := p.KeptSlot()
+	i.pid = p.KeptSlot()
+	i.fork = p.Fork(i.pid, "fork the command", unix.SYS_CLONE, int(unix.SIGCHLD), 0, 0, 0, 0)
+	p.GetInto(own, "getpid", unix.SYS_GETPID)
+	p.Do("setpgid", unix.SYS_SETPGID, 0, 0)
+	if terminal {
+		p.Do("take the terminal", unix.SYS_IOCTL, 0, unix.TIOCSPGRP, p.SlotAddr(own))
+	}
+	unblock(p)
+}
+
+// execute adds init's side, which keeps all signals blocked.
+func (i *initProgram) execute(p *zygote.Program, proc *specs.Process) {
+	p.SkipOnSuccess(i.fork)
+	p.Do("pass the command's pid", unix.SYS_WRITE, i.counter, p.SlotAddr(i.pid), 8)
+	p.Do("pass the command's pid", unix.SYS_DUP3, i.counter, initproc.PIDFile, 0)
+	argv := append([]string{initproc.Path, "--"}, proc.Args...)
+	p.Do("execve "+initproc.Path, unix.SYS_EXECVEAT, i.fd, "", p.Strings(argv), p.Strings(proc.Env), unix.AT_EMPTY_PATH)
 }
 
 func install(p *zygote.Program, f Filter) {
@@ -266,7 +333,7 @@ func CompileExec(p *zygote.Program, in ExecInput) (ExecOutput, error) {
 		p.Gate(gate)
 	}
 	var err error
-	out.Execs, err = drop(p, in.Host, in.Process, in.Filter)
+	out.Execs, err = drop(p, in.Host, in.Process, in.Filter, nil)
 	p.SkipOnSuccess(fork)
 	p.Exit(0)
 	return out, err

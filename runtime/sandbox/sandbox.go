@@ -51,6 +51,8 @@ type Input struct {
 	// namespace path in the order of Paths.
 	Tasks     int
 	HasCgroup bool
+	// Init makes the process an init (package initproc), whose open file is the last descriptor, and its command a child of it.
+	Init bool
 }
 
 // Output is a compiled container: the rest of its zygote request, and where results will be.
@@ -188,13 +190,14 @@ func Compile(p *zygote.Program, in Input) (Output, error) {
 	if s.Process.Terminal {
 		p.Gate(gate) // the supervisor takes the terminal's master before the program closes it
 	}
-	// Nothing but stdio, reply pipe and gate is open when the working directory is entered: no way out by /proc/self/fd.
-	p.Do("close all", unix.SYS_CLOSE_RANGE, gate+1, uintptr(^uint32(0)), 0)
+	init := addInit(p, in.Init, fd, gate+1)
+	// No directory is open when the working directory is entered: no way out by /proc/self/fd.
+	p.Do("close all", unix.SYS_CLOSE_RANGE, gate+1+init.files(), uintptr(^uint32(0)), 0)
 	p.Do("chdir "+s.Process.Cwd, unix.SYS_CHDIR, s.Process.Cwd)
 	if !s.Process.Terminal {
 		p.Gate(gate)
 	}
-	out.Execs, err = drop(p, in.Host, s.Process, in.Filter)
+	out.Execs, err = drop(p, in.Host, s.Process, in.Filter, init)
 	return out, err
 }
 

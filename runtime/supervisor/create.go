@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"skein/runtime"
+	"skein/runtime/initproc"
 	"skein/runtime/rootfs"
 	"skein/runtime/sandbox"
 	"skein/runtime/zygote"
@@ -220,6 +221,13 @@ func (c *container) compile(prog *zygote.Program, io *stdio, start *pendingStart
 		}
 		opened = append(opened, fd)
 	}
+	if c.cfg.Init {
+		fd, err := initproc.Open()
+		if err != nil {
+			return req, out, opened, err
+		}
+		opened = append(opened, fd)
+	}
 	if c.filter, err = c.srv.filter(spec.Linux.Seccomp); err != nil {
 		return req, out, opened, err
 	}
@@ -228,7 +236,7 @@ func (c *container) compile(prog *zygote.Program, io *stdio, start *pendingStart
 		dirs = append(dirs, rootfs.CgroupDir(d))
 	}
 	out, err = sandbox.Compile(prog, sandbox.Input{Host: c.srv.host, Spec: spec, Rootfs: c.cfg.Rootfs, Cgroups: dirs, Filter: c.filter,
-		Tasks: tasks, HasCgroup: cgroupAt >= 0})
+		Tasks: tasks, HasCgroup: cgroupAt >= 0, Init: c.cfg.Init})
 	files := append(append([]int{}, io.child...), opened...)
 	req = zygote.Request{Program: prog, Flags: out.Flags, Files: files, Cgroup: cgroupAt}
 	return req, out, opened, errors.Join(err, prog.Err())

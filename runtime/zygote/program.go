@@ -142,6 +142,9 @@ func (p *Program) NewSlot() Slot {
 	return Slot(p.slots - 1)
 }
 
+// SlotAddr is where the slot is, for calls that take a pointer.
+func (p *Program) SlotAddr(s Slot) Addr { return Addr(p.base() + slotsOff + 8*uintptr(s)) }
+
 // KeptSlot reserves a slot that no other call ever writes, so that 0 means the call was not reached.
 func (p *Program) KeptSlot() Slot {
 	if p.slots+p.kept == maxSlots {

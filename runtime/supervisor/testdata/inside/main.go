@@ -42,6 +42,34 @@ func run(cmd string, a []string) int {
 		fmt.Println("ready")
 		<-c
 		os.Exit(7)
+	case "orphan": // starts a process and ends before it
+		_, err := os.StartProcess("/inside", []string{"inside", "pause"}, &os.ProcAttr{})
+		fmt.Println("orphan", err)
+		os.Exit(0)
+	case "pause":
+		time.Sleep(20 * time.Millisecond)
+	case "orphans": // n of them; waits until the first process has adopted and reaped them all
+		n, _ := strconv.Atoi(a[0])
+		for range n {
+			p, err := os.StartProcess("/inside", []string{"inside", "orphan"}, &os.ProcAttr{})
+			if err == nil {
+				_, err = p.Wait()
+			}
+			if err != nil {
+				fmt.Println("orphans", err)
+			}
+		}
+		for left := -1; left != 0; time.Sleep(5 * time.Millisecond) {
+			left = 0
+			d, _ := os.ReadDir("/proc")
+			for _, e := range d {
+				if pid, err := strconv.Atoi(e.Name()); err == nil && pid != 1 && pid != os.Getpid() {
+					left++
+				}
+			}
+		}
+		fmt.Println("orphans are gone")
+		return 1
 	case "eat": // MiB of memory
 		n, _ := strconv.Atoi(a[0])
 		b := make([]byte, n<<20)
