@@ -13,9 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A child that is forked directly would have this program's file as /proc/self/exe until its execve. A container's command, or the
-// interpreter a script names, may be exactly that path: the host's file would run inside, and could be written once it has ended. So
-// the child lets go of the file: it runs the interpreter from a copy, unmaps the file, and takes an empty sealed one in its place.
+// A forked child has this program's file as /proc/self/exe until its execve. A container's command, or the interpreter a script names,
+// may be exactly that path: the host's file would run inside, and could be written once it has ended. So a direct child, and the zygote
+// before it forks any, lets go of the file: it runs the interpreter from a copy, unmaps the file, and takes an empty sealed one in its
+// place.
 
 const (
 	mmMap     = 14 // PR_SET_MM_MAP

@@ -42,6 +42,7 @@ type Zygote struct {
 	mu   sync.Mutex // guards the fields below while the process is replaced
 	sock int
 	pid  int
+	prog *Program // its own; never released
 }
 
 // Fork makes the zygote. It should be one of the first things the process does.
@@ -79,34 +80,56 @@ func (z *Zygote) fork() error {
 		return fmt.Errorf("fork zygote: socketpair: %w", err)
 	}
 	defer unix.Close(sp[1])
+	v, err := newVeil()
+	if err != nil {
+		unix.Close(sp[0])
+		return fmt.Errorf("fork zygote: %w", err)
+	}
+	defer v.close()
 	p, err := z.pool.Program()
 	if err != nil {
 		unix.Close(sp[0])
 		return fmt.Errorf("fork zygote: %w", err)
 	}
-	loop(p, sp[1])
+	loop(p, sp[1], v)
 	ca := cloneArgs{flags: unix.CLONE_CLEAR_SIGHAND, exitSignal: uint64(unix.SIGCHLD)}
-	pid, err := clone(p, &ca, nil)
+	pid, err := clone(p, &ca, v.code)
 	if err != nil {
 		unix.Close(sp[0])
 		return fmt.Errorf("fork zygote: clone3: %w", err)
 	}
-	z.sock, z.pid = sp[0], pid
+	z.sock, z.pid, z.prog = sp[0], pid, p
 	return nil
 }
 
-// loop is the zygote's own program: keep only its socket and the pages it needs, then serve requests for ever.
-func loop(p *Program, sock int) {
-	p.Do("dup3", unix.SYS_DUP3, sock, sockFD, unix.O_CLOEXEC)
-	p.Do("close", unix.SYS_CLOSE_RANGE, 0, sockFD-1, 0)
+// died is the error of a zygote that ended: its program says why when it was its own doing.
+func (z *Zygote) died() error {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	if f := z.prog.Failure(); f != nil {
+		return fmt.Errorf("%w: %w", errZygoteDied, f)
+	}
+	return errZygoteDied
+}
+
+// loop is the zygote's own program: keep only its socket and the pages it needs, hide the program's file from what it forks, then serve
+// requests for ever.
+func loop(p *Program, sock int, v *veil) {
+	const exe = sockFD - 1
+	p.Do("dup3", unix.SYS_DUP3, sock, firstHigh, unix.O_CLOEXEC)
+	p.Do("dup3", unix.SYS_DUP3, v.file, exe, unix.O_CLOEXEC)
+	p.Do("dup3", unix.SYS_DUP3, firstHigh, sockFD, unix.O_CLOEXEC)
+	p.Do("close", unix.SYS_CLOSE_RANGE, 0, exe-1, 0)
 	p.Do("close", unix.SYS_CLOSE_RANGE, sockFD+1, uintptr(^uint32(0)), 0)
 	p.Do("setsid", unix.SYS_SETSID)
 	p.Do("not dumpable", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 	p.Do("name", unix.SYS_PRCTL, unix.PR_SET_NAME, "skein-zygote", 0, 0, 0)
 	p.Do("chdir /", unix.SYS_CHDIR, "/")
 	if !keepMemory {
-		unmap(p)
+		unmap(p, v.code)
 	}
+	v.add(p, exe)
+	p.Do("close", unix.SYS_CLOSE, exe)
 	const program, args, result, received = Slot(0), Slot(1), Slot(2), Slot(3)
 	p.slots = 4
 	slotAt := Addr(p.base() + slotsOff)
@@ -125,16 +148,23 @@ func loop(p *Program, sock int) {
 	_ = program
 }
 
-// unmap lets go of everything but the interpreter's pages and the programs.
-func unmap(p *Program) {
-	page := uintptr(os.Getpagesize())
-	code := interpAddr() &^ (page - 1)
-	lo := uintptr(unsafe.Pointer(&p.pool.mem[0]))
-	p.Try("unmap", unix.SYS_MUNMAP, 0, code)
-	p.Try("unmap", unix.SYS_MUNMAP, code+2*page, lo-code-2*page)
+// unmap lets go of everything but the interpreter's copy and the programs.
+func unmap(p *Program, code []byte) {
+	span := func(b []byte) [2]uintptr {
+		at := uintptr(unsafe.Pointer(&b[0]))
+		return [2]uintptr{at, at + uintptr(len(b))}
+	}
+	first, second := span(code), span(p.pool.mem)
+	if first[0] > second[0] {
+		first, second = second, first
+	}
+	p.Try("unmap", unix.SYS_MUNMAP, 0, first[0])
+	if gap := second[0] - first[1]; gap > 0 {
+		p.Try("unmap", unix.SYS_MUNMAP, first[1], gap)
+	}
 	for _, bits := range []uint{48, 47, 39} { // user space ends at one of these; beyond it the kernel refuses
-		if top, end := uintptr(1)<<bits-1<<16, lo+uintptr(len(p.pool.mem)); top > end {
-			p.Try("unmap", unix.SYS_MUNMAP, end, top-end)
+		if top := uintptr(1)<<bits - 1<<16; top > second[1] {
+			p.Try("unmap", unix.SYS_MUNMAP, second[1], top-second[1])
 		}
 	}
 }
@@ -252,6 +282,7 @@ func (z *Zygote) replace(pid int) error {
 	var ws unix.WaitStatus
 	for {
 		if _, err := unix.Wait4(pid, &ws, 0, nil); !errors.Is(err, unix.EINTR) {
+			z.prog.Release()
 			return z.fork() // also after ECHILD: somebody else reaped it
 		}
 	}
@@ -284,7 +315,7 @@ func (z *Zygote) spawn(r Request, deadline time.Time) (*Child, error) {
 	if err != nil {
 		pr.Close()
 		if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
-			return nil, errZygoteDied
+			return nil, z.died()
 		}
 		return nil, fmt.Errorf("ask the zygote: %w", err)
 	}
@@ -296,7 +327,7 @@ func (z *Zygote) spawn(r Request, deadline time.Time) (*Child, error) {
 		v, err := c.read()
 		switch {
 		case errors.Is(err, io.EOF):
-			err = errZygoteDied
+			err = z.died()
 		case err == nil && v < 0:
 			err = fmt.Errorf("clone3: %w", unix.Errno(-v))
 		}

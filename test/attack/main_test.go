@@ -35,6 +35,10 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if os.Getenv(insideEnv) != "" {
+		fmt.Println("the host's file runs inside a container")
+		os.Exit(99)
+	}
 	code := m.Run()
 	removeBuilt()
 	os.Exit(code)
