@@ -78,6 +78,8 @@ type LogLine struct {
 	Time   time.Time
 	Stderr bool
 	Line   []byte
+	// Details are what the container's log options attach to its lines, the same for all of them.
+	Details map[string]string
 }
 
 // AttachOptions of an attach.

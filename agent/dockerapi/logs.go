@@ -122,12 +122,21 @@ func (h *handlers) containerLogs(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if c.HostConfig != nil && c.HostConfig.LogConfig.Type == "none" {
+		return notBuilt("configured logging driver does not support reading")
+	}
 	lw, f, err := beginLogs(w, r, q, c.Config != nil && c.Config.Tty)
 	if err != nil {
 		return err
 	}
 	defer f.close()
-	err = h.Containers.ContainerLogs(r.Context(), c.ID, q.LogOptions, func(l LogLine) error { return lw.line(l.Time, l.Stderr, "", l.Line) })
+	details := ""
+	err = h.Containers.ContainerLogs(r.Context(), c.ID, q.LogOptions, func(l LogLine) error {
+		if q.Details && details == "" {
+			details = detailsOf(l.Details)
+		}
+		return lw.line(l.Time, l.Stderr, details, l.Line)
+	})
 	if err != nil && r.Context().Err() == nil {
 		_, text := statusOf(err)
 		_, _ = io.WriteString(lw.sys, "Error grabbing logs: "+text+"\n")

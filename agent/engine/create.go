@@ -242,7 +242,6 @@ func (e *Engine) checkHostConfig(hc *container.HostConfig) (warnings []string, e
 	refuse(hc.CPURealtimePeriod != 0 || hc.CPURealtimeRuntime != 0, "real-time CPU limits")
 	refuse(hc.MemorySwappiness != nil && *hc.MemorySwappiness != -1, "--memory-swappiness")
 	refuse(hc.Runtime != "" && hc.Runtime != "skein", "runtime "+strconv.Quote(hc.Runtime))
-	refuse(hc.LogConfig.Type != "" && hc.LogConfig.Type != "json-file", "log driver "+strconv.Quote(hc.LogConfig.Type))
 	if err != nil {
 		return nil, err
 	}
@@ -262,9 +261,9 @@ func (e *Engine) checkHostConfig(hc *container.HostConfig) (warnings []string, e
 		return nil, err
 	}
 	if hc.LogConfig.Type == "" {
-		hc.LogConfig.Type = "json-file"
+		hc.LogConfig.Type = logJSON
 	}
-	if _, _, err := logLimits(hc.LogConfig); err != nil {
+	if _, err := planLog(hc.LogConfig); err != nil {
 		return nil, err
 	}
 	for _, b := range hc.Binds {
@@ -363,25 +362,6 @@ func parseBind(s string) (mount.Mount, error) {
 		}
 	}
 	return m, checkMount(m)
-}
-
-func logLimits(lc container.LogConfig) (maxSize int64, maxFiles int, err error) {
-	maxFiles = 1
-	for k, v := range lc.Config {
-		switch k {
-		case "max-size":
-			if maxSize, err = parseSize(v); err != nil || maxSize <= 0 {
-				return 0, 0, invalid("invalid log option max-size=%q: want a positive size such as 10m", v)
-			}
-		case "max-file":
-			if maxFiles, err = strconv.Atoi(v); err != nil || maxFiles < 1 || maxFiles > 1000 {
-				return 0, 0, invalid("invalid log option max-file=%q: want 1 to 1000", v)
-			}
-		default:
-			return 0, 0, invalid("unknown log opt '%s' for json-file log driver", k)
-		}
-	}
-	return maxSize, maxFiles, nil
 }
 
 var adjectives = []string{"brisk", "calm", "dawn", "eager", "fleet", "grey", "high", "keen", "light", "north", "quiet", "swift", "tidal", "vivid", "wild", "young"}

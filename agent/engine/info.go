@@ -22,14 +22,14 @@ func toString(v any) string { return fmt.Sprint(v) }
 // Info describes node and engine; the Swarm part is the router's.
 func (e *Engine) Info(ctx context.Context) (system.Info, error) {
 	in := system.Info{
-		ID: e.id, Name: e.cfg.Hostname, ServerVersion: e.cfg.Version, Driver: "overlayfs", LoggingDriver: "json-file", CgroupDriver: "cgroupfs",
+		ID: e.id, Name: e.cfg.Hostname, ServerVersion: e.cfg.Version, Driver: "overlayfs", LoggingDriver: logJSON, CgroupDriver: "cgroupfs",
 		CgroupVersion: cgroupVersion(), MemoryLimit: true, SwapLimit: true, CPUCfsPeriod: true, CPUCfsQuota: true, CPUShares: true, CPUSet: true, PidsLimit: true,
 		IPv4Forwarding: true, OomKillDisable: cgroupVersion() == "1", NGoroutines: runtime.NumGoroutine(), NFd: openFiles(), SystemTime: time.Now().Format(time.RFC3339Nano), NEventsListener: e.events.listeners(),
 		KernelVersion: kernelVersion(), OperatingSystem: osRelease("PRETTY_NAME"), OSVersion: osRelease("VERSION_ID"), OSType: "linux", Architecture: machine(),
 		IndexServerAddress: "https://index.docker.io/v1/", NCPU: runtime.NumCPU(), MemTotal: memTotal(), DockerRootDir: e.cfg.StateDir, Labels: orEmpty(e.cfg.Labels),
 		DefaultRuntime: "skein", InitBinary: "docker-init", Runtimes: map[string]system.RuntimeWithStatus{"skein": {}}, LiveRestoreEnabled: true,
 		SecurityOptions: []string{"name=seccomp,profile=builtin", "name=cgroupns"},
-		Plugins:         system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "null", "overlay"}, Log: []string{"json-file"}},
+		Plugins:         system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "null", "overlay"}, Log: []string{logJSON, logLocal}},
 		RegistryConfig:  &registry.ServiceConfig{IndexConfigs: map[string]*registry.IndexInfo{}},
 	}
 	for _, s := range append([]string{"127.0.0.0/8", "::1/128"}, e.cfg.Insecure...) {
@@ -75,7 +75,7 @@ func (e *Engine) Describe(context.Context) ([]byte, error) {
 		Platform:  swarm.Platform{Architecture: machine(), OS: "linux"},
 		Resources: swarm.Resources{NanoCPUs: int64(runtime.NumCPU()) * 1e9, MemoryBytes: memTotal()},
 		Engine: swarm.EngineDescription{EngineVersion: e.cfg.Version, Labels: labels, Plugins: []swarm.PluginDescription{
-			{Type: "Volume", Name: "local"}, {Type: "Network", Name: "overlay"}, {Type: "Network", Name: "bridge"}, {Type: "Log", Name: "json-file"},
+			{Type: "Volume", Name: "local"}, {Type: "Network", Name: "overlay"}, {Type: "Network", Name: "bridge"}, {Type: "Log", Name: logJSON}, {Type: "Log", Name: logLocal},
 		}},
 	}), nil
 }

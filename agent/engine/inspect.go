@@ -27,7 +27,7 @@ func (e *Engine) ContainerInspect(ctx context.Context, ref string, size bool) (c
 	argv := append(append([]string{}, r.Config.Entrypoint...), r.Config.Cmd...)
 	out := container.InspectResponse{
 		ID: r.ID, Created: r.Created.Format(time.RFC3339Nano), Path: argv[0], Args: argv[1:], Image: r.Image, Name: "/" + r.Name,
-		ResolvConfPath: dir + "/resolv.conf", HostnamePath: dir + "/hostname", HostsPath: dir + "/hosts", LogPath: e.logPath(r.ID),
+		ResolvConfPath: dir + "/resolv.conf", HostnamePath: dir + "/hostname", HostsPath: dir + "/hosts", LogPath: e.logPath(r),
 		RestartCount: r.State.RestartCount, Driver: "overlayfs", Platform: "linux", HostConfig: r.HostConfig, Config: r.Config,
 		Mounts: e.mountPoints(r), ExecIDs: e.execs.ids(r.ID),
 		State: &container.State{

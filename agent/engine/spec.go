@@ -61,18 +61,13 @@ func (e *Engine) runtimeConfig(ctx context.Context, r record, rootfs []runtime.M
 	if err := e.addMounts(spec, r); err != nil {
 		return runtime.Config{}, err
 	}
-	maxSize, maxFiles, err := logLimits(hc.LogConfig)
+	plan, err := planLog(hc.LogConfig)
 	if err != nil {
 		return runtime.Config{}, err
 	}
-	return runtime.Config{
-		ID: r.ID, Spec: spec, Rootfs: rootfs, OpenStdin: r.Config.OpenStdin, Init: hc.Init != nil && *hc.Init,
-		LogPath: e.logPath(r.ID), LogMaxSize: maxSize, LogMaxFiles: maxFiles,
-	}, nil
-}
-
-func (e *Engine) logPath(id string) string {
-	return filepath.Join(e.containerDir(id), id+"-json.log")
+	cfg := runtime.Config{ID: r.ID, Spec: spec, Rootfs: rootfs, OpenStdin: r.Config.OpenStdin, Init: hc.Init != nil && *hc.Init}
+	plan.apply(&cfg, e.logPath(r))
+	return cfg, nil
 }
 
 func processEnv(cfg *container.Config, home string) []string {

@@ -33,6 +33,10 @@ func (e *Engine) ContainerLogs(ctx context.Context, ref string, o dockerapi.LogO
 
 func (e *Engine) readLogs(ctx context.Context, c *entry, o dockerapi.LogOptions, emit func(dockerapi.LogLine) error) error {
 	r := c.snapshot()
+	path, details := e.logPath(r), logDetails(r)
+	if path == "" {
+		return errNoLog
+	}
 	if o.Tail == 0 {
 		if !o.Follow {
 			return nil
@@ -50,12 +54,12 @@ func (e *Engine) readLogs(ctx context.Context, c *entry, o dockerapi.LogOptions,
 		}()
 		opts.Follow, opts.Watcher, opts.Done = true, e.logWatcher, ended
 	}
-	err := logs.Read(ctx, e.logPath(r.ID), opts, func(l logs.Line) error {
+	err := logs.Read(ctx, path, opts, func(l logs.Line) error {
 		stderr := l.Stream == "stderr"
 		if stderr && !o.Stderr || !stderr && !o.Stdout {
 			return nil
 		}
-		return emit(dockerapi.LogLine{Time: l.Time, Stderr: stderr, Line: l.Text})
+		return emit(dockerapi.LogLine{Time: l.Time, Stderr: stderr, Line: l.Text, Details: details})
 	})
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // never started

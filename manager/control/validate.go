@@ -2,6 +2,7 @@ package control
 
 import (
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -114,8 +115,8 @@ func validateTask(spec *swarm.ServiceSpec) error {
 	if err := validateRestart(t.RestartPolicy); err != nil {
 		return err
 	}
-	if d := t.LogDriver; d != nil && d.Name != "" && d.Name != "json-file" {
-		return notBuilt("service %s: log driver %q (json-file is built)", spec.Name, d.Name)
+	if d := t.LogDriver; d != nil && !slices.Contains([]string{"", "json-file", "local", "none"}, d.Name) {
+		return notBuilt("service %s: log driver %q (json-file, local and none are built)", spec.Name, d.Name)
 	}
 	return validateContainer(t.ContainerSpec)
 }
