@@ -69,7 +69,7 @@ func Probe() (*Host, error) {
 		return nil, errors.New("no cgroup hierarchy is mounted: mount cgroup2 on /sys/fs/cgroup")
 	}
 	if h.v2 != "" {
-		b, err := os.ReadFile(filepath.Join(h.v2, "cgroup.controllers"))
+		b, err := read(filepath.Join(h.v2, "cgroup.controllers"))
 		if err != nil {
 			return nil, fmt.Errorf("read cgroup v2 controllers: %w", err)
 		}
@@ -193,7 +193,7 @@ func mkdirCpuset(mount, name string) error {
 // inheritCpuset gives a new cpuset what its parent has; false when that is nothing.
 func inheritCpuset(parent, dir string) (bool, error) {
 	for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
-		v, err := os.ReadFile(filepath.Join(parent, f))
+		v, err := read(filepath.Join(parent, f))
 		if err == nil && len(strings.TrimSpace(string(v))) == 0 {
 			return false, nil
 		}
@@ -216,14 +216,14 @@ func mkdirCpusets(mount, name string) error {
 			return fmt.Errorf("make cgroup: %w", err)
 		}
 		for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
-			have, err := os.ReadFile(filepath.Join(dir, f))
+			have, err := read(filepath.Join(dir, f))
 			if err != nil {
 				return fmt.Errorf("make cgroup: %w", err)
 			}
 			if strings.TrimSpace(string(have)) != "" {
 				continue
 			}
-			v, err := os.ReadFile(filepath.Join(parent, f))
+			v, err := read(filepath.Join(parent, f))
 			if err == nil {
 				err = write(dir, f, string(v))
 			}
@@ -236,15 +236,44 @@ func mkdirCpusets(mount, name string) error {
 }
 
 func write(dir, file, value string) error {
-	f, err := os.OpenFile(filepath.Join(dir, file), os.O_WRONLY, 0)
+	// Plain calls: package os would make a poller of its own for each of these files.
+	fd, err := unix.Open(filepath.Join(dir, file), unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return &os.PathError{Op: "open", Path: filepath.Join(dir, file), Err: err}
 	}
-	defer f.Close()
-	if _, err := f.WriteString(value); err != nil {
-		return fmt.Errorf("set %s to %q: %w", file, value, err)
+	defer unix.Close(fd)
+	for {
+		_, err := unix.Write(fd, []byte(value))
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("set %s to %q: %w", file, value, err)
+		}
+		return nil
 	}
-	return nil
+}
+
+// read is a small file, by plain calls for the same reason.
+func read(file string) ([]byte, error) {
+	fd, err := unix.Open(file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: file, Err: err}
+	}
+	defer unix.Close(fd)
+	b := make([]byte, 0, 1024)
+	for {
+		n, err := unix.Read(fd, b[len(b):cap(b)])
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return nil, &os.PathError{Op: "read", Path: file, Err: err}
+		case n == 0:
+			return b, nil
+		default:
+			b = slices.Grow(b[:len(b)+n], 512)
+		}
+	}
 }
 
 // Dirs are the group's directories, v2 last.

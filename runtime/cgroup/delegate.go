@@ -17,7 +17,7 @@ func wanted() []string { return []string{"cpuset", "cpu", "io", "memory", "pids"
 
 // words are the fields of a small file, none when it cannot be read.
 func words(elem ...string) []string {
-	b, err := os.ReadFile(filepath.Join(elem...))
+	b, err := read(filepath.Join(elem...))
 	if err != nil {
 		return nil
 	}

@@ -115,7 +115,7 @@ func (g *Group) setFrozen(on bool) error {
 // Frozen says whether the group is, or is being, frozen.
 func (g *Group) Frozen() bool {
 	if g.v2 != "" {
-		b, err := os.ReadFile(filepath.Join(g.v2, "cgroup.freeze"))
+		b, err := read(filepath.Join(g.v2, "cgroup.freeze"))
 		return err == nil && strings.TrimSpace(string(b)) == "1"
 	}
 	b, err := os.ReadFile(filepath.Join(g.host.v1["freezer"], g.name, "freezer.state"))

@@ -1,7 +1,6 @@
 package oci
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -32,8 +31,8 @@ func readConfig(file string) (*specs.Spec, []byte, error) {
 		return nil, nil, fmt.Errorf("config %s is larger than %d MiB: %w", file, maxConfig>>20, errdefs.ErrInvalidArgument)
 	}
 	var s specs.Spec
-	if err := json.Unmarshal(b, &s); err != nil {
-		return nil, nil, fmt.Errorf("config %s: %w: %w", file, err, errdefs.ErrInvalidArgument)
+	if err := decode(b, &s); err != nil {
+		return nil, nil, fmt.Errorf("config %s: %w", file, err)
 	}
 	return &s, b, nil
 }

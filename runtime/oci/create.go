@@ -14,7 +14,6 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"skein/runtime/cgroup"
 	"skein/runtime/rootfs"
 	"skein/runtime/sandbox"
 	"skein/runtime/zygote"
@@ -43,7 +42,6 @@ type creation struct {
 	prog   *zygote.Program
 	child  *zygote.Direct
 	out    sandbox.CompleteOutput
-	grp    *cgroup.Group
 	filter sandbox.Filter
 	host   sandbox.Host
 	gate   *os.File
@@ -82,12 +80,12 @@ func (r *Runtime) Create(o CreateOptions) (_ *Container, err error) {
 	if !spec.Process.Terminal && o.ConsoleSocket != "" {
 		return nil, invalid("process.terminal", "--console-socket is given, but no terminal is wanted")
 	}
-	c := &creation{Container: &Container{rt: r, dir: dir}, opts: o, spec: spec}
+	c := &creation{Container: &Container{rt: r, dir: dir, conf: spec}, opts: o, spec: spec}
 	if c.filter, err = sandbox.CompileSeccomp(spec.Linux.Seccomp); err != nil {
 		return nil, fmt.Errorf("config: linux.seccomp: %w", err)
 	}
 	c.rec = record{ID: o.ID, Bundle: bundle, Boot: bootID(), Created: time.Now().UTC(), Rootfs: spec.Root.Path, Version: spec.Version,
-		Empty: !hadProcess, Notes: spec.Annotations, Cgroup: spec.Linux.CgroupsPath}
+		Empty: !hadProcess, Hooks: hasLaterHooks(spec.Hooks), Notes: spec.Annotations, Cgroup: spec.Linux.CgroupsPath}
 	if c.rec.Cgroup == "" {
 		c.rec.Cgroup = filepath.Join(cgroupParent, o.ID)
 	}
@@ -150,7 +148,7 @@ func (c *creation) undo() error {
 	if c.rec.PID > 0 {
 		reap(c.rec.PID)
 	}
-	return c.Container.remove(c.spec)
+	return c.Container.remove()
 }
 
 // make builds the program first, since that can be refused, then the groups, then the process.
@@ -186,14 +184,10 @@ func (c *creation) resources() *specs.LinuxResources {
 
 func (c *creation) compile() error {
 	var err error
-	if c.host, err = sandbox.Probe(); err != nil {
+	if c.host, err = sandbox.ProbeProcess(); err != nil {
 		return err
 	}
-	cg, err := cgroup.Probe()
-	if err != nil {
-		return err
-	}
-	if c.grp, err = cg.OpenPath(c.rec.Cgroup); err != nil {
+	if c.grp, err = c.group(); err != nil {
 		return err
 	}
 	if c.flags, c.join, err = sandbox.Split(c.spec); err != nil {

@@ -106,7 +106,7 @@ func (c *Container) exec(s *specs.Spec, o ExecOptions) (int, error) {
 }
 
 func (c *Container) launchExec(e *execution, s *specs.Spec, o ExecOptions) error {
-	host, err := sandbox.Probe()
+	host, err := sandbox.ProbeProcess()
 	if err != nil {
 		return err
 	}

@@ -29,7 +29,7 @@ func (c *Container) Start() error {
 	if st := c.Status(); st != specs.StateCreated {
 		return c.wrong("start", st, "created")
 	}
-	s, err := c.spec()
+	h, s, err := c.laterHooks()
 	if err != nil {
 		return err
 	}
@@ -37,19 +37,15 @@ func (c *Container) Start() error {
 		// The specification's text wants an error here, its validation suite none; both get the container ended and the reason told.
 		c.rt.Log.Warn("the config has no process: the container ends at once", "container", c.rec.ID)
 	}
-	if s.Hooks != nil {
-		if err := c.runInside("startContainer", s, s.Hooks.StartContainer, c.hookState(specs.StateCreated)); err != nil {
-			return errors.Join(err, c.stop())
-		}
+	if err := c.runInside("startContainer", s, h.StartContainer, c.hookState(specs.StateCreated)); err != nil {
+		return errors.Join(err, c.stop())
 	}
 	if err := c.openGate(); err != nil {
 		return errors.Join(fmt.Errorf("start container %q: %w", c.rec.ID, err), c.stop())
 	}
-	if s.Hooks != nil {
-		for i := range s.Hooks.Poststart {
-			if err := c.runHooks("poststart", s.Hooks.Poststart[i:i+1], c.hookState(specs.StateRunning)); err != nil {
-				c.rt.Log.Warn("a hook failed, the container goes on", "error", err)
-			}
+	for i := range h.Poststart {
+		if err := c.runHooks("poststart", h.Poststart[i:i+1], c.hookState(specs.StateRunning)); err != nil {
+			c.rt.Log.Warn("a hook failed, the container goes on", "error", err)
 		}
 	}
 	return nil
@@ -185,23 +181,23 @@ func (c *Container) Delete(force bool) error {
 	default:
 		return c.wrong("delete", st, "stopped")
 	}
-	s, err := c.spec()
-	if err != nil {
-		c.rt.Log.Warn("the container's config cannot be read, its hooks are left out", "error", err)
-	}
-	return c.remove(s)
+	return c.remove()
 }
 
 // remove ends what the first process left behind, removes groups and state, and runs the last hooks.
-func (c *Container) remove(s *specs.Spec) error {
+func (c *Container) remove() error {
 	var errs []error
 	if g, err := c.group(); err == nil && own(g, c.rec.Made) {
 		errs = append(errs, g.Kill())
 	}
 	errs = append(errs, cgroup.Unmake(c.rec.Made))
-	if s != nil && s.Hooks != nil && c.rec.PID > 0 {
-		for i := range s.Hooks.Poststop {
-			if err := c.runHooks("poststop", s.Hooks.Poststop[i:i+1], c.hookState(specs.StateStopped)); err != nil {
+	h, _, err := c.laterHooks()
+	switch {
+	case err != nil:
+		c.rt.Log.Warn("the container's config cannot be read, its hooks are left out", "error", err)
+	case c.rec.PID > 0:
+		for i := range h.Poststop {
+			if err := c.runHooks("poststop", h.Poststop[i:i+1], c.hookState(specs.StateStopped)); err != nil {
 				c.rt.Log.Warn("a hook failed, the removal goes on", "error", err)
 			}
 		}

@@ -49,6 +49,7 @@ type record struct {
 	Cgroup  string            `json:"cgroup"`
 	Made    []string          `json:"made"`  // directories of groups to remove
 	Empty   bool              `json:"empty"` // no process was configured
+	Hooks   bool              `json:"hooks"` // some hook is still to run after creation: the config must be read
 	Execs   sandbox.Execs     `json:"execs"`
 	Program zygote.Record     `json:"program"`
 	Notes   map[string]string `json:"annotations,omitempty"`
@@ -60,6 +61,8 @@ type Container struct {
 	dir  string
 	lock *os.File
 	rec  record
+	conf *specs.Spec // the completed config, when it was read
+	grp  *cgroup.Group
 }
 
 // Paused is the status of a frozen container, beyond those of the specification.
@@ -127,21 +130,42 @@ func (c *Container) save() error {
 
 // spec is the config as it was when the container was created.
 func (c *Container) spec() (*specs.Spec, error) {
+	if c.conf != nil {
+		return c.conf, nil
+	}
 	s, _, err := readConfig(filepath.Join(c.dir, configFile))
 	if err != nil {
 		return nil, err
 	}
 	complete(s, c.rec.Bundle)
+	c.conf = s
 	return s, nil
 }
 
-func (c *Container) group() (*cgroup.Group, error) {
-	h, err := cgroup.Probe()
-	if err != nil {
-		return nil, err
+// laterHooks are those that run after creation; most containers have none, and then the config is not read again.
+func (c *Container) laterHooks() (*specs.Hooks, *specs.Spec, error) {
+	if !c.rec.Hooks {
+		return &specs.Hooks{}, nil, nil
 	}
-	return h.OpenPath(c.rec.Cgroup)
+	s, err := c.spec()
+	if err != nil {
+		return nil, nil, err
+	}
+	return s.Hooks, s, nil
 }
+
+func (c *Container) group() (*cgroup.Group, error) {
+	if c.grp != nil {
+		return c.grp, nil
+	}
+	h, err := cgroup.Probe()
+	if err == nil {
+		c.grp, err = h.OpenPath(c.rec.Cgroup)
+	}
+	return c.grp, err
+}
+
+func hasLaterHooks(h *specs.Hooks) bool { return h != nil && len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) > 0 }
 
 // alive says whether the container's first process is still that process and not a zombie.
 func (c *Container) alive() bool {
@@ -202,13 +226,33 @@ func (r *Runtime) List() ([]Info, error) {
 }
 
 func bootID() string {
-	b, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	b, _ := readSmall("/proc/sys/kernel/random/boot_id")
 	return strings.TrimSpace(string(b))
+}
+
+// readSmall reads a file of the kernel of less than a page, in one call and without a poller.
+func readSmall(file string) ([]byte, error) {
+	fd, err := unix.Open(file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: file, Err: err}
+	}
+	defer unix.Close(fd)
+	b := make([]byte, 4096)
+	for {
+		n, err := unix.Read(fd, b)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return nil, &os.PathError{Op: "read", Path: file, Err: err}
+		}
+		return b[:n], nil
+	}
 }
 
 // procStat is a process's state and start time.
 func procStat(pid int) (state string, ticks uint64, err error) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	b, err := readSmall("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
 		return "", 0, err
 	}

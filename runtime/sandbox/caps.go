@@ -2,11 +2,9 @@ package sandbox
 
 import (
 	"fmt"
-	"os"
-	"strconv"
-	"strings"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 // capNames are the capabilities by number.
@@ -45,19 +43,15 @@ func AllCaps() []string {
 	return out
 }
 
-// boundingSet is this process's, as bits; without /proc everything is assumed and the kernel refuses what is not there.
+// boundingSet is this thread's, as bits.
 func boundingSet() uint64 {
-	b, err := os.ReadFile("/proc/self/status")
-	if err == nil {
-		for line := range strings.Lines(string(b)) {
-			if v, ok := strings.CutPrefix(line, "CapBnd:"); ok {
-				if n, err := strconv.ParseUint(strings.TrimSpace(v), 16, 64); err == nil {
-					return n
-				}
-			}
+	var set uint64
+	for i := range capNames() {
+		if has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(i), 0, 0, 0); err == nil && has == 1 {
+			set |= 1 << i
 		}
 	}
-	return 1<<41 - 1
+	return set
 }
 
 // capBits is a list of names as bits.

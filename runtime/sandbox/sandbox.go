@@ -30,7 +30,14 @@ type Host struct {
 
 // Probe looks at this process and kernel.
 func Probe() (Host, error) {
-	h := Host{Bounding: boundingSet(), LowerdirAppend: rootfs.Probe()}
+	h, err := ProbeProcess()
+	h.LowerdirAppend = rootfs.Probe()
+	return h, err
+}
+
+// ProbeProcess is Probe for containers whose root filesystem is mounted already: the kernel is not asked.
+func ProbeProcess() (Host, error) {
+	h := Host{Bounding: boundingSet()}
 	var rl unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &rl); err != nil {
 		return h, fmt.Errorf("read the limit of open files: %w", err)
