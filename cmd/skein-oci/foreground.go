@@ -44,7 +44,7 @@ func runCommand() command {
 func (s *session) run(o createFlags, detach, keep bool, t *terminal) error {
 	signals := make(chan os.Signal, 64)
 	if !detach {
-		signal.Notify(signals, customary()...)
+		o.Forked = func() { signal.Notify(signals, customary()...) }
 	}
 	c, err := s.rt.Create(o.CreateOptions)
 	if err != nil {
@@ -70,8 +70,8 @@ func (s *session) run(o createFlags, detach, keep bool, t *terminal) error {
 	return c.Delete(true)
 }
 
-// customary are the signals that a command is sent by people and service managers. Taking each costs some 10 µs, so the others are taken
-// only once the process runs.
+// customary are the signals that a command is sent by people and service managers. Taking each costs some 10 µs, so that is done while the
+// container sets itself up, and the others are taken once it runs.
 func customary() []os.Signal {
 	return []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM}
 }

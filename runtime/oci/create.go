@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"skein/runtime/cgroup"
 	"skein/runtime/rootfs"
 	"skein/runtime/sandbox"
 	"skein/runtime/zygote"
@@ -29,6 +30,8 @@ type CreateOptions struct {
 	// ConsoleSocket receives the terminal's master; Console does so inside this process. One of them is needed with a terminal.
 	ConsoleSocket string
 	Console       func(master *os.File) error
+	// Forked, when set, is called once the process exists and sets itself up.
+	Forked func()
 }
 
 // creation is a container that comes into being.
@@ -46,8 +49,14 @@ type creation struct {
 	host   sandbox.Host
 	gate   *os.File
 	fds    []int // to close
-	// writeV2: the v2 group is joined through its cgroup.procs, behind the tasks files.
-	writeV2 bool
+	groups groups
+}
+
+// groups is how the child gets into its groups.
+type groups struct {
+	dirs  []rootfs.CgroupDir
+	tasks int  // files to write to, v1's tasks and v2's cgroup.procs
+	born  bool // in the v2 group, by clone3
 }
 
 func exists(file string) bool {
@@ -153,18 +162,40 @@ func (c *creation) undo() error {
 
 // make builds the program first, since that can be refused, then the groups, then the process.
 func (c *creation) make() error {
-	if err := c.compile(); err != nil {
+	if _, err := c.group(); err != nil {
 		return err
 	}
+	c.groups = groupsOf(c.grp)
+	// Neither waits for the other; what can be refused was refused before.
+	compiled := make(chan error, 1)
+	go func() { compiled <- c.compile() }()
 	made, err := c.grp.Make(c.resources())
 	c.rec.Made = made
-	if err != nil {
+	if err = errors.Join(<-compiled, err); err != nil {
 		return err
 	}
 	if err := c.launch(); err != nil {
 		return err
 	}
+	if c.opts.Forked != nil {
+		c.opts.Forked()
+	}
 	return c.drive()
+}
+
+func groupsOf(g *cgroup.Group) groups {
+	var out groups
+	for _, d := range g.Dirs() {
+		out.dirs = append(out.dirs, rootfs.CgroupDir(d))
+		// A group that was killed once with cgroup.kill takes nobody by clone3 any more (seen with Linux 6.18): one that exists already is
+		// joined by writing.
+		if d.Controller == "" && !exists(d.Path) {
+			out.born = true
+		} else {
+			out.tasks++
+		}
+	}
+	return out
 }
 
 // resources are the config's, with the devices that every container may use allowed after its own rules.
@@ -187,9 +218,6 @@ func (c *creation) compile() error {
 	if c.host, err = sandbox.ProbeProcess(); err != nil {
 		return err
 	}
-	if c.grp, err = c.group(); err != nil {
-		return err
-	}
 	if c.flags, c.join, err = sandbox.Split(c.spec); err != nil {
 		return err
 	}
@@ -205,27 +233,14 @@ func (c *creation) compile() error {
 	if c.prog, err = pool.Program(); err != nil {
 		return err
 	}
-	var dirs []rootfs.CgroupDir
-	tasks, v2 := 0, false
-	for _, d := range c.grp.Dirs() {
-		dirs = append(dirs, rootfs.CgroupDir(d))
-		if d.Controller == "" && !exists(d.Path) {
-			v2 = true
-			continue
-		}
-		// A group that was killed once with cgroup.kill takes nobody by clone3 any more (seen with Linux 6.18): one that exists already is
-		// joined by writing.
-		c.writeV2 = c.writeV2 || d.Controller == ""
-		tasks++
-	}
-	n := 4 + tasks + len(c.join) + len(c.trees)
-	if v2 {
+	n := 4 + c.groups.tasks + len(c.join) + len(c.trees)
+	if c.groups.born {
 		n++
 	}
 	c.child = c.prog.EnterDirect(n)
 	h := c.spec.Hooks
-	c.out, err = sandbox.CompileComplete(c.prog, sandbox.CompleteInput{Host: c.host, Spec: c.spec, Cgroups: dirs, Filter: c.filter, Tasks: tasks,
-		HasCgroup: v2, Join: c.join, Trees: c.trees, Steps: h != nil && len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer) > 0})
+	c.out, err = sandbox.CompileComplete(c.prog, sandbox.CompleteInput{Host: c.host, Spec: c.spec, Cgroups: c.groups.dirs, Filter: c.filter,
+		Tasks: c.groups.tasks, HasCgroup: c.groups.born, Join: c.join, Trees: c.trees, Steps: h != nil && len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer) > 0})
 	if err != nil {
 		return err
 	}
@@ -246,7 +261,7 @@ func (c *creation) launch() error {
 	}
 	c.fds = append(c.fds, tasks...)
 	files = append(files, tasks...)
-	if c.writeV2 {
+	if dir >= 0 && !c.groups.born {
 		procs, err := unix.Openat(dir, "cgroup.procs", unix.O_WRONLY|unix.O_CLOEXEC, 0)
 		unix.Close(dir)
 		if err != nil {
@@ -336,6 +351,9 @@ func (c *creation) drive() error {
 		return setupError(c.prog, err)
 	}
 	c.rec.PID, c.rec.Ticks = pid, ticks
+	if err := c.write(); err != nil { // while the child works
+		return err
+	}
 	if c.out.Gates.Maps {
 		if err := c.child.Await(deadline); err != nil {
 			return err
@@ -370,7 +388,7 @@ func (c *creation) drive() error {
 	if err := setOOMScore(pid, c.spec.Process.OOMScoreAdj); err != nil {
 		return err
 	}
-	if err := c.save(); err != nil {
+	if err := c.publish(); err != nil {
 		return err
 	}
 	return writePIDFile(c.opts.PIDFile, pid)
@@ -385,7 +403,10 @@ func (c *creation) atPivot(deadline time.Time) error {
 		return err
 	}
 	if h := c.spec.Hooks; h != nil {
-		if err := c.save(); err != nil {
+		if err := c.publish(); err != nil {
+			return err
+		}
+		if err := c.write(); err != nil {
 			return err
 		}
 		st := c.hookState(specs.StateCreated)

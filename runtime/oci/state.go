@@ -116,16 +116,20 @@ func (r *Runtime) Open(id string, exclusive bool) (*Container, error) {
 // Close lets others change the container.
 func (c *Container) Close() { c.lock.Close() }
 
-func (c *Container) save() error {
+// write prepares the record beside the one that others read, publish puts it in its place.
+func (c *Container) write() error {
 	b, err := json.Marshal(&c.rec)
 	if err != nil {
 		return err
 	}
-	tmp := filepath.Join(c.dir, recordFile+".new")
-	if err := os.WriteFile(tmp, b, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(c.dir, recordFile+".new"), b, 0o600); err != nil {
 		return fmt.Errorf("write state: %w", err)
 	}
-	return os.Rename(tmp, filepath.Join(c.dir, recordFile))
+	return nil
+}
+
+func (c *Container) publish() error {
+	return os.Rename(filepath.Join(c.dir, recordFile+".new"), filepath.Join(c.dir, recordFile))
 }
 
 // spec is the config as it was when the container was created.
@@ -165,7 +169,9 @@ func (c *Container) group() (*cgroup.Group, error) {
 	return c.grp, err
 }
 
-func hasLaterHooks(h *specs.Hooks) bool { return h != nil && len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) > 0 }
+func hasLaterHooks(h *specs.Hooks) bool {
+	return h != nil && len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) > 0
+}
 
 // alive says whether the container's first process is still that process and not a zombie.
 func (c *Container) alive() bool {
