@@ -1,14 +1,18 @@
 package rootfs
 
 import (
+	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"skein/runtime"
+	"skein/runtime/zygote"
 )
 
 // maxValue is what fsconfig takes in one string; maxData what mount(2) takes for all options.
@@ -60,6 +64,11 @@ func (b *builder) mountRoot() error {
 		b.attachRoot(dst)
 		return nil
 	}
+	if m.Type == "overlay" && b.plan.Root > 0 {
+		b.Set(b.root, b.plan.Root)
+		b.attachRoot(dst)
+		return nil
+	}
 	if m.Type == "overlay" {
 		return b.overlay(m, o, dst)
 	}
@@ -76,10 +85,30 @@ func (b *builder) attachRoot(dst string) {
 
 // overlay mounts layers by fsconfig where every value fits, otherwise by mount(2) relative to the layers' common directory.
 func (b *builder) overlay(m runtime.Mount, o options, dst string) error {
-	fits := true
-	var list []option
+	list, fits := overlayOptions(o, b.plan.LowerdirAppend)
+	if !fits {
+		return b.overlayByMount(o, dst)
+	}
+	defer b.Scope()()
+	o.data = list
+	o.set &^= unix.MOUNT_ATTR_RDONLY // mount points are still to be made; Root.Readonly protects at the end
+	b.newFS(b.root, "overlay", overlaySource(m), o)
+	b.attachRoot(dst)
+	return nil
+}
+
+func overlaySource(m runtime.Mount) string {
+	if m.Source == "" {
+		return "overlay"
+	}
+	return m.Source
+}
+
+// overlayOptions are the options as fsconfig takes them; false when a value is too long for it.
+func overlayOptions(o options, lowerdirAppend bool) (list []option, fits bool) {
+	fits = true
 	for _, kv := range o.data {
-		if kv.key == "lowerdir" && b.plan.LowerdirAppend {
+		if kv.key == "lowerdir" && lowerdirAppend {
 			for _, l := range strings.Split(kv.value, ":") {
 				list = append(list, option{key: "lowerdir+", value: l})
 				fits = fits && len(l) <= maxValue
@@ -89,19 +118,59 @@ func (b *builder) overlay(m runtime.Mount, o options, dst string) error {
 		list = append(list, kv)
 		fits = fits && len(kv.value) <= maxValue
 	}
-	if fits {
-		defer b.Scope()()
-		o.data = list
-		source := m.Source
-		if source == "" {
-			source = "overlay"
-		}
-		o.set &^= unix.MOUNT_ATTR_RDONLY // mount points are still to be made; Root.Readonly protects at the end
-		b.newFS(b.root, "overlay", source, o)
-		b.attachRoot(dst)
-		return nil
+	return list, fits
+}
+
+// MountRoot makes the root filesystem of a plan as a mount that is attached nowhere, for Plan.Root: making an overlay takes as long as
+// all else in a container's set-up, and can be done before. -1 says that the child has to do it: nothing but an overlay is made, only
+// where its options fit, and never for a container with a user namespace, whose overlay is its own.
+func MountRoot(spec *specs.Spec, mounts []runtime.Mount, lowerdirAppend bool) (int, error) {
+	if len(mounts) != 1 || mounts[0].Type != "overlay" || slices.ContainsFunc(spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.UserNamespace }) {
+		return -1, nil
 	}
-	return b.overlayByMount(o, dst)
+	o, err := parseOptions(mounts[0].Options)
+	if err != nil {
+		return -1, fmt.Errorf("root filesystem: %w", err)
+	}
+	list, fits := overlayOptions(o, lowerdirAppend)
+	if !fits || o.bind {
+		return -1, nil
+	}
+	f, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, failure("fsopen overlay", err)
+	}
+	defer unix.Close(f)
+	if err := unix.FsconfigSetString(f, "source", overlaySource(mounts[0])); err != nil {
+		return -1, failure("fsconfig source", err)
+	}
+	for _, kv := range list {
+		if kv.flag {
+			err = unix.FsconfigSetFlag(f, kv.key)
+		} else {
+			err = unix.FsconfigSetString(f, kv.key, kv.value)
+		}
+		if err != nil {
+			return -1, failure("fsconfig overlay "+kv.key, err)
+		}
+	}
+	if err := unix.FsconfigCreate(f); err != nil {
+		return -1, failure("create overlay", err)
+	}
+	fd, err := unix.Fsmount(f, unix.FSMOUNT_CLOEXEC, int(o.set&^unix.MOUNT_ATTR_RDONLY))
+	if err != nil {
+		return -1, failure("fsmount overlay", err)
+	}
+	return fd, nil
+}
+
+// failure is an error as the child would report it.
+func failure(op string, err error) error {
+	var errno unix.Errno
+	if errors.As(err, &errno) {
+		return &zygote.Failure{Op: op, Errno: errno}
+	}
+	return fmt.Errorf("%s: %w", op, err)
 }
 
 func (b *builder) overlayByMount(o options, dst string) error {

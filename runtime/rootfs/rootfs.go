@@ -26,6 +26,8 @@ type Plan struct {
 	Spec *specs.Spec
 	// Rootfs is mounted on Spec.Root.Path; empty: that path is the root filesystem already.
 	Rootfs []runtime.Mount
+	// Root is the child's descriptor of what MountRoot made of Rootfs, 0 without.
+	Root int
 	// Cgroups are the container's groups, shown under a mount of type cgroup.
 	Cgroups []CgroupDir
 	// LowerdirAppend: this kernel takes overlay layers one by one (6.8), see Probe.
@@ -74,6 +76,8 @@ type builder struct {
 	plan      Plan
 	root      zygote.Slot
 	howPath   zygote.Addr
+	howDir    zygote.Addr
+	empty     zygote.Slot // the mount that masks directories
 	dev       zygote.Slot // our tmpfs on /dev
 	hasDev    bool
 	pts       zygote.Slot
@@ -91,7 +95,8 @@ type builder struct {
 func Add(p *zygote.Program, plan Plan) (Built, error) {
 	b := &builder{Program: p, plan: plan}
 	b.howPath = p.Words(unix.O_PATH|unix.O_CLOEXEC, 0, resolve)
-	b.root, b.dev, b.pts, b.out.Proc, b.out.Console = b.NewSlot(), b.NewSlot(), b.NewSlot(), b.NewSlot(), b.NewSlot()
+	b.howDir = p.Words(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0, resolve)
+	b.root, b.dev, b.pts, b.out.Proc, b.out.Console, b.empty = b.NewSlot(), b.NewSlot(), b.NewSlot(), b.NewSlot(), b.NewSlot(), b.NewSlot()
 	p.Do("umask", unix.SYS_UMASK, 0)
 	if err := b.openEarly(); err != nil {
 		return b.out, err
@@ -329,6 +334,7 @@ func (b *builder) cgroups(m specs.Mount, o options) error {
 
 // protect masks and write-protects paths, by objects of our own making.
 func (b *builder) protect() {
+	b.Set(b.empty, -1)
 	for _, m := range b.plan.Spec.Linux.MaskedPaths {
 		b.mask(clean(m))
 	}
@@ -347,10 +353,22 @@ func (b *builder) protect() {
 	}
 }
 
-// mask covers a file by the null device and a directory by an empty read-only tmpfs; what does not exist needs no mask.
+// mask covers a file by the null device and a directory by an empty read-only tmpfs, the same for all; what does not exist needs no mask.
+// What it is must be known before: closing a mount that was made and not used waits for a grace period.
 func (b *builder) mask(m string) {
 	defer b.Scope()()
 	t, n := b.NewSlot(), b.NewSlot()
+	file := b.TryInto(t, "open directory "+m, unix.SYS_OPENAT2, b.root, m, b.howDir, 24)
+	first := b.TryInto(n, "clone empty", unix.SYS_OPEN_TREE, b.empty, "", cloneTree|unix.AT_EMPTY_PATH)
+	b.Do("mask directory "+m, unix.SYS_MOVE_MOUNT, n, "", t, "", moveFlags)
+	made := b.Do("close", unix.SYS_CLOSE, n)
+	b.SkipOnError(first)
+	std := uint64(unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC)
+	b.newFS(b.empty, "tmpfs", "", options{set: std, data: []option{{key: "size", value: "4k"}}})
+	b.Do("mask directory "+m, unix.SYS_MOVE_MOUNT, b.empty, "", t, "", moveFlags)
+	b.SkipOnSuccess(made)
+	directory := b.Do("close", unix.SYS_CLOSE, t)
+	b.SkipOnError(file)
 	missing := b.TryInto(t, "open "+m, unix.SYS_OPENAT2, b.root, m, b.howPath, 24)
 	if b.hasDev {
 		b.GetInto(n, "null", unix.SYS_OPEN_TREE, b.dev, "null", cloneTree)
@@ -358,13 +376,9 @@ func (b *builder) mask(m string) {
 		b.GetInto(n, "null", unix.SYS_OPEN_TREE, unix.AT_FDCWD, "/dev/null", cloneTree)
 		b.setAttr("null read-only", n, 0, unix.MOUNT_ATTR_RDONLY, 0)
 	}
-	file := b.Try("mask file "+m, unix.SYS_MOVE_MOUNT, n, "", t, "", moveFlags)
-	b.Do("close", unix.SYS_CLOSE, n)
-	std := uint64(unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC)
-	b.newFS(n, "tmpfs", "", options{set: std, data: []option{{key: "size", value: "4k"}}})
-	b.Do("mask directory "+m, unix.SYS_MOVE_MOUNT, n, "", t, "", moveFlags)
-	b.SkipOnSuccess(file)
+	b.Do("mask file "+m, unix.SYS_MOVE_MOUNT, n, "", t, "", moveFlags)
 	b.Do("close", unix.SYS_CLOSE, n)
 	b.Do("close", unix.SYS_CLOSE, t)
 	b.SkipOnError(missing)
+	b.SkipOnSuccess(directory)
 }

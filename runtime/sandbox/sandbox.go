@@ -58,8 +58,10 @@ type Input struct {
 	// namespace path in the order of Paths.
 	Tasks     int
 	HasCgroup bool
-	// Init makes the process an init (package initproc), whose open file is the last descriptor, and its command a child of it.
+	// Init makes the process an init (package initproc), whose open file comes next, and its command a child of it.
 	Init bool
+	// HasRoot: the last descriptor is what rootfs.MountRoot made.
+	HasRoot bool
 }
 
 // Output is a compiled container: the rest of its zygote request, and where results will be.
@@ -185,7 +187,14 @@ func Compile(p *zygote.Program, in Input) (Output, error) {
 		// Only now: the new namespace's root is the group the process is in.
 		p.Do("unshare cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
 	}
-	fs, err := rootfs.Add(p, rootfs.Plan{Spec: s, Rootfs: in.Rootfs, Cgroups: in.Cgroups, LowerdirAppend: in.Host.LowerdirAppend,
+	root := 0
+	if in.HasRoot {
+		root = fd
+		if in.Init {
+			root++
+		}
+	}
+	fs, err := rootfs.Add(p, rootfs.Plan{Spec: s, Rootfs: in.Rootfs, Root: root, Cgroups: in.Cgroups, LowerdirAppend: in.Host.LowerdirAppend,
 		Mounted: func(b rootfs.Built) error { return sysctls(p, s, b) }})
 	if err != nil {
 		return out, err

@@ -65,6 +65,8 @@ func (s *server) create(cfg *runtime.Config) (err error) {
 			s.forget(c)
 		}
 	}()
+	root := c.mountRoot()
+	defer root.close()
 	if err := os.Mkdir(c.dir, 0o700); err != nil {
 		return c.wrap("create", err)
 	}
@@ -81,14 +83,44 @@ func (s *server) create(cfg *runtime.Config) (err error) {
 	if err := c.openLog(); err != nil {
 		return c.wrap("create", err)
 	}
-	if err := c.spawn(); err != nil {
+	if err := c.spawn(root); err != nil {
 		return c.wrap("create", err)
 	}
 	return nil
 }
 
+// rootMount is the container's root filesystem on its way: it is made while the groups are.
+type rootMount struct {
+	made chan struct{}
+	fd   int
+	err  error
+}
+
+// mountRoot begins to make the root filesystem.
+func (c *container) mountRoot() *rootMount {
+	r := &rootMount{made: make(chan struct{}), fd: -1}
+	go func() { // ends when it is made; close waits for it
+		defer close(r.made)
+		r.fd, r.err = rootfs.MountRoot(c.cfg.Spec, c.cfg.Rootfs, c.srv.host.LowerdirAppend)
+	}()
+	return r
+}
+
+// wait returns a descriptor that is valid until close, -1 when the container's own process makes its root filesystem.
+func (r *rootMount) wait() (int, error) {
+	<-r.made
+	return r.fd, r.err
+}
+
+// close drops the mount unless a process has attached it.
+func (r *rootMount) close() {
+	if fd, _ := r.wait(); fd >= 0 {
+		unix.Close(fd)
+	}
+}
+
 // spawn makes the first process and brings it to its gate.
-func (c *container) spawn() (err error) {
+func (c *container) spawn(root *rootMount) (err error) {
 	io, err := c.openStdio()
 	if err != nil {
 		return err
@@ -104,7 +136,7 @@ func (c *container) spawn() (err error) {
 		return fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
 	}
 	start := &pendingStart{prog: prog, gate: -1}
-	req, out, files, err := c.compile(prog, io, start)
+	req, out, files, err := c.compile(prog, io, root, start)
 	defer closeFDs(files)
 	if err != nil {
 		prog.Release()
@@ -204,7 +236,7 @@ func (c *container) openGate(start *pendingStart) (opened []int, tasks, cgroupAt
 }
 
 // compile builds the program and the list of descriptors it refers to; the returned ones are to be closed after the spawn.
-func (c *container) compile(prog *zygote.Program, io *stdio, start *pendingStart) (req zygote.Request, out sandbox.Output, opened []int, err error) {
+func (c *container) compile(prog *zygote.Program, io *stdio, root *rootMount, start *pendingStart) (req zygote.Request, out sandbox.Output, opened []int, err error) {
 	spec := c.cfg.Spec
 	opened, tasks, cgroupAt, err := c.openGate(start)
 	if err != nil {
@@ -235,9 +267,16 @@ func (c *container) compile(prog *zygote.Program, io *stdio, start *pendingStart
 	for _, d := range c.group.Dirs() {
 		dirs = append(dirs, rootfs.CgroupDir(d))
 	}
+	mounted, err := root.wait()
+	if err != nil {
+		return req, out, opened, setupError(err)
+	}
 	out, err = sandbox.Compile(prog, sandbox.Input{Host: c.srv.host, Spec: spec, Rootfs: c.cfg.Rootfs, Cgroups: dirs, Filter: c.filter,
-		Tasks: tasks, HasCgroup: cgroupAt >= 0, Init: c.cfg.Init})
+		Tasks: tasks, HasCgroup: cgroupAt >= 0, Init: c.cfg.Init, HasRoot: mounted >= 0})
 	files := append(append([]int{}, io.child...), opened...)
+	if mounted >= 0 {
+		files = append(files, mounted)
+	}
 	req = zygote.Request{Program: prog, Flags: out.Flags, Files: files, Cgroup: cgroupAt}
 	return req, out, opened, errors.Join(err, prog.Err())
 }

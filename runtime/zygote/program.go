@@ -266,6 +266,11 @@ func (p *Program) TryInto(s Slot, name string, nr uintptr, args ...any) int {
 	return p.emit(op{dst: int(s), tolerate: true}, name, nr, args)
 }
 
+// Set gives a slot a value without a system call, so that what uses it before a call did fails.
+func (p *Program) Set(s Slot, value int) {
+	p.Do("set", opStore, Addr(p.base()+slotsOff+8*uintptr(s)), value)
+}
+
 // Fork adds a call that returns twice, clone3: the parent's side continues where SkipOnSuccess says, the child's with the next op.
 func (p *Program) Fork(s Slot, name string, nr uintptr, args ...any) int {
 	return p.emit(op{dst: int(s), ifNonZero: true}, name, nr, args)
