@@ -68,6 +68,8 @@ type State struct {
 	StartedAt  time.Time
 	FinishedAt time.Time
 	Exit       Exit // meaningful when Status is Stopped
+	// SetUp is how long the first process took from clone3 to execve, without its wait for Start; 0 before, and when no start was seen.
+	SetUp time.Duration `json:",omitempty"`
 	// LogDropped is how many lines could not be written to the log since the supervisor took the container over.
 	LogDropped uint64 `json:",omitempty"`
 }

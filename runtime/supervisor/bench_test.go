@@ -4,15 +4,52 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"skein/runtime"
 )
 
-// TestFigures prints what a container costs; run it by hand with SKEIN_FIGURES=n.
+// ballastEnv is how many MiB a test's supervisor keeps in its heap.
+const ballastEnv = "SKEIN_TEST_BALLAST"
+
+func ballast() []byte {
+	n, _ := strconv.Atoi(os.Getenv(ballastEnv))
+	b := make([]byte, n<<20)
+	for i := 0; i < len(b); i += 4096 {
+		b[i] = 1
+	}
+	return b
+}
+
+// newNetNS makes a network namespace as the node gives it to a container, and its path.
+func newNetNS(t *testing.T) string {
+	t.Helper()
+	made := make(chan error, 1)
+	fd := -1
+	go func() {
+		goruntime.LockOSThread() // the thread ends with its namespace
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			fd, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		}
+		made <- err
+	}()
+	if err := <-made; err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd)
+}
+
+// TestFigures prints what a container costs; run it by hand with SKEIN_FIGURES=n. SKEIN_TEST_BALLAST=1024 gives the supervisor a heap of
+// a GiB, which must change nothing.
 func TestFigures(t *testing.T) {
 	var n int
 	if _, err := fmt.Sscan(os.Getenv("SKEIN_FIGURES"), &n); err != nil {
@@ -21,10 +58,12 @@ func TestFigures(t *testing.T) {
 	e := newEnv(t)
 	ch, err := e.sup.Events(e.ctx, 0)
 	e.must(err)
-	steps := []string{"create", "start", "exit told", "delete", "exec"}
+	netns := newNetNS(t)
+	steps := []string{"clone to execve", "create", "start", "exit told", "delete", "exec"}
 	took := map[string][]time.Duration{}
 	for i := range n {
 		c := e.config(fmt.Sprintf("c%d", i), "exit", "0")
+		c.Spec.Linux.Namespaces[2].Path = netns
 		t0 := time.Now()
 		mark := func(name string) {
 			now := time.Now()
@@ -38,6 +77,10 @@ func TestFigures(t *testing.T) {
 		mark("start")
 		<-ch
 		mark("exit told")
+		st, err := e.sup.State(e.ctx, c.ID)
+		e.must(err)
+		took["clone to execve"] = append(took["clone to execve"], st.SetUp)
+		t0 = time.Now()
 		e.must(e.sup.Delete(e.ctx, c.ID))
 		mark("delete")
 	}
@@ -53,7 +96,7 @@ func TestFigures(t *testing.T) {
 	for _, s := range steps {
 		l := took[s]
 		slices.Sort(l)
-		t.Logf("%-10s min %v median %v p95 %v", s, l[0], l[len(l)/2], l[len(l)*95/100])
+		t.Logf("%-15s min %v median %v p95 %v", s, l[0], l[len(l)/2], l[len(l)*95/100])
 	}
 	before := e.memory()
 	for i := range n {

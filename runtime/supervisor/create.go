@@ -486,6 +486,9 @@ func (c *container) start(_ context.Context) (int, error) {
 		c.failure = runtime.Exit{Code: code, Err: err.Error()}
 		c.mu.Unlock()
 	}
+	c.mu.Lock()
+	c.rec.State.SetUp = start.child.SetUp() // kept with the next change of state
+	c.mu.Unlock()
 	start.release()
 	close(settled)
 	if err != nil {

@@ -33,6 +33,8 @@ func TestMain(m *testing.M) {
 			hideV1()
 		}
 		cfg := Config{StateDir: os.Args[3], SocketPath: os.Args[5], Cgroup: os.Args[7]}
+		heap := ballast()
+		defer goruntime.KeepAlive(heap)
 		if err := Serve(cfg); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
@@ -111,7 +113,7 @@ func TestOnlyV2(t *testing.T) {
 }
 
 func buildBase(dir string) error {
-	for _, d := range []string{"base/bin", "base/etc", "base/mnt", "base/tmp", "base/deep"} {
+	for _, d := range []string{"base/bin", "base/etc", "base/dev", "base/proc", "base/sys", "base/mnt", "base/tmp", "base/deep"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			return err
 		}

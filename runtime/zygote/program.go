@@ -13,6 +13,7 @@ import (
 // Layout of an arena, known to the assembly:
 //
 //	+0     errno of the fatal failure, +8 address of the failing op
+//	+16    times, of 16 bytes each: before the clone3, at the last gate, after it
 //	+64    240 result slots of 8 bytes
 //	+2048  the arguments of the clone3 that makes the child
 //	+4096  ops of 64 bytes: number, six arguments, control word
@@ -22,6 +23,7 @@ import (
 // child's side of a fork) is not stored; 7 on result zero run the program whose clone arguments the call was given; 8-15 result slot,
 // 255 none; 16-31 ops to skip on success; 32-47 ops to skip on error, 0xffff: an error is fatal.
 const (
+	timesOff = 16
 	slotsOff = 64
 	maxSlots = 240
 	argsOff  = 2048

@@ -28,6 +28,8 @@ const (
 	replyFD = 3
 	// MaxFiles bounds the descriptors of one request.
 	MaxFiles = 200
+	// requestLen is a message's length: addresses of the program, its clone3's arguments, and where the time before that goes.
+	requestLen = 24
 	// ready is what a child reports when it waits for its start; no pid and no errno looks like it.
 	ready = 0x5245414459
 )
@@ -130,17 +132,18 @@ func loop(p *Program, sock int, v *veil) {
 	}
 	v.add(p, exe)
 	p.Do("close", unix.SYS_CLOSE, exe)
-	const program, args, result, received = Slot(0), Slot(1), Slot(2), Slot(3)
-	p.slots = 4
+	const program, args, begun, result, received = Slot(0), Slot(1), Slot(2), Slot(3), Slot(4)
+	p.slots = 5
 	slotAt := Addr(p.base() + slotsOff)
 	control := p.Bytes(make([]byte, 1040))
-	iov := p.Words(uint64(slotAt), 16)
+	iov := p.Words(uint64(slotAt), requestLen)
 	msg := p.Words(0, 0, uint64(iov), 1, uint64(control), 0, 0)
 	top0 := Addr(p.base() + opsOff + opSize*uintptr(p.nops))
 	p.Do("control length", opStore, msg+40, 1040)
 	i := p.Fork(received, "recvmsg", unix.SYS_RECVMSG, sockFD, msg, 0)
 	p.Exit(0) // the supervisor is gone
 	p.SkipOnSuccess(i)
+	p.Try("time", unix.SYS_CLOCK_GETTIME, unix.CLOCK_MONOTONIC, begun)
 	p.emit(op{dst: int(result), tolerate: true, enter: true}, "clone3", unix.SYS_CLONE3, []any{args, int(unsafe.Sizeof(cloneArgs{}))})
 	p.Try("reply", unix.SYS_WRITE, replyFD, slotAt+Addr(8*result), 8)
 	p.Do("close", unix.SYS_CLOSE_RANGE, 0, sockFD-1, 0)
@@ -230,10 +233,22 @@ const neverStarted = 125
 // Gate adds the wait between create and start: report ready, then block until one byte arrives on fd; end of file ends the child.
 func (p *Program) Gate(fd int) {
 	buf := p.Words(ready)
+	p.stamp(1)
 	p.Do("report ready", unix.SYS_WRITE, replyFD, buf, 8)
 	i := p.Unless0("wait for start", unix.SYS_READ, fd, buf, 1)
 	p.Exit(neverStarted)
 	p.SkipOnSuccess(i)
+	p.stamp(2)
+}
+
+// stamp keeps the n-th of the program's times.
+func (p *Program) stamp(n int) {
+	p.Try("time", unix.SYS_CLOCK_GETTIME, unix.CLOCK_MONOTONIC, Addr(p.base()+timesOff+16*uintptr(n)))
+}
+
+func (p *Program) time(n int) time.Duration {
+	b := p.mem[timesOff+16*n:]
+	return time.Duration(binary.LittleEndian.Uint64(b))*time.Second + time.Duration(binary.LittleEndian.Uint64(b[8:]))
 }
 
 // Child is a process that runs its program.
@@ -243,7 +258,11 @@ type Child struct {
 	reply *os.File
 	ready bool
 	ended bool
+	took  time.Duration
 }
+
+// SetUp is the time from the clone3 to the execve of a child that executed, without its wait at a gate.
+func (c *Child) SetUp() time.Duration { return c.took }
 
 // ErrGone reports a child that ended before it got where it should.
 var ErrGone = errors.New("the process ended during its set-up")
@@ -304,9 +323,10 @@ func (z *Zygote) spawn(r Request, deadline time.Time) (*Child, error) {
 	}
 	head := min(replyFD, len(r.Files))
 	fds := append(append(append(make([]int, 0, len(r.Files)+1), r.Files[:head]...), pw), r.Files[head:]...)
-	var msg [16]byte
+	var msg [requestLen]byte
 	binary.LittleEndian.PutUint64(msg[0:], uint64(p.base()))
 	binary.LittleEndian.PutUint64(msg[8:], uint64(p.base()+argsOff))
+	binary.LittleEndian.PutUint64(msg[16:], uint64(p.base()+timesOff))
 	z.mu.Lock()
 	err = unix.Sendmsg(z.sock, msg[:], unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL)
 	z.mu.Unlock()
@@ -389,6 +409,10 @@ func (c *Child) why(err error) error {
 		return fmt.Errorf("process set-up: %w", err)
 	}
 	c.ended = true
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err == nil {
+		c.took = time.Duration(now.Nano()) - c.prog.time(0) - (c.prog.time(2) - c.prog.time(1))
+	}
 	if f := c.prog.Failure(); f != nil {
 		return f
 	}
