@@ -5,10 +5,12 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -390,36 +392,74 @@ func TestAuth(t *testing.T) {
 	}
 }
 
-// TestRedirectLosesCredentials: the host that blobs are served from gets no credential of the registry.
+// TestRedirectLosesCredentials: the host that blobs are served from gets no credential of the registry, nor when it goes on to redirect to
+// itself: net/http then adds again what the first request had, since to it another port is the same host.
 func TestRedirectLosesCredentials(t *testing.T) {
+	for hops := range 3 {
+		reg, _ := newRegistry(t)
+		b := build(t, "gzip", tarOf(t, f("x", "1")))
+		b.push(t, reg, "web:v1")
+		var leaked, served atomic.Int32
+		cdn := front(t, reg, func(w http.ResponseWriter, r *http.Request) bool {
+			served.Add(1)
+			if r.Header.Get("Authorization") != "" || r.Header.Get("Cookie") != "" {
+				leaked.Add(1)
+			}
+			if n, _ := strconv.Atoi(r.URL.Query().Get("n")); n < hops {
+				http.Redirect(w, r, fmt.Sprintf("%s?n=%d", r.URL.Path, n+1), http.StatusTemporaryRedirect)
+				return true
+			}
+			return false
+		})
+		host := front(t, reg, func(w http.ResponseWriter, r *http.Request) bool {
+			if u, p, _ := r.BasicAuth(); u != "u" || p != "p" {
+				w.Header().Set("WWW-Authenticate", `Basic realm="x"`)
+				w.WriteHeader(http.StatusUnauthorized)
+				return true
+			}
+			if strings.Contains(r.URL.Path, "/blobs/") {
+				http.Redirect(w, r, "http://"+cdn+r.URL.Path, http.StatusTemporaryRedirect)
+				return true
+			}
+			return false
+		})
+		s, _ := newStore(t)
+		if _, err := s.Pull(testContext(t), host+"/web:v1", image.PullOptions{Auth: &image.Auth{Username: "u", Password: "p"}}); err != nil {
+			t.Fatal(err)
+		}
+		if leaked.Load() != 0 || served.Load() == 0 {
+			t.Errorf("%d redirects there: credentials were sent to the other host in %d of %d requests", hops, leaked.Load(), served.Load())
+		}
+	}
+}
+
+// TestRedirectOfTokenRequest: a token server that redirects the form with the password to another host does not get it sent there.
+func TestRedirectOfTokenRequest(t *testing.T) {
 	reg, _ := newRegistry(t)
-	b := build(t, "gzip", tarOf(t, f("x", "1")))
-	b.push(t, reg, "web:v1")
+	build(t, "gzip", tarOf(t, f("x", "1"))).push(t, reg, "web:v1")
 	var leaked atomic.Int32
-	cdn := front(t, reg, func(w http.ResponseWriter, r *http.Request) bool {
-		if r.Header.Get("Authorization") != "" {
+	other := front(t, reg, func(w http.ResponseWriter, r *http.Request) bool {
+		if b, _ := io.ReadAll(r.Body); bytes.Contains(b, []byte("hunter2")) || r.Header.Get("Authorization") != "" {
 			leaked.Add(1)
 		}
-		return false
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
 	})
 	host := front(t, reg, func(w http.ResponseWriter, r *http.Request) bool {
-		if u, p, _ := r.BasicAuth(); u != "u" || p != "p" {
-			w.Header().Set("WWW-Authenticate", `Basic realm="x"`)
-			w.WriteHeader(http.StatusUnauthorized)
+		if r.URL.Path == "/token" {
+			http.Redirect(w, r, "http://"+other+"/token", http.StatusTemporaryRedirect)
 			return true
 		}
-		if strings.Contains(r.URL.Path, "/blobs/") {
-			http.Redirect(w, r, "http://"+cdn+r.URL.Path, http.StatusTemporaryRedirect)
-			return true
-		}
-		return false
+		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="s",scope="repository:web:pull"`, r.Host))
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
 	})
 	s, _ := newStore(t)
-	if _, err := s.Pull(testContext(t), host+"/web:v1", image.PullOptions{Auth: &image.Auth{Username: "u", Password: "p"}}); err != nil {
-		t.Fatal(err)
+	if _, err := s.Pull(testContext(t), host+"/web:v1", image.PullOptions{Auth: &image.Auth{Username: "u", Password: "hunter2"}}); err == nil {
+		t.Error("pulled without a token")
 	}
 	if leaked.Load() != 0 {
-		t.Errorf("credentials were sent to the other host %d times", leaked.Load())
+		t.Error("the password followed a redirect to another host")
 	}
 }
 

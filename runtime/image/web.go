@@ -222,20 +222,32 @@ func (b *boundedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// guard keeps a redirect from taking credentials elsewhere or from reaching services of this machine.
+// guard keeps a redirect from taking credentials elsewhere or from reaching services of this machine. It looks at the whole chain: a host
+// that was redirected to may redirect to itself, and net/http then adds again what the first request had.
 func (w *web) guard(r *http.Request) (*http.Request, error) {
-	if r.Response == nil || r.Response.Request == nil { // not a redirect
+	to, away, outside := r.URL.Host, false, false
+	for prev := r.Response; prev != nil && prev.Request != nil; prev = prev.Request.Response {
+		from := prev.Request.URL.Host
+		if from == to {
+			continue
+		}
+		away = true
+		if isLocal(from) {
+			continue
+		}
+		outside = true
+		if isLocal(to) {
+			return nil, kind(errdefs.ErrPermissionDenied, "registry %s redirects to this machine's own network (%s): refused", from, to)
+		}
+	}
+	if !away {
 		return r, nil
 	}
-	from, to := r.Response.Request.URL.Host, r.URL.Host
-	if from == to {
-		return r, nil
-	}
-	if isLocal(to) && !isLocal(from) {
-		return nil, kind(errdefs.ErrPermissionDenied, "registry %s redirects to this machine's own network (%s): refused", from, to)
+	if r.Body != nil && r.Body != http.NoBody {
+		return nil, kind(errdefs.ErrPermissionDenied, "a request with a body, which may hold credentials, is redirected to another host (%s): refused", to)
 	}
 	ctx := r.Context()
-	if !isLocal(from) {
+	if outside {
 		ctx = context.WithValue(ctx, awayKey{}, true)
 	}
 	r = r.Clone(ctx)
