@@ -28,6 +28,7 @@ import (
 const (
 	maxArchiveFiles  = 20_000 // several images with 127 layers and their documents
 	maxArchiveImages = 1_000
+	maxArchiveName   = 4096 // bytes of a file's name or of where a link leads; both are kept until the end
 )
 
 // Load implements Store.
@@ -46,7 +47,12 @@ func (s *store) Load(ctx context.Context, r io.Reader) ([]Image, error) {
 
 func (s *store) load(ctx context.Context, r io.Reader) ([]Image, error) {
 	in := &importer{s: s, blobs: map[string]ocispec.Descriptor{}, links: map[string]string{}, prefix: "load-" + strconv.FormatInt(time.Now().UnixNano(), 36) + "-"}
-	if err := in.read(ctx, tar.NewReader(r)); err != nil {
+	plain, err := layer.Decompress(r)
+	if err != nil {
+		return nil, err
+	}
+	defer plain.Close()
+	if err := in.read(ctx, tar.NewReader(plain)); err != nil {
 		return nil, err
 	}
 	found, err := in.images(ctx)
@@ -117,6 +123,9 @@ func (in *importer) read(ctx context.Context, tr *tar.Reader) error {
 		}
 		if n >= maxArchiveFiles {
 			return kind(errdefs.ErrInvalidArgument, "archive has more than %d files", maxArchiveFiles)
+		}
+		if len(h.Name) > maxArchiveName || len(h.Linkname) > maxArchiveName {
+			return kind(errdefs.ErrInvalidArgument, "%.100q: a name in the archive is longer than %d bytes", h.Name, maxArchiveName)
 		}
 		name := path.Clean(h.Name)
 		switch h.Typeflag {

@@ -20,6 +20,7 @@ const (
 	opaqueMarker   = ".wh..wh..opq"
 	metaPrefix     = ".wh..wh." // other AUFS bookkeeping, never content
 	maxOpenDirs    = 64
+	maxTimes       = 32 << 20 // bytes of names of directories whose times are remembered; those of the others stay as they are
 )
 
 // extractor writes the entries of one archive below root. Parents are opened with RESOLVE_IN_ROOT, leaves are created exclusively in
@@ -29,6 +30,7 @@ type extractor struct {
 	lowers  lowers
 	dirs    map[string]int // open parents
 	times   []dirTime      // set last: writing into a directory changes its time
+	timed   int            // bytes of the names in times
 	buf     []byte
 	written *meter
 }
@@ -37,6 +39,8 @@ type dirTime struct {
 	name  string
 	times [2]unix.Timespec
 }
+
+const dirTimeBytes = 48 // of a dirTime without its name
 
 func (x *extractor) all(tr *tar.Reader, maxEntries int64) (int64, error) {
 	for n := int64(0); ; n++ {
@@ -206,7 +210,9 @@ func (x *extractor) directoryMeta(fd int, name string, h *tar.Header) error {
 	if err := setMeta(fd, h); err != nil {
 		return err
 	}
-	x.times = append(x.times, dirTime{name, timesOf(h)})
+	if x.timed += len(name) + dirTimeBytes; x.timed <= maxTimes {
+		x.times = append(x.times, dirTime{name, timesOf(h)})
+	}
 	return nil
 }
 
@@ -239,7 +245,7 @@ func (x *extractor) file(tr *tar.Reader, parent int, base string, h *tar.Header)
 		return err
 	}
 	ts := timesOf(h)
-	if err := unix.UtimesNanoAt(parent, base, ts[:], unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err := unix.UtimesNanoAt(fd, "", ts[:], unix.AT_EMPTY_PATH); err != nil {
 		return err
 	}
 	return f.Close()
@@ -280,15 +286,34 @@ func (x *extractor) symlink(parent int, base string, h *tar.Header) error {
 	if err := unix.Symlinkat(h.Linkname, parent, base); err != nil {
 		return err
 	}
-	return leafMeta(parent, base, h)
+	return leafMeta(parent, base, h, unix.S_IFLNK)
 }
 
-func leafMeta(parent int, base string, h *tar.Header) error {
-	if err := unix.Fchownat(parent, base, h.Uid, h.Gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+// leafMeta sets owner, mode and time of the link or node of that type that was made at base just now. By handle: whatever else has come
+// to be there is not touched.
+func leafMeta(parent int, base string, h *tar.Header, typ uint32) error {
+	fd, err := unix.Openat(parent, base, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != typ {
+		return fmt.Errorf("something else took its place: %w", errdefs.ErrFailedPrecondition)
+	}
+	if err := unix.Fchownat(fd, "", h.Uid, h.Gid, unix.AT_EMPTY_PATH); err != nil {
 		return fmt.Errorf("owner %d:%d: %w", h.Uid, h.Gid, err)
 	}
+	if typ != unix.S_IFLNK {
+		if err := unix.Chmod("/proc/self/fd/"+strconv.Itoa(fd), uint32(h.Mode)&0o7777); err != nil {
+			return err
+		}
+	}
 	ts := timesOf(h)
-	return unix.UtimesNanoAt(parent, base, ts[:], unix.AT_SYMLINK_NOFOLLOW)
+	return unix.UtimesNanoAt(fd, "", ts[:], unix.AT_EMPTY_PATH)
 }
 
 func (x *extractor) hardlink(parent int, base string, h *tar.Header) error {
@@ -315,24 +340,17 @@ func (x *extractor) hardlink(parent int, base string, h *tar.Header) error {
 }
 
 func (x *extractor) device(parent int, base string, h *tar.Header) error {
-	mode, dev := uint32(h.Mode)&0o7777, 0
+	typ, dev := uint32(unix.S_IFIFO), 0
 	switch h.Typeflag {
-	case tar.TypeFifo:
-		mode |= unix.S_IFIFO
 	case tar.TypeBlock:
-		mode |= unix.S_IFBLK
-		dev = int(unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor)))
+		typ, dev = unix.S_IFBLK, int(unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor)))
 	case tar.TypeChar:
-		mode |= unix.S_IFCHR
-		dev = int(unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor)))
+		typ, dev = unix.S_IFCHR, int(unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor)))
 	}
-	if err := unix.Mknodat(parent, base, mode, dev); err != nil {
+	if err := unix.Mknodat(parent, base, typ|0o600, dev); err != nil {
 		return err
 	}
-	if err := leafMeta(parent, base, h); err != nil {
-		return err
-	}
-	return unix.Fchmodat(parent, base, mode&0o7777, 0) // ours by O_EXCL semantics of mknod, and no link
+	return leafMeta(parent, base, h, typ)
 }
 
 func (x *extractor) setDirTimes() {

@@ -48,7 +48,7 @@ func TestCopySwappedLink(t *testing.T) {
 	dir, check := victim(t)
 	n.load("box", ocispec.ImageConfig{})
 	vol := map[string]any{"Binds": []string{"data:/data"}}
-	swaps := []string{}
+	swaps := []string{"mkdir", dir} // where the link leads in the container
 	for _, at := range []string{"/box", "/data"} {
 		swaps = append(swaps, "mkdir", at+"/real", "symlink", dir, at+"/link")
 	}
