@@ -153,6 +153,9 @@ func mergeImage(cfg container.Config, img image.Image) (*container.Config, error
 	}
 	cfg.Env = mergeEnv(ic.Env, cfg.Env)
 	cfg.Healthcheck = mergeHealth(img.Docker.Healthcheck, cfg.Healthcheck)
+	if err := checkHealth(cfg.Healthcheck); err != nil {
+		return nil, err
+	}
 	if len(cfg.Shell) == 0 {
 		cfg.Shell = img.Docker.Shell
 	}
@@ -202,23 +205,60 @@ func mergeHealth(image, user *container.HealthConfig) *container.HealthConfig {
 	return &h
 }
 
+// checkHealth refuses intervals that would make the daemon do nothing but probe, also when an image wishes them.
+func checkHealth(h *container.HealthConfig) error {
+	if h == nil {
+		return nil
+	}
+	for _, d := range []struct {
+		name string
+		d    time.Duration
+	}{{"Interval", h.Interval}, {"Timeout", h.Timeout}, {"StartPeriod", h.StartPeriod}, {"StartInterval", h.StartInterval}} {
+		if d.d != 0 && d.d < time.Millisecond {
+			return invalid("%s in Healthcheck cannot be less than 1ms", d.name)
+		}
+	}
+	if h.Retries < 0 {
+		return invalid("Retries in Healthcheck cannot be negative")
+	}
+	return nil
+}
+
 // mergeEnv appends b's variables to a's, the later replacing the earlier; a bare name removes it.
 func mergeEnv(a, b []string) []string {
 	out := slices.Clone(a)
-	for _, kv := range b {
-		k, _, hasValue := strings.Cut(kv, "=")
-		i := slices.IndexFunc(out, func(o string) bool { return strings.HasPrefix(o, k+"=") || o == k })
-		switch {
-		case !hasValue && i >= 0:
-			out = slices.Delete(out, i, i+1)
-		case !hasValue:
-		case i >= 0:
-			out[i] = kv
-		default:
-			out = append(out, kv)
+	at := make(map[string]int, len(a)+len(b)) // where a name was first; an image's list may be long
+	for i, kv := range a {
+		k, _, _ := strings.Cut(kv, "=")
+		if _, twice := at[k]; !twice {
+			at[k] = i
 		}
 	}
-	return out
+	gone := map[int]bool{}
+	for _, kv := range b {
+		k, _, hasValue := strings.Cut(kv, "=")
+		i, there := at[k]
+		switch {
+		case hasValue && there:
+			out[i] = kv
+		case hasValue:
+			at[k] = len(out)
+			out = append(out, kv)
+		case there:
+			gone[i] = true
+			delete(at, k)
+		}
+	}
+	if len(gone) == 0 {
+		return out
+	}
+	kept := out[:0]
+	for i, kv := range out {
+		if !gone[i] {
+			kept = append(kept, kv)
+		}
+	}
+	return kept
 }
 
 // checkHostConfig refuses by name what this engine cannot do, so that no wish is dropped in silence.

@@ -1,6 +1,9 @@
 package engine
 
 import (
+	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -47,5 +50,45 @@ func TestMergeHealth(t *testing.T) {
 	}
 	if got := mergeHealth(image, &container.HealthConfig{Test: []string{"NONE"}}); got.Test[0] != "NONE" {
 		t.Errorf("switched off: %+v", got)
+	}
+}
+
+// TestMergeEnv: also of lists as long as an image may have, in no time.
+func TestMergeEnv(t *testing.T) {
+	for _, c := range []struct{ a, b, want []string }{
+		{nil, nil, nil},
+		{[]string{"A=1", "B=2"}, []string{"B=3", "C=4"}, []string{"A=1", "B=3", "C=4"}},
+		{[]string{"A=1", "B=2", "C=3"}, []string{"B", "D", "C=5"}, []string{"A=1", "C=5"}},
+		{[]string{"A=1"}, []string{"A", "A=2", "A=3"}, []string{"A=3"}},
+		{[]string{"A"}, []string{"A=1"}, []string{"A=1"}},
+	} {
+		if got := mergeEnv(c.a, c.b); !slices.Equal(got, c.want) {
+			t.Errorf("mergeEnv(%q, %q) = %q, want %q", c.a, c.b, got, c.want)
+		}
+	}
+	many := make([]string, 300_000)
+	for i := range many {
+		many[i] = strconv.Itoa(i) + "="
+	}
+	begun := time.Now()
+	if got := mergeEnv(many, many); len(got) != len(many) {
+		t.Errorf("%d variables", len(got))
+	}
+	if d := time.Since(begun); d > 10*time.Second { // pairwise comparison takes minutes
+		t.Errorf("300,000 variables took %v", d)
+	}
+}
+
+func TestCheckHealth(t *testing.T) {
+	for _, c := range []struct {
+		h    container.HealthConfig
+		want string
+	}{
+		{container.HealthConfig{Interval: 1}, "Interval in Healthcheck cannot be less than 1ms"}, {container.HealthConfig{Timeout: -time.Hour}, "Timeout in"},
+		{container.HealthConfig{Retries: -1}, "Retries in"}, {container.HealthConfig{Interval: time.Millisecond}, ""},
+	} {
+		if err := checkHealth(&c.h); (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%+v: %v, want %q", c.h, err, c.want)
+		}
 	}
 }

@@ -3,21 +3,27 @@ package engine
 import (
 	"bufio"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"math"
 	"os"
+	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"skein/runtime"
 )
 
 // maxAccountFile bounds what is read of an image's passwd and group files, which are the image's word only.
 const maxAccountFile = 1 << 20
+
+// maxGroups bounds the groups of one process; the kernel takes 65,536, and each is a part of what starts the process.
+const maxGroups = 16384
 
 // resolveUser turns docker's USER ("name", "uid", "user:group") into ids, looking names up in the image's own files, and returns the
 // home directory. Ids outside 32 bits and unknown names are errors.
@@ -72,6 +78,9 @@ func resolveUser(rootfs []runtime.Mount, user string, groupAdd []string) (specs.
 		if err != nil {
 			return out, "", invalid("user %q: %v", user, err)
 		}
+	}
+	if len(out.AdditionalGids)+len(groupAdd) > maxGroups {
+		return out, "", invalid("user %q: is in more than %d groups", user, maxGroups)
 	}
 	for _, g := range groupAdd {
 		gid, err := lookupGroup(layers, g)
@@ -167,27 +176,16 @@ func accountLines(layers []string, name string, f func([]string) bool) error {
 }
 
 func layerLines(dir, name string, f func([]string) bool) (found bool, err error) {
-	root, err := os.OpenRoot(dir)
+	root, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return false, err
 	}
 	defer root.Close()
-	st, err := root.Stat(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		_, err := root.Lstat(name)
-		return err == nil, nil // a dangling link hides lower layers
-	}
-	if err != nil || !st.Mode().IsRegular() { // a whiteout is a character device: the file is gone
-		return true, nil
-	}
-	file, err := root.Open(name)
-	if err != nil {
-		return true, nil
+	file, hidden, err := openAccounts(root, name)
+	if file == nil {
+		return hidden, err
 	}
 	defer file.Close()
-	if st.Size() > maxAccountFile {
-		return true, errors.New("/" + name + " of the image is larger than 1 MiB")
-	}
 	sc := bufio.NewScanner(io.LimitReader(file, maxAccountFile))
 	for sc.Scan() {
 		line := strings.TrimSpace(sc.Text())
@@ -198,5 +196,46 @@ func layerLines(dir, name string, f func([]string) bool) (found bool, err error)
 			return true, nil
 		}
 	}
-	return true, sc.Err()
+	if err := sc.Err(); err != nil {
+		return true, fmt.Errorf("read /%s of the image: %w", name, err)
+	}
+	return true, nil
+}
+
+// openAccounts opens a regular file of one layer, or tells whether what is there instead hides the files of lower layers. A running
+// container may change its layer meanwhile, so the handle is looked at before anything is opened: opening a named pipe waits, opening a device acts.
+func openAccounts(root *os.File, name string) (file *os.File, hidden bool, err error) {
+	h, err := openIn(root, name, unix.O_PATH)
+	if errors.Is(err, fs.ErrNotExist) {
+		if link, err := openIn(root, name, unix.O_PATH|unix.O_NOFOLLOW); err == nil { // a dangling link
+			link.Close()
+			return nil, true, nil
+		}
+		return nil, isOpaque(root, path.Dir(name)), nil
+	}
+	if err != nil {
+		return nil, true, nil // a file or a whiteout where a directory should be, links in a circle
+	}
+	defer h.Close()
+	st, err := h.Stat()
+	if err != nil || !st.Mode().IsRegular() { // a whiteout is a character device: the file is gone
+		return nil, true, err
+	}
+	if st.Size() > maxAccountFile {
+		return nil, true, errors.New("/" + name + " of the image is larger than 1 MiB")
+	}
+	file, err = os.Open(fmt.Sprintf("/proc/self/fd/%d", h.Fd()))
+	return file, true, err
+}
+
+// isOpaque tells whether a directory of a layer hides that of the layers below.
+func isOpaque(root *os.File, dir string) bool {
+	d, err := openIn(root, dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+	if err != nil {
+		return false
+	}
+	defer d.Close()
+	var b [1]byte
+	n, err := unix.Fgetxattr(int(d.Fd()), "trusted.overlay.opaque", b[:])
+	return err == nil && n == 1 && b[0] == 'y'
 }

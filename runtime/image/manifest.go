@@ -24,6 +24,11 @@ const (
 	maxManifests = 1024    // in one index
 	maxLayers    = 127     // docker's own bound; overlayfs takes 500
 	maxNesting   = 3       // index in index
+
+	// Of one image's config. Each is copied or acted upon for every container (a volume is a directory and a mount), so that without bounds a
+	// config of 4 MiB is hours of work. The largest known images have a few hundred of anything.
+	maxConfigList    = 4096 // environment, labels, ports, arguments
+	maxConfigVolumes = 128
 )
 
 // details is everything that an image's immutable documents say.
@@ -214,6 +219,9 @@ func (s *store) readConfig(ctx context.Context, out *details, want platforms.Mat
 		return kind(errdefs.ErrInvalidArgument, "config %s: %v", out.configD.Digest, err)
 	}
 	out.docker = ext.Config
+	if err := checkConfig(out); err != nil {
+		return err
+	}
 	c := out.config
 	if len(c.RootFS.DiffIDs) != len(out.layers) {
 		return kind(errdefs.ErrInvalidArgument, "config %s names %d layers, the manifest %d (an artifact that is no image?)",
@@ -228,6 +236,28 @@ func (s *store) readConfig(ctx context.Context, out *details, want platforms.Mat
 		return kind(errdefs.ErrNotFound, "image is for %s, not for %s", platforms.Format(c.Platform), wantName)
 	}
 	out.chain = identity.ChainIDs(append([]digest.Digest(nil), c.RootFS.DiffIDs...))
+	return nil
+}
+
+// checkConfig bounds what every container of the image would have to carry.
+func checkConfig(d *details) error {
+	c := d.config.Config
+	health := 0
+	if h := d.docker.Healthcheck; h != nil {
+		health = len(h.Test)
+	}
+	for _, l := range []struct {
+		name   string
+		n, max int
+	}{
+		{"Env", len(c.Env), maxConfigList}, {"Labels", len(c.Labels), maxConfigList}, {"ExposedPorts", len(c.ExposedPorts), maxConfigList},
+		{"Entrypoint", len(c.Entrypoint), maxConfigList}, {"Cmd", len(c.Cmd), maxConfigList}, {"Shell", len(d.docker.Shell), maxConfigList},
+		{"Healthcheck", health, maxConfigList}, {"OnBuild", len(d.docker.OnBuild), maxConfigList}, {"Volumes", len(c.Volumes), maxConfigVolumes},
+	} {
+		if l.n > l.max {
+			return kind(errdefs.ErrInvalidArgument, "config %s: %s has %d entries, %d are allowed", d.configD.Digest, l.name, l.n, l.max)
+		}
+	}
 	return nil
 }
 
