@@ -12,6 +12,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 // victim is a directory of the host with a secret in it; check fails the test when anything there has changed.
@@ -32,9 +33,10 @@ func victim(t testing.TB) (dir string, check func()) {
 			t.Errorf("made or removed on the host: %v %v", es, err)
 		}
 		b, err := os.ReadFile(secret)
-		st, serr := os.Stat(secret)
-		if err != nil || serr != nil || string(b) != "of the host" || st.Mode() != 0o640 {
-			t.Errorf("changed on the host: %q %v %v %v", b, st, err, serr)
+		var st unix.Stat_t
+		serr := unix.Stat(secret, &st)
+		if err != nil || serr != nil || string(b) != "of the host" || st.Mode != unix.S_IFREG|0o640 || st.Uid != 0 || st.Nlink != 1 {
+			t.Errorf("changed on the host: %q mode %o owner %d links %d: %v %v", b, st.Mode, st.Uid, st.Nlink, err, serr)
 		}
 	}
 }

@@ -331,8 +331,10 @@ func TestUnpackWhileSwapping(t *testing.T) {
 	base := t.TempDir()
 	evil := []tar.Header{entry(tar.TypeDir, "d", ""), entry(tar.TypeReg, "d/secret", "evil"), {Typeflag: tar.TypeSymlink, Name: "d/link", Linkname: "x", Uid: 1000},
 		{Typeflag: tar.TypeFifo, Name: "d/fifo", Mode: 0o4777, Uid: 1000}, entry(tar.TypeReg, "d/secret", "again"), entry(tar.TypeDir, "d/sub", ""),
-		{Typeflag: tar.TypeDir, Name: "d", Mode: 0o4777, Uid: 1000, Gid: 1000}, entry(tar.TypeLink, "d/hard", "d/secret"), entry(tar.TypeReg, "secret", "mine"),
-		{Typeflag: tar.TypeFifo, Name: "secret", Mode: 0o4777, Uid: 1000}}
+		{Typeflag: tar.TypeDir, Name: "d", Mode: 0o4777, Uid: 1000, Gid: 1000}, entry(tar.TypeLink, "d/hard", "d/secret"), entry(tar.TypeReg, "secret", "mine")}
+	for range 30 {
+		evil = append(evil, tar.Header{Typeflag: tar.TypeFifo, Name: "secret", Mode: 0o4777, Uid: 1000}, entry(tar.TypeReg, "secret", "mine"))
+	}
 	raw := tarOf(t, evil...)
 	st := func() unix.Stat_t {
 		var st unix.Stat_t
@@ -347,14 +349,14 @@ func TestUnpackWhileSwapping(t *testing.T) {
 		must(t, os.Mkdir(dst, 0o755))
 		link, file := filepath.Join(base, "link"), filepath.Join(base, "file")
 		must(t, os.Symlink(dir, link))
-		must(t, os.Symlink(filepath.Join(dir, "secret"), file))
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
 			for ctx.Err() == nil {
 				_ = unix.Renameat2(unix.AT_FDCWD, filepath.Join(dst, "d"), unix.AT_FDCWD, link, unix.RENAME_EXCHANGE)
-				_ = unix.Renameat2(unix.AT_FDCWD, filepath.Join(dst, "secret"), unix.AT_FDCWD, file, unix.RENAME_EXCHANGE)
+				_ = os.Symlink(filepath.Join(dir, "secret"), file)
+				_ = os.Rename(file, filepath.Join(dst, "secret"))
 			}
 		}()
 		_, _ = layer.Apply(context.Background(), dst, bytes.NewReader(raw), layer.Options{}) // may be refused
