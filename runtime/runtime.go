@@ -41,6 +41,11 @@ type Config struct {
 	Init bool
 }
 
+// ContainerPath begins the path of a namespace in a Config's Spec that is another container's: "container:ID". It is joined through the
+// handle of that container's process, never by a number that may be another's. The source of a bind mount may be the same words when one
+// of the namespaces is joined so: what that container has mounted at the mount's destination.
+const ContainerPath = "container:"
+
 // Mount is a filesystem to mount, as data.
 type Mount struct {
 	Type    string

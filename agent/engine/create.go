@@ -78,6 +78,9 @@ func (e *Engine) create(name string, req container.CreateRequest, img image.Imag
 	if err != nil {
 		return nil, nil, err
 	}
+	if err := e.checkJoins(&hc); err != nil {
+		return nil, nil, err
+	}
 	if cfg.Hostname, err = e.hostname(cfg.Hostname, id, &hc); err != nil {
 		return nil, nil, err
 	}
@@ -115,14 +118,16 @@ func (e *Engine) hostname(wish, id string, hc *container.HostConfig) (string, er
 		if wish != "" {
 			return "", invalid("conflicting options: hostname and the network mode")
 		}
-		o, err := e.find(target)
+		o, err := e.findJoined(target)
 		if err != nil {
 			return "", err
 		}
 		return o.snapshot().Config.Hostname, nil
+	case wish != "" && hc.UTSMode.IsHost():
+		return "", invalid("conflicting options: hostname and the UTS mode")
 	case wish != "":
 		return wish, nil
-	case hc.NetworkMode == "host":
+	case hc.NetworkMode == "host" || hc.UTSMode.IsHost():
 		return e.cfg.Hostname, nil
 	}
 	return id[:12], nil
@@ -273,10 +278,6 @@ func (e *Engine) checkHostConfig(hc *container.HostConfig) (warnings []string, e
 	refuse(hc.UsernsMode != "", "--userns")
 	refuse(len(hc.StorageOpt) > 0, "--storage-opt")
 	refuse(hc.CgroupParent != "", "--cgroup-parent")
-	refuse(hc.CgroupnsMode == "host", "--cgroupns=host")
-	refuse(hc.IpcMode != "" && hc.IpcMode != "private" && hc.IpcMode != "shareable", "--ipc="+string(hc.IpcMode))
-	refuse(hc.PidMode != "", "--pid="+string(hc.PidMode))
-	refuse(hc.UTSMode != "", "--uts="+string(hc.UTSMode))
 	refuse(hc.VolumeDriver != "", "--volume-driver")
 	refuse(hc.BlkioWeight != 0 || len(hc.BlkioWeightDevice)+len(hc.BlkioDeviceReadBps)+len(hc.BlkioDeviceWriteBps)+len(hc.BlkioDeviceReadIOps)+len(hc.BlkioDeviceWriteIOps) > 0, "block I/O limits")
 	refuse(hc.CPURealtimePeriod != 0 || hc.CPURealtimeRuntime != 0, "real-time CPU limits")
@@ -289,6 +290,9 @@ func (e *Engine) checkHostConfig(hc *container.HostConfig) (warnings []string, e
 		return nil, err
 	}
 	if err := checkDevices(hc); err != nil {
+		return nil, err
+	}
+	if err := checkNamespaces(hc); err != nil {
 		return nil, err
 	}
 	if err := container.ValidateRestartPolicy(hc.RestartPolicy); err != nil {

@@ -19,20 +19,33 @@ func TestRefusedHostConfigs(t *testing.T) {
 		hc   container.HostConfig
 		want string
 	}{
-		"unknown capability":  {container.HostConfig{CapAdd: []string{"net_raw", "nope"}}, `invalid CapAdd: unknown capability: "CAP_NOPE"`},
-		"unknown drop":        {container.HostConfig{CapDrop: []string{"CAP_X"}}, `invalid CapDrop: unknown capability: "CAP_X"`},
-		"security option":     {container.HostConfig{SecurityOpt: []string{"bogus"}}, `invalid --security-opt 1: "bogus"`},
-		"security key":        {container.HostConfig{SecurityOpt: []string{"a=b"}}, `invalid --security-opt 2: "a=b"`},
-		"nnp":                 {container.HostConfig{SecurityOpt: []string{"no-new-privileges=perhaps"}}, `no-new-privileges=perhaps`},
-		"apparmor profile":    {container.HostConfig{SecurityOpt: []string{"apparmor=web"}}, `"apparmor=web": this node's engine loads no AppArmor profiles`},
-		"label":               {container.HostConfig{SecurityOpt: []string{"label=level:s0"}}, `"label=level:s0": this node's engine sets no SELinux labels`},
-		"seccomp not JSON":    {container.HostConfig{SecurityOpt: []string{"seccomp=/no/file.json"}}, `seccomp`},
-		"seccomp notify":      {container.HostConfig{SecurityOpt: []string{`seccomp={"defaultAction":"SCMP_ACT_NOTIFY"}`}}, `SCMP_ACT_NOTIFY`},
-		"gpus":                {container.HostConfig{Resources: container.Resources{DeviceRequests: []container.DeviceRequest{{Capabilities: [][]string{{"gpu"}}}}}}, `could not select device driver "" with capabilities: [[gpu]]`},
-		"device mode":         {container.HostConfig{Resources: container.Resources{Devices: []container.DeviceMapping{{PathOnHost: "/dev/null", CgroupPermissions: "x"}}}}, `"/dev/null": bad mode specified: x`},
-		"device relative":     {container.HostConfig{Resources: container.Resources{Devices: []container.DeviceMapping{{PathOnHost: "null"}}}}, `invalid device "null"`},
-		"device cgroup rule":  {container.HostConfig{Resources: container.Resources{DeviceCgroupRules: []string{"c 1:3 rwx"}}}, `invalid device cgroup rule format: 'c 1:3 rwx'`},
-		"device rule overrun": {container.HostConfig{Resources: container.Resources{DeviceCgroupRules: []string{"c 99999999999:3 r"}}}, `invalid device cgroup rule format`},
+		"unknown capability":   {container.HostConfig{CapAdd: []string{"net_raw", "nope"}}, `invalid CapAdd: unknown capability: "CAP_NOPE"`},
+		"unknown drop":         {container.HostConfig{CapDrop: []string{"CAP_X"}}, `invalid CapDrop: unknown capability: "CAP_X"`},
+		"security option":      {container.HostConfig{SecurityOpt: []string{"bogus"}}, `invalid --security-opt 1: "bogus"`},
+		"security key":         {container.HostConfig{SecurityOpt: []string{"a=b"}}, `invalid --security-opt 2: "a=b"`},
+		"nnp":                  {container.HostConfig{SecurityOpt: []string{"no-new-privileges=perhaps"}}, `no-new-privileges=perhaps`},
+		"apparmor profile":     {container.HostConfig{SecurityOpt: []string{"apparmor=web"}}, `"apparmor=web": this node's engine loads no AppArmor profiles`},
+		"label":                {container.HostConfig{SecurityOpt: []string{"label=level:s0"}}, `"label=level:s0": this node's engine sets no SELinux labels`},
+		"seccomp not JSON":     {container.HostConfig{SecurityOpt: []string{"seccomp=/no/file.json"}}, `seccomp`},
+		"seccomp notify":       {container.HostConfig{SecurityOpt: []string{`seccomp={"defaultAction":"SCMP_ACT_NOTIFY"}`}}, `SCMP_ACT_NOTIFY`},
+		"gpus":                 {container.HostConfig{Resources: container.Resources{DeviceRequests: []container.DeviceRequest{{Capabilities: [][]string{{"gpu"}}}}}}, `could not select device driver "" with capabilities: [[gpu]]`},
+		"device mode":          {container.HostConfig{Resources: container.Resources{Devices: []container.DeviceMapping{{PathOnHost: "/dev/null", CgroupPermissions: "x"}}}}, `"/dev/null": bad mode specified: x`},
+		"device relative":      {container.HostConfig{Resources: container.Resources{Devices: []container.DeviceMapping{{PathOnHost: "null"}}}}, `invalid device "null"`},
+		"device cgroup rule":   {container.HostConfig{Resources: container.Resources{DeviceCgroupRules: []string{"c 1:3 rwx"}}}, `invalid device cgroup rule format: 'c 1:3 rwx'`},
+		"device rule overrun":  {container.HostConfig{Resources: container.Resources{DeviceCgroupRules: []string{"c 99999999999:3 r"}}}, `invalid device cgroup rule format`},
+		"pid mode":             {container.HostConfig{PidMode: "shared"}, `invalid PID mode: shared`},
+		"pid of nobody":        {container.HostConfig{PidMode: "container:nope"}, `No such container: nope`},
+		"net of nobody":        {container.HostConfig{NetworkMode: "container:nope"}, `No such container: nope`},
+		"ipc mode":             {container.HostConfig{IpcMode: "bar"}, `invalid IPC mode: bar`},
+		"ipc of nobody":        {container.HostConfig{IpcMode: "container:nope"}, `No such container: nope`},
+		"uts mode":             {container.HostConfig{UTSMode: "container:x"}, `invalid UTS mode: container:x`},
+		"cgroupns mode":        {container.HostConfig{CgroupnsMode: "x"}, `invalid cgroup namespace mode: x`},
+		"shm size":             {container.HostConfig{ShmSize: -1}, `SHM size can not be less than 0`},
+		"sysctl of the host":   {container.HostConfig{Sysctls: map[string]string{"vm.swappiness": "1"}}, `sysctl "vm.swappiness" changes the whole host`},
+		"net sysctl, net host": {container.HostConfig{NetworkMode: "host", Sysctls: map[string]string{"net.core.somaxconn": "1"}}, `"net.core.somaxconn" needs a network namespace`},
+		"ipc sysctl, ipc host": {container.HostConfig{IpcMode: "host", Sysctls: map[string]string{"kernel.msgmax": "1"}}, `"kernel.msgmax" needs a ipc namespace`},
+		"sysctl of two lines":  {container.HostConfig{Sysctls: map[string]string{"kernel.msgmax": "1\n2"}}, `is malformed`},
+		"sysctl path":          {container.HostConfig{Sysctls: map[string]string{"net/../kernel/core_pattern": "x"}}, `is malformed`},
 	} {
 		t.Run(name, func(t *testing.T) { b.refused(t, tc.hc, tc.want) })
 	}
@@ -139,5 +152,54 @@ func TestDevicesSpec(t *testing.T) {
 		if want = `error gathering device information while adding custom device "` + host + `": ` + want; err == nil || err.Error() != want {
 			t.Errorf("%v, want %s", err, want)
 		}
+	}
+}
+
+func TestNamespacesSpec(t *testing.T) {
+	b := newBench(t)
+	donor := b.run("donor", container.HostConfig{IpcMode: "shareable"})
+	paths := func(s *specs.Spec) map[specs.LinuxNamespaceType]string {
+		out := map[specs.LinuxNamespaceType]string{}
+		for _, n := range s.Linux.Namespaces {
+			out[n.Type] = n.Path
+		}
+		return out
+	}
+	shm := func(s *specs.Spec) string {
+		for _, m := range s.Mounts {
+			if m.Destination == "/dev/shm" {
+				return m.Type + " " + m.Source
+			}
+		}
+		return ""
+	}
+	s := b.specOf(t, container.HostConfig{})
+	if p := paths(s); len(p) != 6 || p["pid"] != "" || shm(s) != "tmpfs shm" || s.Hostname == "" {
+		t.Errorf("default: %v, shm %s", p, shm(s))
+	}
+	s = b.specOf(t, container.HostConfig{PidMode: "host", IpcMode: "host", UTSMode: "host", CgroupnsMode: "host", NetworkMode: "host"})
+	if p := paths(s); len(p) != 1 || shm(s) != "bind /dev/shm" || s.Hostname != "" {
+		t.Errorf("host: %v, shm %s, hostname %q", p, shm(s), s.Hostname)
+	}
+	s = b.specOf(t, container.HostConfig{PidMode: "container:donor", IpcMode: "container:donor"})
+	if p := paths(s); p["pid"] != "container:"+donor || p["ipc"] != "container:"+donor || shm(s) != "bind container:"+donor {
+		t.Errorf("joined: %v, shm %s", p, shm(s))
+	}
+	if s = b.specOf(t, container.HostConfig{IpcMode: "none"}); shm(s) != "" {
+		t.Errorf("ipc none: shm %s", shm(s))
+	}
+	if r := b.record(donor); r.HostConfig.CgroupnsMode != "private" || r.HostConfig.ShmSize != defaultShmSize {
+		t.Errorf("inspect: %+v", r.HostConfig)
+	}
+	b.run("own", container.HostConfig{})
+	b.create("gone", container.HostConfig{})
+	for mode, want := range map[container.IpcMode]string{"container:own": "non-shareable IPC", "container:gone": "is not running"} {
+		if err := b.e.ContainerStart(t.Context(), b.create("", container.HostConfig{IpcMode: mode})); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", mode, err, want)
+		}
+	}
+	_, err := b.e.ContainerCreate(t.Context(), "", container.CreateRequest{Config: &container.Config{Image: "busybox", Hostname: "h"}, HostConfig: &container.HostConfig{UTSMode: "host"}}, "")
+	if err == nil || err.Error() != "conflicting options: hostname and the UTS mode" {
+		t.Error(err)
 	}
 }

@@ -33,7 +33,7 @@ func (e *Engine) endpointSettings(hc *container.HostConfig, nc *network.Networki
 		hc.NetworkMode = container.NetworkMode(mode)
 	}
 	if target, ok := strings.CutPrefix(mode, "container:"); ok {
-		if _, err := e.find(target); err != nil {
+		if _, err := e.findJoined(target); err != nil {
 			return nil, err
 		}
 		if len(hc.PortBindings) > 0 {

@@ -47,6 +47,9 @@ func (e *Engine) runtimeConfig(ctx context.Context, r record, rootfs []runtime.M
 	if err := setDevices(spec, hc); err != nil {
 		return runtime.Config{}, err
 	}
+	if err := e.setNamespaces(spec, hc); err != nil {
+		return runtime.Config{}, err
+	}
 	setNetns(spec, netns)
 	if len(hc.Sysctls) > 0 {
 		spec.Linux.Sysctl = hc.Sysctls
@@ -193,7 +196,7 @@ func (e *Engine) addMounts(spec *specs.Spec, r record) error {
 	sortByDepth(user)
 	if r.HostConfig.ShmSize > 0 {
 		for i := range spec.Mounts {
-			if spec.Mounts[i].Destination == "/dev/shm" {
+			if spec.Mounts[i].Destination == "/dev/shm" && spec.Mounts[i].Type == "tmpfs" {
 				spec.Mounts[i].Options = []string{"nosuid", "noexec", "nodev", "mode=1777", fmt.Sprintf("size=%d", r.HostConfig.ShmSize)}
 			}
 		}

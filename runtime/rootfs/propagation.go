@@ -72,6 +72,9 @@ func (b *builder) source(index int, m specs.Mount, rec int) zygote.Slot {
 		b.SkipOnSuccess(again)
 		return t
 	}
+	if s, ok := b.plan.Shared[index]; ok {
+		return b.Get("bind source "+m.Source, unix.SYS_FCNTL, s, unix.F_DUPFD_CLOEXEC, 3)
+	}
 	if fd, ok := b.plan.Trees[index]; ok {
 		return b.Get("bind source "+m.Source, unix.SYS_FCNTL, fd, unix.F_DUPFD_CLOEXEC, 3)
 	}

@@ -38,6 +38,8 @@ type Plan struct {
 	BeforePivot func(Built) error
 	// Trees are detached mounts that the caller prepared as sources of bind mounts: the child's descriptor by index in Spec.Mounts.
 	Trees map[int]int
+	// Shared are such mounts that the program itself took from elsewhere, before.
+	Shared map[int]zygote.Slot
 	// BindDevices takes the host's device nodes instead of making some: in a user namespace none can be made.
 	BindDevices bool
 	// AnyMount offers every filesystem type of the kernel, and device nodes without a tmpfs on /dev.
@@ -66,9 +68,12 @@ type CopyUp struct{ From, To zygote.Slot }
 
 const (
 	resolve   = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS
-	cloneTree = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC
+	cloneTree = CloneTree
 	moveFlags = unix.MOVE_MOUNT_F_EMPTY_PATH | unix.MOVE_MOUNT_T_EMPTY_PATH
 )
+
+// CloneTree makes open_tree(2) return a mount of its own.
+const CloneTree = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC
 
 // builder adds ops to one program.
 type builder struct {
@@ -262,7 +267,7 @@ func (b *builder) newFS(fd zygote.Slot, typ, source string, o options) {
 }
 
 func (b *builder) bind(index int, m specs.Mount, o options) error {
-	st, err := os.Stat(m.Source)
+	dir, err := b.sourceIsDir(index, m)
 	if err != nil {
 		return fmt.Errorf("bind mount on %s: source %s: %w: create it first: %w", m.Destination, m.Source, err, errdefs.ErrInvalidArgument)
 	}
@@ -285,9 +290,21 @@ func (b *builder) bind(index int, m specs.Mount, o options) error {
 	if o.recSet|o.recClr != 0 {
 		b.setAttr("recursive options of "+m.Destination, src, unix.AT_RECURSIVE, o.recSet, o.recClr)
 	}
-	t := b.target(m.Destination, st.IsDir())
+	t := b.target(m.Destination, dir)
 	b.Do("bind "+m.Source+" on "+m.Destination, unix.SYS_MOVE_MOUNT, src, "", t, "", moveFlags)
 	return nil
+}
+
+// sourceIsDir says what the target of a bind mount has to be.
+func (b *builder) sourceIsDir(index int, m specs.Mount) (bool, error) {
+	if _, shared := b.plan.Shared[index]; shared {
+		return true, nil
+	}
+	st, err := os.Stat(m.Source)
+	if err != nil {
+		return false, err
+	}
+	return st.IsDir(), nil
 }
 
 // cgroups shows the container its own groups: the v2 filesystem, or a tmpfs with one bind per v1 controller.

@@ -173,14 +173,8 @@ func (out *CompleteOutput) place(p *zygote.Program, join []NamespacePath, flags 
 		return fd
 	}
 	out.PID = p.KeptSlot()
-	args, size := p.CloneArgs(out.Flags | unix.CLONE_PARENT | unix.CLONE_CLEAR_SIGHAND)
+	goOn(p, out.PID, out.Flags)
 	out.Flags = 0
-	i := p.Fork(out.PID, "clone3", unix.SYS_CLONE3, args, size)
-	skip := p.Try("go on", unix.SYS_GETPID)
-	p.SkipOnSuccess(i)
-	p.Exit(0)
-	p.SkipOnSuccess(skip)
-	p.Do("setsid", unix.SYS_SETSID)
 	return fd
 }
 

@@ -68,6 +68,9 @@ type Input struct {
 type Output struct {
 	Flags uint64
 	Execs Execs
+	// Forks: the container is a second child, whose pid is in the slot; the first ends at once.
+	Forks bool
+	PID   zygote.Slot
 	// Console is the slot of the terminal's master descriptor, when the process has a terminal.
 	Console zygote.Slot
 }
@@ -109,7 +112,7 @@ func Namespaces(s *specs.Spec) (make uint64, join []NamespacePath, err error) {
 			return 0, nil, fmt.Errorf("%s namespace listed twice: %w", n.Type, errdefs.ErrInvalidArgument)
 		case n.Path == "":
 			make |= f
-		case n.Type == specs.MountNamespace || n.Type == specs.PIDNamespace || n.Type == specs.CgroupNamespace:
+		case n.Type == specs.MountNamespace || n.Type == specs.CgroupNamespace:
 			return 0, nil, fmt.Errorf("joining the %s namespace %s: not built yet: %w", n.Type, n.Path, errdefs.ErrNotImplemented)
 		default:
 			join = append(join, NamespacePath{n.Type, n.Path})
@@ -119,6 +122,7 @@ func Namespaces(s *specs.Spec) (make uint64, join []NamespacePath, err error) {
 	if make&unix.CLONE_NEWNS == 0 {
 		return 0, nil, fmt.Errorf("a container needs a mount namespace of its own: %w", errdefs.ErrInvalidArgument)
 	}
+	slices.SortStableFunc(join, func(a, b NamespacePath) int { return joinRank(a.Type) - joinRank(b.Type) })
 	return make, join, nil
 }
 
@@ -173,15 +177,13 @@ func Compile(p *zygote.Program, in Input) (Output, error) {
 	if err != nil {
 		return out, err
 	}
-	out.Flags = flags &^ unix.CLONE_NEWCGROUP
 	gate := zygote.FileFD(3)
 	p.Enter()
 	fd := gate + 1
 	fd = joinGroups(p, fd, in.Tasks, in.HasCgroup)
-	for _, n := range join {
-		p.Do("join "+string(n.Type)+" namespace "+n.Path, unix.SYS_SETNS, fd, uintptr(cloneFlag(n.Type)))
-		p.Do("close", unix.SYS_CLOSE, fd)
-		fd++
+	at, err := out.place(p, s, join, flags, fd)
+	if err != nil {
+		return out, err
 	}
 	if flags&unix.CLONE_NEWCGROUP != 0 {
 		// Only now: the new namespace's root is the group the process is in.
@@ -189,13 +191,13 @@ func Compile(p *zygote.Program, in Input) (Output, error) {
 	}
 	root := 0
 	if in.HasRoot {
-		root = fd
+		root = at.fd
 		if in.Init {
 			root++
 		}
 	}
 	fs, err := rootfs.Add(p, rootfs.Plan{Spec: s, Rootfs: in.Rootfs, Root: root, Cgroups: in.Cgroups, LowerdirAppend: in.Host.LowerdirAppend,
-		Mounted: func(b rootfs.Built) error { return sysctls(p, s, b) }})
+		Shared: at.trees, Mounted: func(b rootfs.Built) error { return sysctls(p, s, b) }})
 	if err != nil {
 		return out, err
 	}
@@ -206,7 +208,7 @@ func Compile(p *zygote.Program, in Input) (Output, error) {
 	if s.Process.Terminal {
 		p.Gate(gate) // the supervisor takes the terminal's master before the program closes it
 	}
-	init := addInit(p, in.Init, fd, gate+1)
+	init := addInit(p, in.Init, at.fd, gate+1)
 	// No directory is open when the working directory is entered: no way out by /proc/self/fd.
 	p.Do("close all", unix.SYS_CLOSE_RANGE, gate+1+init.files(), uintptr(^uint32(0)), 0)
 	p.Do("chdir "+s.Process.Cwd, unix.SYS_CHDIR, s.Process.Cwd)
@@ -268,15 +270,25 @@ func sysctls(p *zygote.Program, s *specs.Spec, fs rootfs.Built) error {
 		names = append(names, n)
 	}
 	slices.Sort(names)
+	if err := CheckSysctls(s); err != nil {
+		return err
+	}
 	for _, n := range names {
-		if err := sysctlAllowed(n, s.Linux.Sysctl[n], s); err != nil {
-			return err
-		}
 		v := s.Linux.Sysctl[n]
 		end := p.Scope()
 		f := p.Get("open sysctl "+n, unix.SYS_OPENAT, fs.Proc, "sys/"+sysctlPath(n), unix.O_WRONLY|unix.O_CLOEXEC, 0)
 		p.Do("sysctl "+n+"="+v, unix.SYS_WRITE, f, p.String(v), len(v))
 		end()
+	}
+	return nil
+}
+
+// CheckSysctls refuses kernel parameters that are not of a namespace of the spec.
+func CheckSysctls(s *specs.Spec) error {
+	for n, v := range s.Linux.Sysctl {
+		if err := sysctlAllowed(n, v, s); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -155,6 +155,12 @@ func (c *container) spawn(root *rootMount) (err error) {
 	c.srv.orphans.expect(c.cfg.Spec)
 	start.execs = out.Execs
 	p := &process{pid: start.child.PID, ours: true, done: make(chan struct{}), stdin: io.stdin}
+	if out.Forks {
+		if p.pid, err = c.second(start, out.PID, deadline); err != nil {
+			start.release()
+			return setupError(err)
+		}
+	}
 	if p.fd, err = openPID(p.pid); err == nil {
 		io.closeChild()
 		err = c.prepare(p, start, out, io, deadline)
@@ -247,9 +253,9 @@ func (c *container) compile(prog *zygote.Program, io *stdio, root *rootMount, st
 		return req, out, opened, err
 	}
 	for _, n := range join {
-		fd, err := unix.Open(n.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		fd, err := c.openNamespace(n)
 		if err != nil {
-			return req, out, opened, fmt.Errorf("open %s namespace %s: %w: %w", n.Type, n.Path, err, errdefs.ErrInvalidArgument)
+			return req, out, opened, err
 		}
 		opened = append(opened, fd)
 	}
@@ -294,6 +300,8 @@ func setupError(err error) error {
 		switch f.Errno {
 		case unix.ENOENT, unix.ENOTDIR, unix.EINVAL, unix.ELOOP, unix.EEXIST:
 			return fmt.Errorf("set-up: %w: %w", err, errdefs.ErrInvalidArgument)
+		case unix.ESRCH: // the container whose namespaces were to be joined ended
+			return fmt.Errorf("set-up: %w: %w", err, errdefs.ErrFailedPrecondition)
 		}
 	}
 	return fmt.Errorf("set-up: %w", err)
