@@ -18,6 +18,10 @@ type Archives interface {
 	ArchiveGet(ctx context.Context, ref, path string, begin func(container.PathStat) (io.Writer, error)) error
 	// ArchivePut extracts a tar stream, compressed or not, into the directory path.
 	ArchivePut(ctx context.Context, ref, path string, o ArchiveOptions, r io.Reader) error
+	// ContainerChanges emits what the container changed of its image's files, a directory before what is in it.
+	ContainerChanges(ctx context.Context, ref string, emit func(container.FilesystemChange) error) error
+	// ContainerExport calls begin, then writes the root filesystem as a tar stream, without what is mounted in it.
+	ContainerExport(ctx context.Context, ref string, begin func() io.Writer) error
 }
 
 // ArchiveOptions of an extraction.
@@ -25,6 +29,9 @@ type ArchiveOptions struct {
 	NoOverwriteDirNonDir bool // a directory never takes a file's place, nor the reverse
 	CopyUIDGID           bool // files get the container's user as owner
 }
+
+// maxChanges bounds the list of one container's changes, which is held in memory.
+const maxChanges = 5_000_000
 
 const pathStatHeader = "X-Docker-Container-Path-Stat"
 
@@ -36,6 +43,8 @@ func (h *handlers) archiveRoutes() []route {
 		{"HEAD /containers/{id}/archive", h.archiveStat},
 		{"GET /containers/{id}/archive", h.archiveGet},
 		{"PUT /containers/{id}/archive", h.archivePut},
+		{"GET /containers/{id}/changes", h.containerChanges},
+		{"GET /containers/{id}/export", h.containerExport},
 	}
 }
 
@@ -101,4 +110,34 @@ func (h *handlers) archivePut(w http.ResponseWriter, r *http.Request) error {
 	}
 	w.WriteHeader(http.StatusOK)
 	return nil
+}
+
+func (h *handlers) containerChanges(w http.ResponseWriter, r *http.Request) error {
+	ref, err := pathRef(r, "id")
+	if err != nil {
+		return err
+	}
+	changes := []container.FilesystemChange{}
+	err = h.Archives.ContainerChanges(r.Context(), ref, func(c container.FilesystemChange) error {
+		if len(changes) == maxChanges {
+			return invalid("container %s changed more than %d files", ref, maxChanges)
+		}
+		changes = append(changes, c)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, changes)
+}
+
+func (h *handlers) containerExport(w http.ResponseWriter, r *http.Request) error {
+	ref, err := pathRef(r, "id")
+	if err != nil {
+		return err
+	}
+	return h.Archives.ContainerExport(r.Context(), ref, func() io.Writer {
+		w.Header().Set("Content-Type", "application/octet-stream")
+		return w
+	})
 }

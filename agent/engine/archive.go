@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
@@ -194,6 +195,10 @@ func (e *Engine) ArchiveGet(ctx context.Context, ref, name string, begin func(co
 type packer struct {
 	ctx context.Context
 	tw  *tar.Writer
+	// mount, unless 0, is the only mount whose files are written; of another one's root there is just an empty file or directory.
+	mount uint64
+	// links, unless nil, remembers files of several names, so that they are written once.
+	links map[inode]string
 }
 
 // add writes what the O_PATH handle f is under name, and what is in it.
@@ -225,16 +230,53 @@ func (p *packer) add(f *os.File, name string, depth int) error {
 	if info.IsDir() {
 		h.Name += "/"
 	}
+	foreign, err := p.finish(f, info, h)
+	if err != nil {
+		return err
+	}
 	if err := p.tw.WriteHeader(h); err != nil {
 		return err
 	}
 	switch {
+	case foreign, h.Typeflag == tar.TypeLink:
 	case info.IsDir():
 		return p.entries(f, name, depth)
 	case info.Mode().IsRegular():
 		return p.content(f, h.Size)
 	}
 	return nil
+}
+
+// finish completes a header: further names of a file, capabilities; foreign is what is mounted there.
+func (p *packer) finish(f *os.File, info os.FileInfo, h *tar.Header) (foreign bool, err error) {
+	if p.mount != 0 {
+		id, err := mountID(f)
+		if err != nil {
+			return false, err
+		}
+		if id != p.mount {
+			if !info.IsDir() {
+				h.Typeflag, h.Linkname, h.Size, h.Devmajor, h.Devminor = tar.TypeReg, "", 0, 0, 0
+			}
+			return true, nil
+		}
+	}
+	if p.links == nil || !info.Mode().IsRegular() {
+		return false, nil
+	}
+	if st := info.Sys().(*syscall.Stat_t); st.Nlink > 1 {
+		key := inode{st.Dev, st.Ino}
+		if first, ok := p.links[key]; ok {
+			h.Typeflag, h.Linkname, h.Size = tar.TypeLink, first, 0
+			return false, nil
+		}
+		p.links[key] = h.Name
+	}
+	var b [64]byte
+	if n, err := unix.Getxattr(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), "security.capability", b[:]); err == nil {
+		h.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": string(b[:n])}
+	}
+	return false, nil
 }
 
 // content writes a file's bytes: exactly as many as its header says, whatever happens to it meanwhile.

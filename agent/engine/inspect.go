@@ -38,11 +38,8 @@ func (e *Engine) ContainerInspect(ctx context.Context, ref string, size bool) (c
 		NetworkSettings: &container.NetworkSettings{SandboxID: r.ID, Ports: portMap(r), Networks: r.Networks},
 	}
 	if size {
-		var zero int64
-		out.SizeRw, out.SizeRootFs = &zero, &zero
-		if img, err := e.cfg.Images.Get(ctx, r.Image); err == nil {
-			out.SizeRootFs = &img.Size
-		}
+		rw, all := e.sizes(ctx, r)
+		out.SizeRw, out.SizeRootFs = &rw, &all
 	}
 	return out, nil
 }
@@ -101,13 +98,17 @@ func (e *Engine) ContainerList(ctx context.Context, o dockerapi.ListOptions) ([]
 	out := []container.Summary{}
 	for _, c := range e.all() {
 		r := c.snapshot()
-		if !o.All && o.Limit <= 0 && !byStatus && !byExit && !r.State.active() {
+		if !o.All && o.Limit <= 0 && !byStatus && !byExit && !r.State.active() && r.State.Status != container.StateRestarting {
 			continue
 		}
 		if !match(r, c) {
 			continue
 		}
-		out = append(out, e.summary(ctx, c, r))
+		s := e.summary(ctx, c, r)
+		if o.Size {
+			s.SizeRw, s.SizeRootFs = e.sizes(ctx, r)
+		}
+		out = append(out, s)
 		if o.Limit > 0 && len(out) == o.Limit {
 			break
 		}
