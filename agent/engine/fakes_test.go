@@ -64,7 +64,7 @@ func (s *fakeSupervisor) Create(_ context.Context, c runtime.Config) error {
 	if _, ok := s.states[c.ID]; ok {
 		return cerrdefs.ErrAlreadyExists
 	}
-	s.states[c.ID], s.configs[c.ID] = runtime.State{ID: c.ID, Status: runtime.Created}, c
+	s.states[c.ID], s.configs[c.ID] = runtime.State{ID: c.ID, Status: runtime.Created, CreatedAt: time.Now()}, c
 	return nil
 }
 

@@ -266,6 +266,55 @@ func TestAdopt(t *testing.T) {
 	}
 }
 
+// A daemon that died while it started a container has not recorded the run, which may be over when the next one looks.
+func TestAdoptRunThatNobodyRecorded(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		exit *runtime.Exit
+		want func(record) bool
+	}{
+		{"running", nil, func(r record) bool { return r.State.Status == container.StateRunning && !r.State.StartedAt.IsZero() }},
+		{"ended", &runtime.Exit{Code: 9, OOMKilled: true}, func(r record) bool {
+			return exited(r) && r.State.ExitCode == 9 && r.State.OOMKilled && !r.State.StartedAt.IsZero()
+		}},
+		{"not executed", &runtime.Exit{Code: 127, Err: "no such file"}, func(r record) bool {
+			return r.State.Status == container.StateCreated && r.State.Clean && r.State.ExitCode == 127 && r.State.Error != ""
+		}},
+	} {
+		b := newBench(t)
+		id := b.create("one", container.HostConfig{})
+		b.stop()
+		if err := b.sup.Create(t.Context(), runtime.Config{ID: id}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.sup.Start(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		if c.exit != nil {
+			b.sup.exit(id, *c.exit)
+		}
+		b.up()
+		b.until(id, c.name, c.want)
+	}
+}
+
+// A run that the record knows is not recorded again: its container may have been left over only because the daemon died before it cleaned up.
+func TestAdoptRunThatWasRecorded(t *testing.T) {
+	b := newBench(t)
+	id := b.run("one", container.HostConfig{})
+	b.sup.set("delete", cerrdefs.ErrUnavailable)
+	b.sup.exit(id, runtime.Exit{Code: 9})
+	b.until(id, "ended", func(r record) bool { return r.State.ExitCode == 9 })
+	was := b.record(id)
+	b.stop()
+	b.sup.set("delete", nil)
+	b.up()
+	b.until(id, "clean", exited)
+	if r := b.record(id); !r.State.StartedAt.Equal(was.State.StartedAt) || r.State.ExitCode != 9 {
+		t.Errorf("state %+v, was %+v", r.State, was.State)
+	}
+}
+
 func TestAdoptRemovesOrphans(t *testing.T) {
 	b := newBench(t)
 	b.stop()

@@ -2,7 +2,9 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
@@ -57,6 +59,8 @@ func (e *Engine) adopt(ctx context.Context, c *entry, alive map[string]runtime.S
 		e.markEnded(c, st.Exit)
 	case r.State.active():
 		e.markEnded(c, runtime.Exit{Code: runtime.UnknownExit})
+	case known && st.Status == runtime.Stopped && !st.StartedAt.IsZero() && r.State.StartedAt.Before(st.CreatedAt):
+		e.markMissed(c, st)
 	case known && st.Status == runtime.Created: // crashed between create and start
 		if err := e.update(c, func(r *record) { r.State.Clean = false }); err != nil {
 			e.log.Error("adopt container", "container", r.Name, "err", err)
@@ -84,6 +88,22 @@ func (e *Engine) adoptRunning(ctx context.Context, c *entry, r record, st runtim
 		e.log.Error("adopt container", "container", r.Name, "err", err)
 	}
 	e.startHealth(c)
+}
+
+// markMissed records a run, from start to end, whose start the last daemon did not live to record.
+func (e *Engine) markMissed(c *entry, st runtime.State) {
+	if st.Exit.Err != "" {
+		e.markFailed(c, execError{st.Exit.Code, errors.New(st.Exit.Err)})
+		return
+	}
+	err := e.update(c, func(r *record) {
+		r.State.Status, r.State.StartedAt, r.State.Clean = container.StateRunning, st.StartedAt, false
+		r.State.FinishedAt, r.State.ExitCode, r.State.OOMKilled, r.State.Error = time.Time{}, 0, false, ""
+	})
+	if err != nil {
+		e.log.Error("record a run", "container", c.snapshot().Name, "err", err)
+	}
+	e.markEnded(c, st.Exit)
 }
 
 func (e *Engine) removeOrphan(ctx context.Context, s runtime.State) {
