@@ -149,7 +149,7 @@ func (c *container) spawn(root *rootMount) (err error) {
 	if start.child, err = c.srv.zygote.Spawn(req, deadline); err != nil {
 		prog.Release()
 		unix.Close(start.gate)
-		return setupError(err)
+		return c.setupError(err)
 	}
 	c.srv.orphans.add(start.child.PID)
 	c.srv.orphans.expect(c.cfg.Spec)
@@ -158,7 +158,7 @@ func (c *container) spawn(root *rootMount) (err error) {
 	if out.Forks {
 		if p.pid, err = c.second(start, out.PID, deadline); err != nil {
 			start.release()
-			return setupError(err)
+			return c.setupError(err)
 		}
 	}
 	if p.fd, err = openPID(p.pid); err == nil {
@@ -176,7 +176,7 @@ func (c *container) spawn(root *rootMount) (err error) {
 		if p.console != nil {
 			p.console.Close()
 		}
-		return setupError(err)
+		return c.setupError(err)
 	}
 	p.out = newOutput(c.srv.buffers, false)
 	p.out.pump(io.stdout, io.stderr, c.log)
@@ -275,7 +275,7 @@ func (c *container) compile(prog *zygote.Program, io *stdio, root *rootMount, st
 	}
 	mounted, err := root.wait()
 	if err != nil {
-		return req, out, opened, setupError(err)
+		return req, out, opened, c.setupError(err)
 	}
 	out, err = sandbox.Compile(prog, sandbox.Input{Host: c.srv.host, Spec: spec, Rootfs: c.cfg.Rootfs, Cgroups: dirs, Filter: c.filter,
 		Tasks: tasks, HasCgroup: cgroupAt >= 0, Init: c.cfg.Init, HasRoot: mounted >= 0})
@@ -294,7 +294,10 @@ func closeFDs(fds []int) {
 }
 
 // setupError gives a failed call a kind: what the caller named and does not exist is his to mend.
-func setupError(err error) error {
+func (c *container) setupError(err error) error {
+	if errors.Is(err, zygote.ErrGone) && c.group.OOMKills() > 0 {
+		return fmt.Errorf("set-up: the memory limit of the container leaves too little for a process to start: raise it: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
 	var f *zygote.Failure
 	if errors.As(err, &f) {
 		switch f.Errno {

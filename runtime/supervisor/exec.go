@@ -131,7 +131,7 @@ func (c *container) spawnExec(p *runtime.Process, init *process) (pid int, err e
 	if start.child, err = c.srv.zygote.Spawn(req, deadline); err != nil {
 		prog.Release()
 		unix.Close(start.gate)
-		return 0, setupError(err)
+		return 0, c.setupError(err)
 	}
 	ready := start.child.Ready(deadline)
 	if ready != nil {
@@ -141,7 +141,7 @@ func (c *container) spawnExec(p *runtime.Process, init *process) (pid int, err e
 	pid = int(prog.Result(out.PID))
 	if pid <= 0 {
 		start.release()
-		return 0, setupError(errors.Join(ready, errIfNil(ready)))
+		return 0, c.setupError(errors.Join(ready, errIfNil(ready)))
 	}
 	c.srv.orphans.add(pid)
 	np := &process{id: p.ID, pid: pid, ours: true, stdin: io.stdin, done: make(chan struct{})}
@@ -158,7 +158,7 @@ func (c *container) spawnExec(p *runtime.Process, init *process) (pid int, err e
 	}
 	start.release()
 	if err != nil {
-		return 0, setupError(err)
+		return 0, c.setupError(err)
 	}
 	return pid, nil
 }

@@ -447,6 +447,24 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// A limit that does not even leave room for the set-up is the caller's to mend, and nobody else's end.
+func TestHopelessMemoryLimit(t *testing.T) {
+	e := newEnv(t)
+	was := e.supervisorPID()
+	mem := int64(4 << 10)
+	c := e.config("tiny", "exit", "0")
+	c.Spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &mem}
+	if err := e.sup.Create(e.ctx, c); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "memory limit") {
+		t.Errorf("create: %v", err)
+	}
+	if _, err := e.sup.State(e.ctx, "tiny"); !errdefs.IsNotFound(err) {
+		t.Errorf("state: %v", err)
+	}
+	if x, _ := e.run(e.config("ok", "exit", "3")); x.Code != 3 || e.supervisorPID() != was {
+		t.Errorf("afterwards: exit %+v, supervisor %d, was %d", x, e.supervisorPID(), was)
+	}
+}
+
 func TestRestarts(t *testing.T) {
 	e := newEnv(t)
 	c := e.config("long", "count")
