@@ -241,13 +241,17 @@ func (c *container) ended(p *process, exit runtime.Exit) {
 	exit.OOMKilled = exit.Err == "" && c.group.OOMKills() > 0
 	p.drain()
 	c.endExecs()
-	if err := c.srv.journal.append(runtime.Event{ContainerID: c.id, Exit: exit}); err != nil {
+	stopped := func() { // who is told must find it so
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		s := &c.rec.State
+		s.Status, s.Pid, s.Exit, s.FinishedAt = runtime.Stopped, 0, exit, exit.At
+		c.rec.Execs = nil
+	}
+	if err := c.srv.journal.appendThen(runtime.Event{ContainerID: c.id, Exit: exit}, stopped); err != nil {
 		c.srv.log.Error("cannot record an exit", "container", c.id, "error", err)
 	}
 	c.mu.Lock()
-	s := &c.rec.State
-	s.Status, s.Pid, s.Exit, s.FinishedAt = runtime.Stopped, 0, exit, exit.At
-	c.rec.Execs = nil
 	err := c.save()
 	c.mu.Unlock()
 	if err != nil {

@@ -356,7 +356,8 @@ func (c *container) openStdio() (*stdio, error) {
 			io.close()
 			return nil, err
 		}
-		fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		// For reading, too: whoever holds the other end may die, and then writing waits for the next instead of failing.
+		fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
 		if err != nil {
 			io.close()
 			return nil, fmt.Errorf("open %s: %w", f.name, err)

@@ -3,6 +3,7 @@ package supervisor
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -42,10 +43,19 @@ func Ensure(ctx context.Context, exe string, cfg Config) (runtime.Supervisor, er
 	if err != nil {
 		return nil, err
 	}
-	c.revive = func(ctx context.Context) error {
+	revived := make(chan struct{}, 1)
+	c.revive = func(ctx context.Context) (err error) {
 		once.Lock()
 		defer once.Unlock()
-		err := c.hello(ctx)
+		defer func() {
+			if err == nil {
+				select {
+				case revived <- struct{}{}:
+				default:
+				}
+			}
+		}()
+		err = c.hello(ctx)
 		if err == nil {
 			return nil // somebody else did it
 		}
@@ -56,22 +66,29 @@ func Ensure(ctx context.Context, exe string, cfg Config) (runtime.Supervisor, er
 		return c.hello(ctx)
 	}
 	if cfg.AdoptOrphans {
-		go adoptOrphans(c.done)
+		go adoptOrphans(c.done, cfg.SocketPath, revived)
 	}
 	return c, nil
 }
 
-// adoptOrphans reaps all children until done: it is their end being waited for that lets others learn the exit code.
-func adoptOrphans(done <-chan struct{}) {
+// adoptOrphans reaps all children until done: it is their end being waited for that lets others learn the exit code. Those that ended
+// while no supervisor answers are kept for the next, which has taken hold of them all when it answers.
+func adoptOrphans(done <-chan struct{}, socket string, revived <-chan struct{}) {
 	o := newOrphans()
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
 	o.always()
-	go func() {
-		<-done
-		cancel()
-	}()
-	o.run(ctx, func() int { return 0 })
+	defer o.never()
+	for {
+		select {
+		case <-done:
+			return
+		case <-o.signal:
+		case <-revived:
+		}
+		if conn, err := net.Dial("unix", socket); err == nil {
+			conn.Close()
+			o.reap(0)
+		}
+	}
 }
 
 // launch starts the process and waits until its socket is open.

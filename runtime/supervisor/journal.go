@@ -39,6 +39,7 @@ type journal struct {
 
 type pending struct {
 	ev   runtime.Event
+	kept func()
 	done chan error
 }
 
@@ -102,8 +103,11 @@ func decodeEvent(line []byte) (runtime.Event, error) {
 }
 
 // append makes the exit durable; exits that come together share one fsync.
-func (j *journal) append(ev runtime.Event) error {
-	p := &pending{ev: ev, done: make(chan error, 1)}
+func (j *journal) append(ev runtime.Event) error { return j.appendThen(ev, func() {}) }
+
+// appendThen is append with something to do once the record is on disk and before anybody is told. It must not wait.
+func (j *journal) appendThen(ev runtime.Event, kept func()) error {
+	p := &pending{ev: ev, kept: kept, done: make(chan error, 1)}
 	j.mu.Lock()
 	j.queue = append(j.queue, p)
 	if j.busy {
@@ -155,6 +159,9 @@ func (j *journal) flush(batch []*pending) {
 	}
 	j.size += int64(len(buf))
 	j.next = seq
+	for _, p := range batch {
+		p.kept()
+	}
 	close(j.changed)
 	j.changed = make(chan struct{})
 	for _, p := range batch {

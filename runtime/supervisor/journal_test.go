@@ -112,3 +112,29 @@ func TestJournalFollow(t *testing.T) {
 		t.Error("the file was never shortened")
 	}
 }
+
+// What an end changes is changed when it is told.
+func TestJournalTellsLast(t *testing.T) {
+	j, _, err := openJournal(filepath.Join(t.TempDir(), "journal"), slog.Default())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer j.close()
+	ctx, cancel := context.WithCancel(t.Context())
+	told := make(chan struct{})
+	go func() {
+		_ = j.follow(ctx, 0, func(runtime.Event) error { close(told); return nil })
+	}()
+	err = j.appendThen(runtime.Event{ContainerID: "c"}, func() {
+		select {
+		case <-told:
+			t.Error("told before all was done")
+		case <-time.After(50 * time.Millisecond):
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-told
+	cancel()
+}

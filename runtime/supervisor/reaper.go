@@ -59,9 +59,12 @@ func (o *orphans) always() {
 	}
 }
 
+// never ends the reaping.
+func (o *orphans) never() { signal.Stop(o.signal) }
+
 // run reaps until ctx is done.
 func (o *orphans) run(ctx context.Context, zygote func() int) {
-	defer signal.Stop(o.signal)
+	defer o.never()
 	for {
 		select {
 		case <-ctx.Done():

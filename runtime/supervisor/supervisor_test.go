@@ -510,6 +510,43 @@ func TestRestarts(t *testing.T) {
 	e.must(e.sup.Delete(e.ctx, "waiting"))
 }
 
+// A container writes on while nobody at all is there to read: neither supervisor nor daemon.
+func TestNobodyReads(t *testing.T) {
+	e := newEnv(t)
+	c := e.config("long", "count")
+	pid := e.start(c)
+	e.until(func() bool { return strings.Contains(e.log(c), "line 3\n") })
+	victim := e.supervisorPID()
+	e.must(e.sup.Close())
+	e.must(unix.Kill(victim, unix.SIGKILL))
+	e.until(func() bool { return !processAlive(victim) })
+	before := len(e.log(c))
+	time.Sleep(100 * time.Millisecond) // that is some fifty lines that nobody waits for
+	e.ensure()
+	e.until(func() bool { return len(e.log(c)) > before })
+	if st, err := e.sup.State(e.ctx, "long"); err != nil || st.Status != runtime.Running || st.Pid != pid {
+		t.Errorf("state %+v %v, want running", st, err)
+	}
+	e.must(e.sup.Signal(e.ctx, "long", 9))
+	e.wait("long")
+	checkLines(t, e.log(c))
+}
+
+// Whoever is told of an end finds the container ended: it can be deleted at once.
+func TestDeleteWhenTold(t *testing.T) {
+	e := newEnv(t)
+	events, err := e.sup.Events(e.ctx, 0)
+	e.must(err)
+	for i := range 40 {
+		id := fmt.Sprintf("c%d", i)
+		e.start(e.config(id, "exit", "0"))
+		<-events
+		if err := e.sup.Delete(e.ctx, id); err != nil {
+			t.Fatalf("delete after the end was told: %v", err)
+		}
+	}
+}
+
 // checkLines: the numbers are consecutive, so no line was lost over the restarts.
 func checkLines(t *testing.T, log string) {
 	t.Helper()
@@ -887,6 +924,25 @@ func TestManyLayers(t *testing.T) {
 	if x.Code != 0 || !strings.Contains(out, "layer0 layer1") || !strings.Contains(out, "write /x open /x: read-only") || !strings.Contains(out, "write /dev/shm/x <nil>") {
 		t.Errorf("exit %+v: %s", x, out)
 	}
+}
+
+// TestEndBetweenSupervisors: the exit code of a container that ended while no supervisor ran is known to the next.
+func TestEndBetweenSupervisors(t *testing.T) {
+	e := newEnv(t)
+	_ = e.sup.Close()
+	e.cfg.AdoptOrphans = true
+	e.ensure()
+	t.Cleanup(func() { _ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0) })
+	pid := e.start(e.config("box", "sleep"))
+	victim := e.supervisorPID()
+	e.must(unix.Kill(victim, unix.SIGKILL))
+	e.until(func() bool { return !processAlive(victim) })
+	e.must(unix.Kill(pid, unix.SIGKILL))
+	time.Sleep(50 * time.Millisecond) // whoever is too fast has time to reap it
+	if x := e.wait("box"); x.Code != 137 {
+		t.Errorf("end told as %+v, want 137", x)
+	}
+	e.until(func() bool { return !processAlive(pid) }) // and it is no zombie for ever
 }
 
 // TestAdoptOrphans: with the daemon as the parent of orphans the exit code of a container is known though its supervisor died.

@@ -80,7 +80,10 @@ func (d *direct) starve(ctx context.Context, id string, limit int64) (kind strin
 	}
 	cfg.Spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &limit}
 	if err := d.sup.Create(ctx, cfg); err != nil {
-		return "refused at create", errors.Join(err, os.RemoveAll(filepath.Join(d.dir, "c", id)))
+		if cerrdefs.IsInvalidArgument(err) && strings.Contains(err.Error(), "memory limit") {
+			err = nil
+		}
+		return "killed in its set-up, refused", errors.Join(err, os.RemoveAll(filepath.Join(d.dir, "c", id)))
 	}
 	_, serr := d.sup.Start(ctx, id)
 	x, err := d.ended(ctx, id)
