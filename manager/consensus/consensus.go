@@ -45,6 +45,9 @@ type Config struct {
 	// Fatal must end the process. It is called when going on would break a guarantee; nothing is acknowledged afterwards.
 	Fatal func(exitCode int, err error)
 
+	// Cipher encrypts entries and snapshots on the disk; nil: they are plain. What is there is read in either case.
+	Cipher Cipher
+
 	// The rest has defaults.
 	Reserve           int64                 // bytes; below zero: none
 	FreeSpace         func() (int64, error) // bytes free on the log's disk; the default asks the file system
@@ -52,6 +55,12 @@ type Config struct {
 	Timing            Timing
 	SnapshotThreshold uint64 // entries after which a snapshot is taken
 	TrailingLogs      uint64 // entries kept behind a snapshot for managers that lag
+}
+
+// Cipher encrypts and decrypts. Both sides say the same of what the data is (bound), so that nothing can be put in another's place.
+type Cipher interface {
+	Seal(plain, bound []byte) []byte
+	Unseal(sealed, bound []byte) ([]byte, error)
 }
 
 // Timing of elections. See DESIGN.md for what the defaults are measured against.
@@ -100,7 +109,7 @@ type Node struct {
 	raft      *raft.Raft
 	transport *raft.NetworkTransport
 	logs      *logStore
-	snaps     *raft.FileSnapshotStore
+	snaps     *snapshots
 	progress  *progress
 	reserve   *reserve
 	queue     *queue
@@ -130,7 +139,7 @@ func Open(cfg Config) (*Node, error) {
 	n.progress = newProgress()
 	n.reserve = newReserve(cfg, n.log)
 	var err error
-	if n.logs, err = openLogStore(filepath.Join(cfg.Dir, "raft.db"), n.progress, n.reserve, n.die); err != nil {
+	if n.logs, err = openLogStore(filepath.Join(cfg.Dir, "raft.db"), n.progress, n.reserve, cfg.Cipher, n.die); err != nil {
 		return nil, err
 	}
 	if err := n.start(); err != nil {
@@ -142,10 +151,11 @@ func Open(cfg Config) (*Node, error) {
 
 func (n *Node) start() error {
 	logger := newLogger(n.log)
-	var err error
-	if n.snaps, err = raft.NewFileSnapshotStoreWithLogger(n.cfg.Dir, 2, logger); err != nil {
+	files, err := raft.NewFileSnapshotStoreWithLogger(n.cfg.Dir, 2, logger)
+	if err != nil {
 		return fmt.Errorf("open raft snapshots in %s: %w", n.cfg.Dir, err)
 	}
+	n.snaps = &snapshots{files: files, cipher: n.cfg.Cipher}
 	cache, err := raft.NewLogCache(512, n.logs)
 	if err != nil {
 		return fmt.Errorf("open raft log: %w", err)

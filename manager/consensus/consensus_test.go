@@ -364,7 +364,7 @@ func TestCutLeaderNeitherWritesNorReads(t *testing.T) {
 
 func TestCatchUpBySnapshot(t *testing.T) {
 	h := newHub()
-	ms := h.three(t, func(c *Config) { c.SnapshotThreshold, c.TrailingLogs = 20, 5 })
+	ms := h.three(t, encrypted(t), func(c *Config) { c.SnapshotThreshold, c.TrailingLogs = 20, 5 })
 	l := leader(t, ms)
 	away := ms[0]
 	if away == l {
@@ -392,7 +392,7 @@ func TestCatchUpBySnapshot(t *testing.T) {
 	for _, m := range ms { // and a restart from the snapshot
 		_ = m.Close()
 	}
-	again := []*manager{h.open(t, "m1", ms[0].dir), h.open(t, "m2", ms[1].dir), h.open(t, "m3", ms[2].dir)}
+	again := []*manager{h.open(t, "m1", ms[0].dir, encrypted(t)), h.open(t, "m2", ms[1].dir, encrypted(t)), h.open(t, "m3", ms[2].dir, encrypted(t))}
 	leader(t, again)
 	same(t, append(again, l))
 }

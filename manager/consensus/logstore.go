@@ -21,11 +21,12 @@ type logStore struct {
 	path     string
 	progress *progress
 	reserve  *reserve
+	cipher   Cipher // may be nil
 	die      func(code int, err error)
 	fault    func() error // tests: the next write's error
 }
 
-func openLogStore(path string, p *progress, r *reserve, die func(int, error)) (_ *logStore, err error) {
+func openLogStore(path string, p *progress, r *reserve, c Cipher, die func(int, error)) (_ *logStore, err error) {
 	defer func() { // the library panics on pages it cannot make sense of
 		if e := recover(); e != nil {
 			err = fmt.Errorf("open raft log %s: the file is damaged (%v): on another manager demote or remove this node (docker node rm --force), then leave and join again here: a manager that comes back under its name with an empty log could undo what it had agreed to", path, e)
@@ -42,7 +43,7 @@ func openLogStore(path string, p *progress, r *reserve, die func(int, error)) (_
 	case err != nil:
 		return nil, fmt.Errorf("open raft log %s: %w", path, err)
 	}
-	return &logStore{BoltStore: b, path: path, progress: p, reserve: r, die: die}, nil
+	return &logStore{BoltStore: b, path: path, progress: p, reserve: r, cipher: c, die: die}, nil
 }
 
 // StoreLog implements raft.LogStore.
@@ -53,7 +54,7 @@ func (s *logStore) StoreLogs(logs []*raft.Log) error {
 	sealed := make([]*raft.Log, len(logs))
 	for i, l := range logs {
 		c := *l
-		c.Data = seal(l)
+		c.Data = s.seal(l)
 		sealed[i] = &c
 	}
 	if err := s.written("append to", func() error { return s.BoltStore.StoreLogs(sealed) }); err != nil {
@@ -75,7 +76,7 @@ func (s *logStore) GetLog(index uint64, l *raft.Log) error {
 		}
 		return err
 	}
-	if err := unseal(index, l); err != nil {
+	if err := s.unseal(index, l); err != nil {
 		err = fmt.Errorf("read raft log %s: entry %d: %w: on another manager demote or remove this node (docker node rm --force), then leave and join again here: a manager that comes back under its name with an empty log could undo what it had agreed to", s.path, index, err)
 		s.die(ExitStorage, err)
 		return err
@@ -126,33 +127,56 @@ func (s *logStore) faulty(write func() error) error {
 	return write()
 }
 
-// Layouts of an entry's data in the file. 1: CRC-32C of index, term, type and data, then the data. Others (encryption) will follow.
-const sealCRC = 1
+// Layouts of an entry's data in the file. 1: CRC-32C of index, term, type and data, then the data. 2: the data encrypted, bound to index,
+// term and type.
+const (
+	sealCRC    = 1
+	sealCipher = 2
+)
 
-func seal(l *raft.Log) []byte {
+func (s *logStore) seal(l *raft.Log) []byte {
+	if s.cipher != nil {
+		return append([]byte{sealCipher}, s.cipher.Seal(l.Data, place(l))...)
+	}
 	out := make([]byte, 0, 5+len(l.Data))
 	out = append(out, sealCRC)
 	out = binary.BigEndian.AppendUint32(out, checksum(l, l.Data))
 	return append(out, l.Data...)
 }
 
-func unseal(index uint64, l *raft.Log) error {
-	if len(l.Data) < 5 || l.Data[0] != sealCRC {
-		return errors.New("its layout is unknown: it is damaged, or was written by a newer version of skein")
+func (s *logStore) unseal(index uint64, l *raft.Log) error {
+	if l.Index != index {
+		return fmt.Errorf("it says that it is entry %d: the file is damaged", l.Index)
 	}
-	sum, data := binary.BigEndian.Uint32(l.Data[1:]), l.Data[5:]
-	if l.Index != index || checksum(l, data) != sum {
-		return errors.New("its checksum does not match: the file is damaged")
+	switch {
+	case len(l.Data) >= 5 && l.Data[0] == sealCRC:
+		sum, data := binary.BigEndian.Uint32(l.Data[1:]), l.Data[5:]
+		if checksum(l, data) != sum {
+			return errors.New("its checksum does not match: the file is damaged")
+		}
+		l.Data = data
+		return nil
+	case len(l.Data) > 1 && l.Data[0] == sealCipher:
+		if s.cipher == nil {
+			return errors.New("it is encrypted, and the keys are gone")
+		}
+		data, err := s.cipher.Unseal(l.Data[1:], place(l))
+		if err == nil {
+			l.Data = data
+		}
+		return err
 	}
-	l.Data = data
-	return nil
+	return errors.New("its layout is unknown: it is damaged, or was written by a newer version of skein")
+}
+
+// place is what an entry's data is bound to.
+func place(l *raft.Log) []byte {
+	head := binary.BigEndian.AppendUint64(nil, l.Index)
+	head = binary.BigEndian.AppendUint64(head, l.Term)
+	return append(head, byte(l.Type))
 }
 
 func checksum(l *raft.Log, data []byte) uint32 {
-	var head [17]byte
-	binary.BigEndian.PutUint64(head[:], l.Index)
-	binary.BigEndian.PutUint64(head[8:], l.Term)
-	head[16] = byte(l.Type)
 	table := crc32.MakeTable(crc32.Castagnoli)
-	return crc32.Update(crc32.Update(0, table, head[:]), table, data)
+	return crc32.Update(crc32.Update(0, table, place(l)), table, data)
 }
