@@ -14,6 +14,7 @@ import (
 	"skein/manager/api"
 	"skein/manager/ca"
 	"skein/manager/control"
+	"skein/manager/keyring"
 	"skein/manager/store"
 )
 
@@ -165,6 +166,9 @@ func (s *InitSpec) cluster() (*api.ClusterRecord, error) {
 	}
 	if c.SpecJson, err = json.Marshal(spec); err != nil {
 		return nil, err
+	}
+	if spec.EncryptionConfig.AutoLockManagers {
+		c.UnlockKey = keyring.NewUnlockKey()
 	}
 	var ula [6]byte
 	if _, err := rand.Read(ula[1:]); err != nil {

@@ -27,6 +27,7 @@ import (
 	"skein/manager/control"
 	"skein/manager/dispatcher"
 	"skein/manager/forward"
+	"skein/manager/keyring"
 	"skein/manager/placement"
 	"skein/manager/store"
 )
@@ -51,6 +52,8 @@ type Config struct {
 	Join []string
 	// Known returns further addresses of managers, as heard lately; may be nil.
 	Known func() []string
+	// Keys encrypts what is on disk, and is locked and unlocked as the cluster says; nil: everything is plain.
+	Keys *keyring.Keyring
 	// Reserve is the free space in bytes below which no writes are taken; 0: the default.
 	Reserve int64
 	// Disconnect cuts all accepted connections of a node that was removed or lost its role.
@@ -163,6 +166,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	}()
 	wg.Go(func() { m.belong(ctx) })
 	wg.Go(func() { m.guard(ctx) })
+	wg.Go(func() { m.keepLocked(ctx) })
 	m.lead(ctx, node)
 	return nil
 }
@@ -171,10 +175,14 @@ func (m *Manager) open() (*consensus.Node, error) {
 	if err := consensus.CheckLog(filepath.Join(m.cfg.StateDir, "raft")); err != nil {
 		return nil, err
 	}
-	node, err := consensus.Open(consensus.Config{
+	conf := consensus.Config{
 		NodeID: m.cfg.NodeID, Dir: filepath.Join(m.cfg.StateDir, "raft"), Stream: m.streams, Advertise: m.cfg.RPCAddr,
 		Logger: m.cfg.Logger, Store: m.store, Fatal: m.cfg.Fatal, Reserve: m.cfg.Reserve,
-	})
+	}
+	if m.cfg.Keys != nil {
+		conf.Cipher = m.cfg.Keys
+	}
+	node, err := consensus.Open(conf)
 	if err != nil {
 		return nil, err
 	}
@@ -185,6 +193,38 @@ func (m *Manager) open() (*consensus.Node, error) {
 	close(m.ready)
 	m.fire()
 	return node, nil
+}
+
+// keepLocked locks this manager's data keys with the cluster's unlock key, or leaves them plain without one.
+func (m *Manager) keepLocked(ctx context.Context) {
+	if m.cfg.Keys == nil {
+		return
+	}
+	w := m.store.Watch(store.KindCluster)
+	defer w.Close()
+	tick := time.NewTicker(lockRetry)
+	defer tick.Stop()
+	for {
+		var key []byte
+		known := false
+		m.store.View(func(tx store.ReadTx) {
+			if c := tx.Cluster(); c != nil {
+				key, known = c.UnlockKey, true
+			}
+		})
+		if known {
+			if err := m.cfg.Keys.Lock(key); err != nil {
+				m.log.Error("cannot change how the keys of this manager's data are locked; trying again", "retry_in", lockRetry, "err", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.C():
+			w.Take()
+		case <-tick.C: // after a failure
+		}
+	}
 }
 
 // guard cuts off nodes that were removed or demoted, on every manager.
@@ -262,4 +302,5 @@ const (
 	joinRetryMax = 4 * time.Second
 	joinTimeout  = 15 * time.Second
 	guardStep    = time.Second
+	lockRetry    = 5 * time.Second
 )

@@ -136,6 +136,8 @@ type Swarm interface {
 	SwarmInit(ctx context.Context, req swarm.InitRequest) (nodeID string, err error)
 	SwarmJoin(ctx context.Context, req swarm.JoinRequest) error
 	SwarmLeave(ctx context.Context, force bool) error
+	// SwarmUnlock lets a manager whose data is locked take part again.
+	SwarmUnlock(ctx context.Context, key string) error
 	// Control returns the client of the cluster's control service, or an unavailable error with docker's text when this node is no
 	// manager ("This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.").
 	Control(ctx context.Context) (api.ControlClient, error)

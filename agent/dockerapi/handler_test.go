@@ -122,8 +122,8 @@ func TestAnswers(t *testing.T) {
 		{"DELETE", "/nodes/n1", "", 400, `{"message":"node n1 is not down and can't be removed"}`},
 		{"GET", "/nodes/self", "", 200, `{"ID":"` + dockerapitest.NodeID + `"…`},
 		{"POST", "/swarm/join", `{"RemoteAddrs":["a"],"JoinToken":"t"}`, 400, `{"message":"join token \"t\": wrong"}`},
-		{"POST", "/swarm/init", `{"AutoLockManagers":true}`, 501, `{"message":"autolock of managers is not built yet in Skein: leave --autolock out"}`},
-		{"GET", "/swarm/unlockkey", "", 501, `{"message":"autolock of managers, and with it an unlock key, is not built yet in Skein"}`},
+		{"GET", "/swarm/unlockkey", "", 200, `{"UnlockKey":"` + dockerapitest.UnlockKey + `"}`},
+		{"POST", "/swarm/unlock", `{"UnlockKey":"x"}`, 409, `{"message":"swarm is not locked"}`},
 	} {
 		_, _, h := newHandler()
 		w := do(h, tc.method, tc.path, tc.body)

@@ -60,8 +60,6 @@ func missingRoutes(h *handlers) []route {
 		"GET /containers/{id}/export":  "exporting a container",
 		"/containers/{id}/archive":     "copying files from and to a container",
 		"POST /containers/{id}/update": "updating a container's limits",
-		"GET /swarm/unlockkey":         "autolock of managers, and with it an unlock key,",
-		"POST /swarm/unlock":           "autolock of managers, and with it unlocking,",
 	} {
 		routes = append(routes, route{pattern, unbuilt(what)})
 	}

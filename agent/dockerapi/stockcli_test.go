@@ -76,7 +76,7 @@ func TestStockCLI(t *testing.T) {
 		{args: "node ls", want: []string{"n1", "Ready", "Leader"}},
 		{args: "node inspect self --pretty", want: []string{"Hostname:"}},
 		{args: "swarm join-token worker", want: []string{"--token SWMTKN-1-worker"}},
-		{args: "swarm update --autolock=true", want: []string{"autolock of managers is not built yet"}, fails: true},
+		{args: "swarm update --autolock=true", want: []string{"Swarm updated.", "SWMKEY-1-test"}},
 		{args: "secret ls", want: []string{"NAME"}},
 		{args: "service create -d -q --name api --replicas 3 --with-registry-auth localhost:5000/app:1", want: []string{""}},
 		{args: "service ps api", want: []string{"api.1"}},

@@ -18,6 +18,8 @@ func (h *handlers) swarmRoutes() []route {
 		{"POST /swarm/join", h.swarmJoin},
 		{"POST /swarm/leave", h.swarmLeave},
 		{"POST /swarm/update", h.swarmUpdate},
+		{"GET /swarm/unlockkey", h.swarmUnlockKey},
+		{"POST /swarm/unlock", h.swarmUnlock},
 	}
 }
 
@@ -46,20 +48,30 @@ func (h *handlers) swarmInspect(w http.ResponseWriter, r *http.Request) error {
 	return writeRaw(w, obj.GetJson())
 }
 
-// noAutolock refuses what the stores cannot do yet: a wish that was accepted and not carried out would be a false sense of safety.
-func noAutolock(asked bool) error {
-	if asked {
-		return notBuilt("autolock of managers is not built yet in Skein: leave --autolock out")
+// swarmUnlockKey shows the key; it is empty while managers are not locked.
+func (h *handlers) swarmUnlockKey(w http.ResponseWriter, r *http.Request) error {
+	ctl, err := h.control(r.Context())
+	if err != nil {
+		return err
 	}
-	return nil
+	key, err := ctl.GetUnlockKey(r.Context(), &api.Empty{})
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, map[string]string{"UnlockKey": key.GetText()})
+}
+
+func (h *handlers) swarmUnlock(w http.ResponseWriter, r *http.Request) error {
+	var req swarm.UnlockRequest
+	if err := readJSON(w, r, &req); err != nil {
+		return err
+	}
+	return h.Swarm.SwarmUnlock(r.Context(), req.UnlockKey)
 }
 
 func (h *handlers) swarmInit(w http.ResponseWriter, r *http.Request) error {
 	var req swarm.InitRequest
 	if err := readJSON(w, r, &req); err != nil {
-		return err
-	}
-	if err := noAutolock(req.AutoLockManagers || req.Spec.EncryptionConfig.AutoLockManagers); err != nil {
 		return err
 	}
 	id, err := h.Swarm.SwarmInit(r.Context(), req)
@@ -97,9 +109,6 @@ func (h *handlers) swarmUpdate(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	q := r.URL.Query()
-	if err := noAutolock(spec.EncryptionConfig.AutoLockManagers || boolQuery(q, "rotateManagerUnlockKey")); err != nil {
-		return err
-	}
 	version, err := versionQuery(r, "swarm")
 	if err != nil {
 		return err
@@ -111,6 +120,7 @@ func (h *handlers) swarmUpdate(w http.ResponseWriter, r *http.Request) error {
 	_, err = ctl.UpdateCluster(r.Context(), &api.UpdateRequest{
 		Version: version, SpecJson: withoutParameters(raw),
 		RotateWorkerToken: boolQuery(q, "rotateWorkerToken"), RotateManagerToken: boolQuery(q, "rotateManagerToken"),
+		RotateUnlockKey: boolQuery(q, "rotateManagerUnlockKey"),
 	})
 	return err
 }

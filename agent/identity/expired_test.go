@@ -36,7 +36,7 @@ func TestExpired(t *testing.T) {
 		t.Fatal(err)
 	}
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(100 * time.Millisecond) {
-		_, err = identity.Load(dir)
+		_, err = identity.Load(dir, nil)
 		if err != nil || time.Now().After(end) {
 			break
 		}

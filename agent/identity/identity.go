@@ -4,12 +4,13 @@
 // Join or Install wrote. Run renews at a random point between 50 and 80 % of the certificate's life, or at once when asked. ServerTLS and
 // ClientTLS give configurations that follow renewals by themselves and trust nothing but the cluster's root.
 //
-// Keys are in files of mode 0600 and never in logs or errors. A key and its certificate are one file, replaced by rename, so that a crash
+// Keys are in files of mode 0600 and never in logs or errors; with a Vault the node's key is encrypted as well. A key and its certificate are one file, replaced by rename, so that a crash
 // leaves the old pair or the new. It does not decide what a role may do. Who uses it: cmd/daemon; agent and transport get TLS
 // configurations from there.
 package identity
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -17,6 +18,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -37,6 +39,15 @@ const (
 // maxFileBytes bounds what is read back from disk.
 const maxFileBytes = 64 << 10
 
+// Vault encrypts the file of the node's key: a manager whose log is locked must not leave beside it what opens other managers' doors.
+type Vault interface {
+	Seal(plain, bound []byte) []byte
+	Unseal(sealed, bound []byte) ([]byte, error)
+}
+
+// sealedMagic begins an encrypted file; a plain one begins with PEM's dashes.
+const sealedMagic = "SKEIN-SEALED-1\n"
+
 // Identity is this node's identity in its cluster. Safe for concurrent use.
 type Identity struct {
 	dir    string
@@ -46,16 +57,21 @@ type Identity struct {
 	now    func() time.Time
 	cur    atomic.Pointer[material]
 	renew  chan struct{} // capacity 1: a renewal is wanted
+
+	file  sync.Mutex // held over the replacement of the node file
+	vault Vault      // under file; nil: plain
 }
 
 // material is what a renewal replaces.
 type material struct {
 	cert tls.Certificate
 	id   api.NodeIdentity
+	pem  []byte // key, then certificate
 }
 
-// Load reads the identity below stateDir. Without one it fails with kind not found; with an expired one with failed precondition.
-func Load(stateDir string) (*Identity, error) {
+// Load reads the identity below stateDir, which vault decrypts if it is encrypted; nil where there is none. Without an identity it fails
+// with kind not found; with an expired one with failed precondition.
+func Load(stateDir string, vault Vault) (*Identity, error) {
 	dir := filepath.Join(stateDir, dirName)
 	nodePEM, err := readFile(filepath.Join(dir, nodeFile))
 	if errors.Is(err, os.ErrNotExist) {
@@ -63,6 +79,10 @@ func Load(stateDir string) (*Identity, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("load identity: %w", err)
+	}
+	sealed := false
+	if nodePEM, sealed, err = unseal(nodePEM, vault); err != nil {
+		return nil, fmt.Errorf("load identity: %s: %w", filepath.Join(dir, nodeFile), err)
 	}
 	rootPEM, err := readFile(filepath.Join(dir, rootFile))
 	if err != nil {
@@ -80,11 +100,51 @@ func Load(stateDir string) (*Identity, error) {
 		}
 		return nil, fmt.Errorf("load identity: %s is damaged: %w", filepath.Join(dir, file), err)
 	}
+	if sealed {
+		i.vault = vault
+	}
 	if leaf := i.cur.Load().cert.Leaf; i.now().After(leaf.NotAfter) {
 		return nil, api.Errorf(errdefs.ErrFailedPrecondition, "load identity: the certificate of node %s expired on %s because the node was away too long; leave with \"docker swarm leave --force\" and join again",
 			i.NodeID(), leaf.NotAfter.UTC().Format(time.RFC3339))
 	}
 	return i, nil
+}
+
+func unseal(b []byte, vault Vault) (plain []byte, sealed bool, err error) {
+	rest, sealed := bytes.CutPrefix(b, []byte(sealedMagic))
+	switch {
+	case !sealed:
+		return b, false, nil
+	case vault == nil:
+		return nil, true, errors.New("it is encrypted, and the keys of this manager's data are gone")
+	}
+	plain, err = vault.Unseal(rest, []byte(nodeFile))
+	return plain, true, err
+}
+
+// Protect encrypts the file of the node's key with vault from now on; nil makes it plain again. It returns when that is durable.
+func (i *Identity) Protect(vault Vault) error {
+	i.file.Lock()
+	defer i.file.Unlock()
+	if (vault == nil) == (i.vault == nil) {
+		i.vault = vault
+		return nil
+	}
+	return i.store(i.cur.Load(), vault)
+}
+
+// store writes the node file and uses what it holds. It is called with file held.
+func (i *Identity) store(m *material, vault Vault) error {
+	content := m.pem
+	if vault != nil {
+		content = append([]byte(sealedMagic), vault.Seal(m.pem, []byte(nodeFile))...)
+	}
+	if err := writeFile(i.dir, nodeFile, content); err != nil {
+		return err
+	}
+	i.vault = vault
+	i.cur.Store(m)
+	return nil
 }
 
 // Exists reports whether stateDir holds an identity.
@@ -156,7 +216,7 @@ func parseMaterial(nodePEM []byte) (*material, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &material{cert: cert, id: id}, nil
+	return &material{cert: cert, id: id, pem: nodePEM}, nil
 }
 
 func parseRoot(rootPEM []byte) (*x509.Certificate, error) {

@@ -17,6 +17,7 @@ import (
 	"skein/agent/identity/identitytest"
 	"skein/agent/transport"
 	"skein/manager/api"
+	"skein/manager/keyring"
 )
 
 // serve runs a manager's port whose CA service is given.
@@ -73,10 +74,16 @@ func TestJoinLoadRenew(t *testing.T) {
 	if bytes.Equal(old.Certificate[0], fresh.Certificate[0]) {
 		t.Error("a configuration made before the renewal still shows the old certificate")
 	}
-	again, err := identity.Load(o.StateDir)
+	again, err := identity.Load(o.StateDir, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
+	checkVault(t, o.StateDir, again, conn)
+	again, err = identity.Load(o.StateDir, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fresh, _ = id.ServerTLS().GetCertificate(nil)
 	got, _ := again.ServerTLS().GetCertificate(nil)
 	if again.NodeID() != id.NodeID() || !bytes.Equal(got.Certificate[0], fresh.Certificate[0]) {
 		t.Error("what is loaded is not what was renewed")
@@ -84,8 +91,58 @@ func TestJoinLoadRenew(t *testing.T) {
 	if err := identity.Remove(o.StateDir); err != nil || identity.Exists(o.StateDir) {
 		t.Errorf("remove: %v", err)
 	}
-	if _, err := identity.Load(o.StateDir); !errdefs.IsNotFound(err) {
+	if _, err := identity.Load(o.StateDir, nil); !errdefs.IsNotFound(err) {
 		t.Errorf("load after remove: %v, want not found", err)
+	}
+}
+
+// checkVault encrypts the node's key and makes it plain again; a renewal in between keeps it encrypted. The first identity is left as it is
+// on the disk.
+func checkVault(t *testing.T, dir string, id *identity.Identity, conn grpc.ClientConnInterface) {
+	t.Helper()
+	path := filepath.Join(dir, "certificates", "node.pem")
+	was, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := keyring.Create(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := keyring.Create(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	encrypted := func(when string) {
+		t.Helper()
+		if b, err := os.ReadFile(path); err != nil || bytes.Contains(b, []byte("KEY")) || bytes.Contains(b, []byte("CERT")) {
+			t.Errorf("%s: %v, the file is plain", when, err)
+		}
+		if again, err := identity.Load(dir, keys); err != nil || again.NodeID() != id.NodeID() {
+			t.Errorf("%s: load: %v", when, err)
+		}
+		for name, vault := range map[string]identity.Vault{"no": nil, "other": other} {
+			if _, err := identity.Load(dir, vault); err == nil || errdefs.IsNotFound(err) {
+				t.Errorf("%s: load with %s keys: %v", when, name, err)
+			}
+		}
+	}
+	if err := id.Protect(keys); err != nil {
+		t.Fatal(err)
+	}
+	encrypted("after Protect")
+	if err := id.Renew(t.Context(), conn); err != nil {
+		t.Fatal(err)
+	}
+	encrypted("after a renewal")
+	if err := id.Protect(nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := identity.Load(dir, nil); err != nil {
+		t.Errorf("plain again: %v", err)
+	}
+	if err := os.WriteFile(path, was, 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
 

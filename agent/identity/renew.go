@@ -119,9 +119,10 @@ func (i *Identity) Renew(ctx context.Context, conn grpc.ClientConnInterface) err
 	if m.id.NodeID != i.NodeID() {
 		return errors.New("renew certificate: the answer is for another node")
 	}
-	if err := writeFile(i.dir, nodeFile, nodePEM); err != nil {
+	i.file.Lock()
+	defer i.file.Unlock()
+	if err := i.store(m, i.vault); err != nil {
 		return fmt.Errorf("renew certificate of node %s: %w", i.NodeID(), err)
 	}
-	i.cur.Store(m)
 	return nil
 }

@@ -17,6 +17,7 @@ import (
 	"skein/agent/engine"
 	"skein/agent/identity"
 	"skein/manager/api"
+	"skein/manager/keyring"
 	"skein/overlay"
 )
 
@@ -24,6 +25,7 @@ const (
 	textNotManager = "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again."
 	textWorker     = "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. Please run this command on a manager node or promote the current node to a manager."
 	textAlready    = "This node is already part of a swarm. Use \"docker swarm leave\" to leave this swarm and join another one."
+	textLocked     = "Swarm is encrypted and needs to be unlocked before it can be used. Please use \"docker swarm unlock\" to unlock it."
 	textNotPart    = "This node is not part of a swarm"
 )
 
@@ -34,13 +36,15 @@ type membership struct {
 	network *overlay.Driver
 	log     *slog.Logger
 
-	op     sync.Mutex // serialises init, join, leave, changes of the role
-	closed bool       // under op: the daemon ends
+	op     sync.Mutex       // serialises init, join, leave, unlock, changes of the role
+	closed bool             // under op: the daemon ends
+	keys   *keyring.Keyring // under op: of a manager's data; nil on others
 
 	mu   sync.RWMutex
 	node *clusterNode // nil: not in a cluster. While the role changes it is the former one, ended.
 	err  error        // why a node that should be in a cluster is not
 	note string       // why a node that was in a cluster is not any more
+	lock bool         // this manager's data is locked: err says so
 
 	wg sync.WaitGroup // of those that follow a node's role
 }
@@ -61,15 +65,20 @@ func (m *membership) resume(ctx context.Context) error {
 	if !identity.Exists(m.identityDir()) {
 		return nil
 	}
-	s, err := m.loadSettings()
-	var id *identity.Identity
-	if err == nil {
-		if id, err = identity.Load(m.identityDir()); err != nil && !errdefs.IsFailedPrecondition(err) { // which says what to do
-			err = fmt.Errorf("%w: restore the file, or leave with \"docker swarm leave --force\" and join again", err)
+	var err error
+	m.keys = nil
+	if keyring.Exists(m.clusterDir()) {
+		if m.keys, err = keyring.Open(m.clusterDir()); errors.Is(err, keyring.ErrLocked) {
+			m.log.Warn("this manager is locked: unlock it with \"docker swarm unlock\"")
+			m.set(nil, api.Errorf(errdefs.ErrUnavailable, "%s", textLocked), "")
+			m.mu.Lock()
+			m.lock = true
+			m.mu.Unlock()
+			return nil
 		}
 	}
 	if err == nil {
-		err = m.start(id, s, nil)
+		err = m.takeUp()
 	}
 	if err != nil {
 		// The node's own containers go on, and the API tells why the cluster does not.
@@ -79,10 +88,89 @@ func (m *membership) resume(ctx context.Context) error {
 	return nil
 }
 
+// takeUp starts the node's part from what is on disk.
+func (m *membership) takeUp() error {
+	s, err := m.loadSettings()
+	var id *identity.Identity
+	if err == nil {
+		if id, err = identity.Load(m.identityDir(), m.vault()); err != nil && !errdefs.IsFailedPrecondition(err) { // which says what to do
+			err = fmt.Errorf("%w: restore the file, or leave with \"docker swarm leave --force\" and join again", err)
+		}
+	}
+	if err == nil {
+		err = m.start(id, s, nil)
+	}
+	return err
+}
+
+// vault is what encrypts the node's key.
+func (m *membership) vault() identity.Vault {
+	if m.keys == nil {
+		return nil
+	}
+	return m.keys
+}
+
+// useKeys gives a manager its data keys and encrypts the node's key with them; a worker has none. A crash on the way leaves what the
+// next start understands: the keys are made before anything is encrypted with them, and removed after nothing is.
+func (m *membership) useKeys(id *identity.Identity) (err error) {
+	if id.Role() == api.RoleManager {
+		if m.keys == nil {
+			if m.keys, err = keyring.Create(m.clusterDir()); err != nil {
+				return err
+			}
+		}
+		return id.Protect(m.keys)
+	}
+	if err := id.Protect(nil); err != nil {
+		return err
+	}
+	// The log holds the cluster's keys, which are no business of a worker.
+	if err := os.RemoveAll(filepath.Join(m.clusterDir(), "raft")); err != nil {
+		return fmt.Errorf("remove the raft log of a former manager: %w", err)
+	}
+	m.keys = nil
+	if err := os.Remove(keyring.Path(m.clusterDir())); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove the data keys of a former manager: %w", err)
+	}
+	return nil
+}
+
+// SwarmUnlock lets a locked manager take part again.
+func (m *membership) SwarmUnlock(_ context.Context, key string) error {
+	m.op.Lock()
+	defer m.op.Unlock()
+	if !m.locked() {
+		if !identity.Exists(m.identityDir()) {
+			return api.Errorf(errdefs.ErrUnavailable, "%s", textNotManager)
+		}
+		return api.Errorf(errdefs.ErrConflict, "swarm is not locked")
+	}
+	keys, err := keyring.Unlock(m.clusterDir(), key)
+	if err != nil {
+		return err
+	}
+	m.keys = keys
+	m.set(nil, nil, "")
+	if err := m.takeUp(); err != nil {
+		m.log.Error("cannot take part in the cluster", "err", err)
+		m.set(nil, err, "")
+		return err
+	}
+	m.log.Info("this manager is unlocked")
+	return nil
+}
+
+func (m *membership) locked() bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.lock
+}
+
 // set changes what the node is.
 func (m *membership) set(n *clusterNode, err error, note string) {
 	m.mu.Lock()
-	m.node, m.err, m.note = n, err, note
+	m.node, m.err, m.note, m.lock = n, err, note, false
 	m.mu.Unlock()
 }
 
@@ -90,6 +178,9 @@ func (m *membership) set(n *clusterNode, err error, note string) {
 func (m *membership) start(id *identity.Identity, s settings, found *founding) error {
 	if m.closed {
 		return api.Errorf(errdefs.ErrUnavailable, "the daemon is ending")
+	}
+	if err := m.useKeys(id); err != nil {
+		return err
 	}
 	n, err := startNode(m, id, s, found)
 	if err != nil {
@@ -124,9 +215,12 @@ func (m *membership) end() {
 // SwarmInfo is the Swarm part of docker info.
 func (m *membership) SwarmInfo(ctx context.Context) swarm.Info {
 	m.mu.RLock()
-	n, broken, note := m.node, m.err, m.note
+	n, broken, note, locked := m.node, m.err, m.note, m.lock
 	m.mu.RUnlock()
 	if n == nil {
+		if locked {
+			return swarm.Info{LocalNodeState: swarm.LocalNodeStateLocked, Error: broken.Error()}
+		}
 		if broken != nil {
 			return swarm.Info{LocalNodeState: swarm.LocalNodeStateError, Error: broken.Error()}
 		}
@@ -142,11 +236,11 @@ func (m *membership) SwarmInit(ctx context.Context, req swarm.InitRequest) (stri
 	if identity.Exists(m.identityDir()) {
 		return "", api.Errorf(errdefs.ErrUnavailable, "%s", textAlready)
 	}
-	switch {
-	case req.ForceNewCluster:
+	if req.ForceNewCluster {
 		return "", api.Errorf(errdefs.ErrNotImplemented, "--force-new-cluster is not supported by this version of skein")
-	case req.AutoLockManagers || req.Spec.EncryptionConfig.AutoLockManagers:
-		return "", api.Errorf(errdefs.ErrNotImplemented, "--autolock is not supported by this version of skein")
+	}
+	if req.AutoLockManagers { // where clients of old put it
+		req.Spec.EncryptionConfig.AutoLockManagers = true
 	}
 	s, err := m.settingsFor(req.ListenAddr, req.AdvertiseAddr, req.DataPathAddr)
 	if err != nil {
@@ -267,6 +361,9 @@ func (m *membership) SwarmLeave(ctx context.Context, force bool) error {
 		return api.Errorf(errdefs.ErrUnavailable, "%s", textNotPart)
 	}
 	n := m.current()
+	if m.locked() && !force {
+		return api.Errorf(errdefs.ErrUnavailable, "%s Or leave all the same with \"docker swarm leave --force\".", textLocked)
+	}
 	if n != nil && n.manager != nil && !force {
 		return api.Errorf(errdefs.ErrFailedPrecondition, "You are attempting to leave the swarm on a node that is participating as a manager. Removing this node leaves the swarm with fewer managers; the only way to restore a swarm that has lost consensus is to reinitialize it. Use `--force` to suppress this message.")
 	}
@@ -323,6 +420,7 @@ func (m *membership) forget() error {
 	if err := identity.Remove(m.identityDir()); err != nil {
 		return err
 	}
+	m.keys = nil
 	return os.RemoveAll(m.clusterDir())
 }
 
@@ -346,9 +444,11 @@ func (m *membership) Agent(ctx context.Context, nodeID string) (api.AgentClient,
 
 func (m *membership) managerNode() (*clusterNode, error) {
 	m.mu.RLock()
-	n, broken := m.node, m.err
+	n, broken, locked := m.node, m.err, m.lock
 	m.mu.RUnlock()
 	switch {
+	case n == nil && locked:
+		return nil, broken
 	case n == nil && broken != nil:
 		return nil, api.Errorf(errdefs.ErrUnavailable, "this node cannot take part in its swarm: %v", broken)
 	case n == nil:

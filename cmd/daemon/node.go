@@ -108,10 +108,6 @@ func (n *clusterNode) build(m *membership) error {
 		n.control = n.manager.Control()
 		opts = append(opts, n.manager.ServerOptions()...)
 	} else {
-		// A manager that was demoted: the log holds the cluster's keys, which are no business of a worker.
-		if err := os.RemoveAll(filepath.Join(m.clusterDir(), "raft")); err != nil {
-			return fmt.Errorf("remove the raft log of a former manager: %w", err)
-		}
 		az := authz.New(authz.Config{Role: n.roleOf, Logger: n.log})
 		opts = append(opts, grpc.ChainUnaryInterceptor(az.Unary()), grpc.ChainStreamInterceptor(az.Stream()))
 	}
@@ -157,7 +153,7 @@ func (n *clusterNode) managerConfig(m *membership) manager.Config {
 		RaftListener: n.mux.Raft(),
 		DialRaft:     func(ctx context.Context, addr string) (net.Conn, error) { return n.mux.Dial(ctx, addr, api.ALPNRaft) },
 		DialManager:  n.dialManager, DialNode: n.dialNode, Join: n.settings.Seeds, Known: n.managers, Disconnect: n.mux.Disconnect,
-		Reserve: m.cfg.reserve,
+		Reserve: m.cfg.reserve, Keys: m.keys,
 		Fatal: func(code int, err error) {
 			n.log.Error("this node's manager cannot go on", "err", err)
 			os.Exit(code)

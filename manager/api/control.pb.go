@@ -409,6 +409,7 @@ type UpdateRequest struct {
 	Rollback           string                 `protobuf:"bytes,5,opt,name=rollback,proto3" json:"rollback,omitempty"` // "previous"
 	RotateWorkerToken  bool                   `protobuf:"varint,6,opt,name=rotate_worker_token,json=rotateWorkerToken,proto3" json:"rotate_worker_token,omitempty"`
 	RotateManagerToken bool                   `protobuf:"varint,7,opt,name=rotate_manager_token,json=rotateManagerToken,proto3" json:"rotate_manager_token,omitempty"`
+	RotateUnlockKey    bool                   `protobuf:"varint,8,opt,name=rotate_unlock_key,json=rotateUnlockKey,proto3" json:"rotate_unlock_key,omitempty"`
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -492,6 +493,57 @@ func (x *UpdateRequest) GetRotateManagerToken() bool {
 	return false
 }
 
+func (x *UpdateRequest) GetRotateUnlockKey() bool {
+	if x != nil {
+		return x.RotateUnlockKey
+	}
+	return false
+}
+
+type UnlockKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Text          string                 `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnlockKey) Reset() {
+	*x = UnlockKey{}
+	mi := &file_control_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnlockKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnlockKey) ProtoMessage() {}
+
+func (x *UnlockKey) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnlockKey.ProtoReflect.Descriptor instead.
+func (*UnlockKey) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *UnlockKey) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
 type Updated struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Warnings      []string               `protobuf:"bytes,1,rep,name=warnings,proto3" json:"warnings,omitempty"`
@@ -501,7 +553,7 @@ type Updated struct {
 
 func (x *Updated) Reset() {
 	*x = Updated{}
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -513,7 +565,7 @@ func (x *Updated) String() string {
 func (*Updated) ProtoMessage() {}
 
 func (x *Updated) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -526,7 +578,7 @@ func (x *Updated) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Updated.ProtoReflect.Descriptor instead.
 func (*Updated) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{9}
+	return file_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Updated) GetWarnings() []string {
@@ -546,7 +598,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -558,7 +610,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -571,7 +623,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{10}
+	return file_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RemoveRequest) GetRef() string {
@@ -597,7 +649,7 @@ type NetStatusReply struct {
 
 func (x *NetStatusReply) Reset() {
 	*x = NetStatusReply{}
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -609,7 +661,7 @@ func (x *NetStatusReply) String() string {
 func (*NetStatusReply) ProtoMessage() {}
 
 func (x *NetStatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -622,7 +674,7 @@ func (x *NetStatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetStatusReply.ProtoReflect.Descriptor instead.
 func (*NetStatusReply) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{11}
+	return file_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *NetStatusReply) GetRows() []*NetStatusRow {
@@ -646,7 +698,7 @@ type NetStatusRow struct {
 
 func (x *NetStatusRow) Reset() {
 	*x = NetStatusRow{}
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -658,7 +710,7 @@ func (x *NetStatusRow) String() string {
 func (*NetStatusRow) ProtoMessage() {}
 
 func (x *NetStatusRow) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -671,7 +723,7 @@ func (x *NetStatusRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetStatusRow.ProtoReflect.Descriptor instead.
 func (*NetStatusRow) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{12}
+	return file_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *NetStatusRow) GetNodeId() string {
@@ -725,7 +777,7 @@ type RootCA struct {
 
 func (x *RootCA) Reset() {
 	*x = RootCA{}
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -737,7 +789,7 @@ func (x *RootCA) String() string {
 func (*RootCA) ProtoMessage() {}
 
 func (x *RootCA) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -750,7 +802,7 @@ func (x *RootCA) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RootCA.ProtoReflect.Descriptor instead.
 func (*RootCA) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{13}
+	return file_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RootCA) GetCertPem() []byte {
@@ -774,7 +826,7 @@ type IssueRequest struct {
 
 func (x *IssueRequest) Reset() {
 	*x = IssueRequest{}
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -786,7 +838,7 @@ func (x *IssueRequest) String() string {
 func (*IssueRequest) ProtoMessage() {}
 
 func (x *IssueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -799,7 +851,7 @@ func (x *IssueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueRequest.ProtoReflect.Descriptor instead.
 func (*IssueRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{14}
+	return file_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *IssueRequest) GetToken() string {
@@ -857,7 +909,7 @@ type IssueReply struct {
 
 func (x *IssueReply) Reset() {
 	*x = IssueReply{}
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -869,7 +921,7 @@ func (x *IssueReply) String() string {
 func (*IssueReply) ProtoMessage() {}
 
 func (x *IssueReply) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -882,7 +934,7 @@ func (x *IssueReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueReply.ProtoReflect.Descriptor instead.
 func (*IssueReply) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{15}
+	return file_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *IssueReply) GetNodeId() string {
@@ -930,7 +982,7 @@ type MemberRequest struct {
 
 func (x *MemberRequest) Reset() {
 	*x = MemberRequest{}
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -942,7 +994,7 @@ func (x *MemberRequest) String() string {
 func (*MemberRequest) ProtoMessage() {}
 
 func (x *MemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -955,7 +1007,7 @@ func (x *MemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberRequest.ProtoReflect.Descriptor instead.
 func (*MemberRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{16}
+	return file_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *MemberRequest) GetNodeId() string {
@@ -981,7 +1033,7 @@ type MemberReply struct {
 
 func (x *MemberReply) Reset() {
 	*x = MemberReply{}
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -993,7 +1045,7 @@ func (x *MemberReply) String() string {
 func (*MemberReply) ProtoMessage() {}
 
 func (x *MemberReply) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1006,7 +1058,7 @@ func (x *MemberReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberReply.ProtoReflect.Descriptor instead.
 func (*MemberReply) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{17}
+	return file_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *MemberReply) GetManagers() []*ManagerPeer {
@@ -1031,7 +1083,7 @@ type TaskLogsRequest struct {
 
 func (x *TaskLogsRequest) Reset() {
 	*x = TaskLogsRequest{}
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1043,7 +1095,7 @@ func (x *TaskLogsRequest) String() string {
 func (*TaskLogsRequest) ProtoMessage() {}
 
 func (x *TaskLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1056,7 +1108,7 @@ func (x *TaskLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskLogsRequest.ProtoReflect.Descriptor instead.
 func (*TaskLogsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{18}
+	return file_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TaskLogsRequest) GetTaskId() string {
@@ -1119,7 +1171,7 @@ type LogChunk struct {
 
 func (x *LogChunk) Reset() {
 	*x = LogChunk{}
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1131,7 +1183,7 @@ func (x *LogChunk) String() string {
 func (*LogChunk) ProtoMessage() {}
 
 func (x *LogChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1144,7 +1196,7 @@ func (x *LogChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogChunk.ProtoReflect.Descriptor instead.
 func (*LogChunk) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{19}
+	return file_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *LogChunk) GetTime() int64 {
@@ -1196,7 +1248,7 @@ const file_control_proto_rawDesc = "" +
 	"\rregistry_auth\x18\x02 \x01(\tR\fregistryAuth\"5\n" +
 	"\aCreated\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
-	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"\xfb\x01\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"\xa7\x02\n" +
 	"\rUpdateRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x1b\n" +
@@ -1204,7 +1256,10 @@ const file_control_proto_rawDesc = "" +
 	"\rregistry_auth\x18\x04 \x01(\tR\fregistryAuth\x12\x1a\n" +
 	"\brollback\x18\x05 \x01(\tR\brollback\x12.\n" +
 	"\x13rotate_worker_token\x18\x06 \x01(\bR\x11rotateWorkerToken\x120\n" +
-	"\x14rotate_manager_token\x18\a \x01(\bR\x12rotateManagerToken\"%\n" +
+	"\x14rotate_manager_token\x18\a \x01(\bR\x12rotateManagerToken\x12*\n" +
+	"\x11rotate_unlock_key\x18\b \x01(\bR\x0frotateUnlockKey\"\x1f\n" +
+	"\tUnlockKey\x12\x12\n" +
+	"\x04text\x18\x01 \x01(\tR\x04text\"%\n" +
 	"\aUpdated\x12\x1a\n" +
 	"\bwarnings\x18\x01 \x03(\tR\bwarnings\"7\n" +
 	"\rRemoveRequest\x12\x10\n" +
@@ -1253,11 +1308,12 @@ const file_control_proto_rawDesc = "" +
 	"\bLogChunk\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x16\n" +
 	"\x06stream\x18\x02 \x01(\rR\x06stream\x12\x12\n" +
-	"\x04line\x18\x03 \x01(\fR\x04line2\x99\t\n" +
+	"\x04line\x18\x03 \x01(\fR\x04line2\xd7\t\n" +
 	"\aControl\x12<\n" +
 	"\n" +
 	"GetCluster\x12\x18.skein.api.v1.GetRequest\x1a\x14.skein.api.v1.Object\x12A\n" +
-	"\rUpdateCluster\x12\x1b.skein.api.v1.UpdateRequest\x1a\x13.skein.api.v1.Empty\x12=\n" +
+	"\rUpdateCluster\x12\x1b.skein.api.v1.UpdateRequest\x1a\x13.skein.api.v1.Empty\x12<\n" +
+	"\fGetUnlockKey\x12\x13.skein.api.v1.Empty\x1a\x17.skein.api.v1.UnlockKey\x12=\n" +
 	"\tListNodes\x12\x19.skein.api.v1.ListRequest\x1a\x15.skein.api.v1.Objects\x129\n" +
 	"\aGetNode\x12\x18.skein.api.v1.GetRequest\x1a\x14.skein.api.v1.Object\x12>\n" +
 	"\n" +
@@ -1302,7 +1358,7 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_control_proto_goTypes = []any{
 	(*Empty)(nil),           // 0: skein.api.v1.Empty
 	(*Object)(nil),          // 1: skein.api.v1.Object
@@ -1313,77 +1369,80 @@ var file_control_proto_goTypes = []any{
 	(*CreateRequest)(nil),   // 6: skein.api.v1.CreateRequest
 	(*Created)(nil),         // 7: skein.api.v1.Created
 	(*UpdateRequest)(nil),   // 8: skein.api.v1.UpdateRequest
-	(*Updated)(nil),         // 9: skein.api.v1.Updated
-	(*RemoveRequest)(nil),   // 10: skein.api.v1.RemoveRequest
-	(*NetStatusReply)(nil),  // 11: skein.api.v1.NetStatusReply
-	(*NetStatusRow)(nil),    // 12: skein.api.v1.NetStatusRow
-	(*RootCA)(nil),          // 13: skein.api.v1.RootCA
-	(*IssueRequest)(nil),    // 14: skein.api.v1.IssueRequest
-	(*IssueReply)(nil),      // 15: skein.api.v1.IssueReply
-	(*MemberRequest)(nil),   // 16: skein.api.v1.MemberRequest
-	(*MemberReply)(nil),     // 17: skein.api.v1.MemberReply
-	(*TaskLogsRequest)(nil), // 18: skein.api.v1.TaskLogsRequest
-	(*LogChunk)(nil),        // 19: skein.api.v1.LogChunk
-	nil,                     // 20: skein.api.v1.ListRequest.FiltersEntry
-	(*ManagerPeer)(nil),     // 21: skein.api.v1.ManagerPeer
+	(*UnlockKey)(nil),       // 9: skein.api.v1.UnlockKey
+	(*Updated)(nil),         // 10: skein.api.v1.Updated
+	(*RemoveRequest)(nil),   // 11: skein.api.v1.RemoveRequest
+	(*NetStatusReply)(nil),  // 12: skein.api.v1.NetStatusReply
+	(*NetStatusRow)(nil),    // 13: skein.api.v1.NetStatusRow
+	(*RootCA)(nil),          // 14: skein.api.v1.RootCA
+	(*IssueRequest)(nil),    // 15: skein.api.v1.IssueRequest
+	(*IssueReply)(nil),      // 16: skein.api.v1.IssueReply
+	(*MemberRequest)(nil),   // 17: skein.api.v1.MemberRequest
+	(*MemberReply)(nil),     // 18: skein.api.v1.MemberReply
+	(*TaskLogsRequest)(nil), // 19: skein.api.v1.TaskLogsRequest
+	(*LogChunk)(nil),        // 20: skein.api.v1.LogChunk
+	nil,                     // 21: skein.api.v1.ListRequest.FiltersEntry
+	(*ManagerPeer)(nil),     // 22: skein.api.v1.ManagerPeer
 }
 var file_control_proto_depIdxs = []int32{
-	20, // 0: skein.api.v1.ListRequest.filters:type_name -> skein.api.v1.ListRequest.FiltersEntry
-	12, // 1: skein.api.v1.NetStatusReply.rows:type_name -> skein.api.v1.NetStatusRow
-	21, // 2: skein.api.v1.MemberReply.managers:type_name -> skein.api.v1.ManagerPeer
+	21, // 0: skein.api.v1.ListRequest.filters:type_name -> skein.api.v1.ListRequest.FiltersEntry
+	13, // 1: skein.api.v1.NetStatusReply.rows:type_name -> skein.api.v1.NetStatusRow
+	22, // 2: skein.api.v1.MemberReply.managers:type_name -> skein.api.v1.ManagerPeer
 	5,  // 3: skein.api.v1.ListRequest.FiltersEntry.value:type_name -> skein.api.v1.StringList
 	3,  // 4: skein.api.v1.Control.GetCluster:input_type -> skein.api.v1.GetRequest
 	8,  // 5: skein.api.v1.Control.UpdateCluster:input_type -> skein.api.v1.UpdateRequest
-	4,  // 6: skein.api.v1.Control.ListNodes:input_type -> skein.api.v1.ListRequest
-	3,  // 7: skein.api.v1.Control.GetNode:input_type -> skein.api.v1.GetRequest
-	8,  // 8: skein.api.v1.Control.UpdateNode:input_type -> skein.api.v1.UpdateRequest
-	10, // 9: skein.api.v1.Control.RemoveNode:input_type -> skein.api.v1.RemoveRequest
-	4,  // 10: skein.api.v1.Control.ListServices:input_type -> skein.api.v1.ListRequest
-	3,  // 11: skein.api.v1.Control.GetService:input_type -> skein.api.v1.GetRequest
-	6,  // 12: skein.api.v1.Control.CreateService:input_type -> skein.api.v1.CreateRequest
-	8,  // 13: skein.api.v1.Control.UpdateService:input_type -> skein.api.v1.UpdateRequest
-	10, // 14: skein.api.v1.Control.RemoveService:input_type -> skein.api.v1.RemoveRequest
-	4,  // 15: skein.api.v1.Control.ListTasks:input_type -> skein.api.v1.ListRequest
-	3,  // 16: skein.api.v1.Control.GetTask:input_type -> skein.api.v1.GetRequest
-	4,  // 17: skein.api.v1.Control.ListNetworks:input_type -> skein.api.v1.ListRequest
-	3,  // 18: skein.api.v1.Control.GetNetwork:input_type -> skein.api.v1.GetRequest
-	6,  // 19: skein.api.v1.Control.CreateNetwork:input_type -> skein.api.v1.CreateRequest
-	10, // 20: skein.api.v1.Control.RemoveNetwork:input_type -> skein.api.v1.RemoveRequest
-	4,  // 21: skein.api.v1.Control.NetStatus:input_type -> skein.api.v1.ListRequest
-	0,  // 22: skein.api.v1.CA.GetRootCA:input_type -> skein.api.v1.Empty
-	14, // 23: skein.api.v1.CA.IssueCertificate:input_type -> skein.api.v1.IssueRequest
-	14, // 24: skein.api.v1.CA.RenewCertificate:input_type -> skein.api.v1.IssueRequest
-	16, // 25: skein.api.v1.Membership.Join:input_type -> skein.api.v1.MemberRequest
-	16, // 26: skein.api.v1.Membership.Leave:input_type -> skein.api.v1.MemberRequest
-	18, // 27: skein.api.v1.Agent.TaskLogs:input_type -> skein.api.v1.TaskLogsRequest
-	0,  // 28: skein.api.v1.Agent.Ping:input_type -> skein.api.v1.Empty
-	1,  // 29: skein.api.v1.Control.GetCluster:output_type -> skein.api.v1.Object
-	0,  // 30: skein.api.v1.Control.UpdateCluster:output_type -> skein.api.v1.Empty
-	2,  // 31: skein.api.v1.Control.ListNodes:output_type -> skein.api.v1.Objects
-	1,  // 32: skein.api.v1.Control.GetNode:output_type -> skein.api.v1.Object
-	0,  // 33: skein.api.v1.Control.UpdateNode:output_type -> skein.api.v1.Empty
-	0,  // 34: skein.api.v1.Control.RemoveNode:output_type -> skein.api.v1.Empty
-	2,  // 35: skein.api.v1.Control.ListServices:output_type -> skein.api.v1.Objects
-	1,  // 36: skein.api.v1.Control.GetService:output_type -> skein.api.v1.Object
-	7,  // 37: skein.api.v1.Control.CreateService:output_type -> skein.api.v1.Created
-	9,  // 38: skein.api.v1.Control.UpdateService:output_type -> skein.api.v1.Updated
-	0,  // 39: skein.api.v1.Control.RemoveService:output_type -> skein.api.v1.Empty
-	2,  // 40: skein.api.v1.Control.ListTasks:output_type -> skein.api.v1.Objects
-	1,  // 41: skein.api.v1.Control.GetTask:output_type -> skein.api.v1.Object
-	2,  // 42: skein.api.v1.Control.ListNetworks:output_type -> skein.api.v1.Objects
-	1,  // 43: skein.api.v1.Control.GetNetwork:output_type -> skein.api.v1.Object
-	7,  // 44: skein.api.v1.Control.CreateNetwork:output_type -> skein.api.v1.Created
-	0,  // 45: skein.api.v1.Control.RemoveNetwork:output_type -> skein.api.v1.Empty
-	11, // 46: skein.api.v1.Control.NetStatus:output_type -> skein.api.v1.NetStatusReply
-	13, // 47: skein.api.v1.CA.GetRootCA:output_type -> skein.api.v1.RootCA
-	15, // 48: skein.api.v1.CA.IssueCertificate:output_type -> skein.api.v1.IssueReply
-	15, // 49: skein.api.v1.CA.RenewCertificate:output_type -> skein.api.v1.IssueReply
-	17, // 50: skein.api.v1.Membership.Join:output_type -> skein.api.v1.MemberReply
-	0,  // 51: skein.api.v1.Membership.Leave:output_type -> skein.api.v1.Empty
-	19, // 52: skein.api.v1.Agent.TaskLogs:output_type -> skein.api.v1.LogChunk
-	0,  // 53: skein.api.v1.Agent.Ping:output_type -> skein.api.v1.Empty
-	29, // [29:54] is the sub-list for method output_type
-	4,  // [4:29] is the sub-list for method input_type
+	0,  // 6: skein.api.v1.Control.GetUnlockKey:input_type -> skein.api.v1.Empty
+	4,  // 7: skein.api.v1.Control.ListNodes:input_type -> skein.api.v1.ListRequest
+	3,  // 8: skein.api.v1.Control.GetNode:input_type -> skein.api.v1.GetRequest
+	8,  // 9: skein.api.v1.Control.UpdateNode:input_type -> skein.api.v1.UpdateRequest
+	11, // 10: skein.api.v1.Control.RemoveNode:input_type -> skein.api.v1.RemoveRequest
+	4,  // 11: skein.api.v1.Control.ListServices:input_type -> skein.api.v1.ListRequest
+	3,  // 12: skein.api.v1.Control.GetService:input_type -> skein.api.v1.GetRequest
+	6,  // 13: skein.api.v1.Control.CreateService:input_type -> skein.api.v1.CreateRequest
+	8,  // 14: skein.api.v1.Control.UpdateService:input_type -> skein.api.v1.UpdateRequest
+	11, // 15: skein.api.v1.Control.RemoveService:input_type -> skein.api.v1.RemoveRequest
+	4,  // 16: skein.api.v1.Control.ListTasks:input_type -> skein.api.v1.ListRequest
+	3,  // 17: skein.api.v1.Control.GetTask:input_type -> skein.api.v1.GetRequest
+	4,  // 18: skein.api.v1.Control.ListNetworks:input_type -> skein.api.v1.ListRequest
+	3,  // 19: skein.api.v1.Control.GetNetwork:input_type -> skein.api.v1.GetRequest
+	6,  // 20: skein.api.v1.Control.CreateNetwork:input_type -> skein.api.v1.CreateRequest
+	11, // 21: skein.api.v1.Control.RemoveNetwork:input_type -> skein.api.v1.RemoveRequest
+	4,  // 22: skein.api.v1.Control.NetStatus:input_type -> skein.api.v1.ListRequest
+	0,  // 23: skein.api.v1.CA.GetRootCA:input_type -> skein.api.v1.Empty
+	15, // 24: skein.api.v1.CA.IssueCertificate:input_type -> skein.api.v1.IssueRequest
+	15, // 25: skein.api.v1.CA.RenewCertificate:input_type -> skein.api.v1.IssueRequest
+	17, // 26: skein.api.v1.Membership.Join:input_type -> skein.api.v1.MemberRequest
+	17, // 27: skein.api.v1.Membership.Leave:input_type -> skein.api.v1.MemberRequest
+	19, // 28: skein.api.v1.Agent.TaskLogs:input_type -> skein.api.v1.TaskLogsRequest
+	0,  // 29: skein.api.v1.Agent.Ping:input_type -> skein.api.v1.Empty
+	1,  // 30: skein.api.v1.Control.GetCluster:output_type -> skein.api.v1.Object
+	0,  // 31: skein.api.v1.Control.UpdateCluster:output_type -> skein.api.v1.Empty
+	9,  // 32: skein.api.v1.Control.GetUnlockKey:output_type -> skein.api.v1.UnlockKey
+	2,  // 33: skein.api.v1.Control.ListNodes:output_type -> skein.api.v1.Objects
+	1,  // 34: skein.api.v1.Control.GetNode:output_type -> skein.api.v1.Object
+	0,  // 35: skein.api.v1.Control.UpdateNode:output_type -> skein.api.v1.Empty
+	0,  // 36: skein.api.v1.Control.RemoveNode:output_type -> skein.api.v1.Empty
+	2,  // 37: skein.api.v1.Control.ListServices:output_type -> skein.api.v1.Objects
+	1,  // 38: skein.api.v1.Control.GetService:output_type -> skein.api.v1.Object
+	7,  // 39: skein.api.v1.Control.CreateService:output_type -> skein.api.v1.Created
+	10, // 40: skein.api.v1.Control.UpdateService:output_type -> skein.api.v1.Updated
+	0,  // 41: skein.api.v1.Control.RemoveService:output_type -> skein.api.v1.Empty
+	2,  // 42: skein.api.v1.Control.ListTasks:output_type -> skein.api.v1.Objects
+	1,  // 43: skein.api.v1.Control.GetTask:output_type -> skein.api.v1.Object
+	2,  // 44: skein.api.v1.Control.ListNetworks:output_type -> skein.api.v1.Objects
+	1,  // 45: skein.api.v1.Control.GetNetwork:output_type -> skein.api.v1.Object
+	7,  // 46: skein.api.v1.Control.CreateNetwork:output_type -> skein.api.v1.Created
+	0,  // 47: skein.api.v1.Control.RemoveNetwork:output_type -> skein.api.v1.Empty
+	12, // 48: skein.api.v1.Control.NetStatus:output_type -> skein.api.v1.NetStatusReply
+	14, // 49: skein.api.v1.CA.GetRootCA:output_type -> skein.api.v1.RootCA
+	16, // 50: skein.api.v1.CA.IssueCertificate:output_type -> skein.api.v1.IssueReply
+	16, // 51: skein.api.v1.CA.RenewCertificate:output_type -> skein.api.v1.IssueReply
+	18, // 52: skein.api.v1.Membership.Join:output_type -> skein.api.v1.MemberReply
+	0,  // 53: skein.api.v1.Membership.Leave:output_type -> skein.api.v1.Empty
+	20, // 54: skein.api.v1.Agent.TaskLogs:output_type -> skein.api.v1.LogChunk
+	0,  // 55: skein.api.v1.Agent.Ping:output_type -> skein.api.v1.Empty
+	30, // [30:56] is the sub-list for method output_type
+	4,  // [4:30] is the sub-list for method input_type
 	4,  // [4:4] is the sub-list for extension type_name
 	4,  // [4:4] is the sub-list for extension extendee
 	0,  // [0:4] is the sub-list for field type_name
@@ -1401,7 +1460,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -24,6 +24,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Control_GetCluster_FullMethodName    = "/skein.api.v1.Control/GetCluster"
 	Control_UpdateCluster_FullMethodName = "/skein.api.v1.Control/UpdateCluster"
+	Control_GetUnlockKey_FullMethodName  = "/skein.api.v1.Control/GetUnlockKey"
 	Control_ListNodes_FullMethodName     = "/skein.api.v1.Control/ListNodes"
 	Control_GetNode_FullMethodName       = "/skein.api.v1.Control/GetNode"
 	Control_UpdateNode_FullMethodName    = "/skein.api.v1.Control/UpdateNode"
@@ -50,6 +51,7 @@ const (
 type ControlClient interface {
 	GetCluster(ctx context.Context, in *GetRequest, opts ...grpc.CallOption) (*Object, error)
 	UpdateCluster(ctx context.Context, in *UpdateRequest, opts ...grpc.CallOption) (*Empty, error)
+	GetUnlockKey(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*UnlockKey, error)
 	ListNodes(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*Objects, error)
 	GetNode(ctx context.Context, in *GetRequest, opts ...grpc.CallOption) (*Object, error)
 	UpdateNode(ctx context.Context, in *UpdateRequest, opts ...grpc.CallOption) (*Empty, error)
@@ -90,6 +92,16 @@ func (c *controlClient) UpdateCluster(ctx context.Context, in *UpdateRequest, op
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Empty)
 	err := c.cc.Invoke(ctx, Control_UpdateCluster_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) GetUnlockKey(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*UnlockKey, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UnlockKey)
+	err := c.cc.Invoke(ctx, Control_GetUnlockKey_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -264,6 +276,7 @@ func (c *controlClient) NetStatus(ctx context.Context, in *ListRequest, opts ...
 type ControlServer interface {
 	GetCluster(context.Context, *GetRequest) (*Object, error)
 	UpdateCluster(context.Context, *UpdateRequest) (*Empty, error)
+	GetUnlockKey(context.Context, *Empty) (*UnlockKey, error)
 	ListNodes(context.Context, *ListRequest) (*Objects, error)
 	GetNode(context.Context, *GetRequest) (*Object, error)
 	UpdateNode(context.Context, *UpdateRequest) (*Empty, error)
@@ -295,6 +308,9 @@ func (UnimplementedControlServer) GetCluster(context.Context, *GetRequest) (*Obj
 }
 func (UnimplementedControlServer) UpdateCluster(context.Context, *UpdateRequest) (*Empty, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method UpdateCluster not implemented")
+}
+func (UnimplementedControlServer) GetUnlockKey(context.Context, *Empty) (*UnlockKey, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method GetUnlockKey not implemented")
 }
 func (UnimplementedControlServer) ListNodes(context.Context, *ListRequest) (*Objects, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method ListNodes not implemented")
@@ -397,6 +413,24 @@ func _Control_UpdateCluster_Handler(srv interface{}, ctx context.Context, dec fu
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(ControlServer).UpdateCluster(ctx, req.(*UpdateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_GetUnlockKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(Empty)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).GetUnlockKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_GetUnlockKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).GetUnlockKey(ctx, req.(*Empty))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -703,6 +737,10 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "UpdateCluster",
 			Handler:    _Control_UpdateCluster_Handler,
+		},
+		{
+			MethodName: "GetUnlockKey",
+			Handler:    _Control_GetUnlockKey_Handler,
 		},
 		{
 			MethodName: "ListNodes",

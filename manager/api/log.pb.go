@@ -565,6 +565,7 @@ type ClusterRecord struct {
 	DataPort      uint32                 `protobuf:"varint,12,opt,name=data_port,json=dataPort,proto3" json:"data_port,omitempty"`          // VXLAN UDP port, 4789
 	FeatureLevel  uint32                 `protobuf:"varint,13,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
 	GossipKey     []byte                 `protobuf:"bytes,14,opt,name=gossip_key,json=gossipKey,proto3" json:"gossip_key,omitempty"` // 32 bytes, memberlist packets
+	UnlockKey     []byte                 `protobuf:"bytes,16,opt,name=unlock_key,json=unlockKey,proto3" json:"unlock_key,omitempty"` // managers encrypt their data keys with it; empty: they are not locked
 	Removed       []*RemovedNode         `protobuf:"bytes,15,rep,name=removed,proto3" json:"removed,omitempty"`                      // nodes whose certificate may still be good: refused everywhere
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -694,6 +695,13 @@ func (x *ClusterRecord) GetFeatureLevel() uint32 {
 func (x *ClusterRecord) GetGossipKey() []byte {
 	if x != nil {
 		return x.GossipKey
+	}
+	return nil
+}
+
+func (x *ClusterRecord) GetUnlockKey() []byte {
+	if x != nil {
+		return x.UnlockKey
 	}
 	return nil
 }
@@ -2584,7 +2592,7 @@ const file_log_proto_rawDesc = "" +
 	"\x04Meta\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x18\n" +
 	"\acreated\x18\x02 \x01(\x03R\acreated\x12\x18\n" +
-	"\aupdated\x18\x03 \x01(\x03R\aupdated\"\x82\x04\n" +
+	"\aupdated\x18\x03 \x01(\x03R\aupdated\"\xa1\x04\n" +
 	"\rClusterRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12&\n" +
 	"\x04meta\x18\x02 \x01(\v2\x12.skein.api.v1.MetaR\x04meta\x12\x1b\n" +
@@ -2603,7 +2611,9 @@ const file_log_proto_rawDesc = "" +
 	"\tdata_port\x18\f \x01(\rR\bdataPort\x12#\n" +
 	"\rfeature_level\x18\r \x01(\rR\ffeatureLevel\x12\x1d\n" +
 	"\n" +
-	"gossip_key\x18\x0e \x01(\fR\tgossipKey\x123\n" +
+	"gossip_key\x18\x0e \x01(\fR\tgossipKey\x12\x1d\n" +
+	"\n" +
+	"unlock_key\x18\x10 \x01(\fR\tunlockKey\x123\n" +
 	"\aremoved\x18\x0f \x03(\v2\x19.skein.api.v1.RemovedNodeR\aremoved\"<\n" +
 	"\vRemovedNode\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x14\n" +

@@ -41,7 +41,7 @@ func rules() map[string]rule {
 	}
 	// Users reach Control through a manager's socket; the manager is the caller.
 	for _, m := range []string{
-		api.Control_GetCluster_FullMethodName, api.Control_UpdateCluster_FullMethodName,
+		api.Control_GetCluster_FullMethodName, api.Control_UpdateCluster_FullMethodName, api.Control_GetUnlockKey_FullMethodName,
 		api.Control_ListNodes_FullMethodName, api.Control_GetNode_FullMethodName,
 		api.Control_UpdateNode_FullMethodName, api.Control_RemoveNode_FullMethodName,
 		api.Control_ListServices_FullMethodName, api.Control_GetService_FullMethodName,

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"skein/manager/api"
+	"skein/manager/keyring"
 	"skein/manager/store"
 )
 
@@ -73,8 +74,6 @@ func validateCluster(want, have swarm.Spec) error {
 	switch {
 	case want.Name != have.Name:
 		return invalid("cluster name %q: the only allowed name is %q", want.Name, have.Name)
-	case want.EncryptionConfig.AutoLockManagers:
-		return notBuilt("locking managers (--autolock)")
 	case len(ca.ExternalCAs) > 0:
 		return notBuilt("external certificate authorities")
 	case ca.SigningCACert != "" || ca.SigningCAKey != "" || ca.ForceRotate != have.CAConfig.ForceRotate:
@@ -157,8 +156,36 @@ func (s *Server) UpdateCluster(ctx context.Context, r *api.UpdateRequest) (*api.
 	if err != nil {
 		return nil, err
 	}
-	s.log.Info("cluster updated", "worker_token_rotated", r.RotateWorkerToken, "manager_token_rotated", r.RotateManagerToken)
+	s.log.Info("cluster updated", "worker_token_rotated", r.RotateWorkerToken, "manager_token_rotated", r.RotateManagerToken, "unlock_key_rotated", r.RotateUnlockKey)
 	return &api.Empty{}, nil
+}
+
+// unlockKey is the key that follows old.
+func unlockKey(old []byte, lock, rotate bool) ([]byte, error) {
+	switch {
+	case !lock && rotate:
+		return nil, invalid("cannot rotate the unlock key: managers are not locked; turn that on with \"docker swarm update --autolock=true\"")
+	case !lock:
+		return nil, nil
+	case len(old) == 0 || rotate:
+		return keyring.NewUnlockKey(), nil
+	}
+	return old, nil
+}
+
+// GetUnlockKey shows the key that managers are unlocked with, empty while they are not locked.
+func (s *Server) GetUnlockKey(ctx context.Context, _ *api.Empty) (*api.UnlockKey, error) {
+	out := &api.UnlockKey{}
+	err := s.read(ctx, func(tx store.ReadTx) error {
+		if c := tx.Cluster(); c != nil {
+			out.Text = keyring.FormatUnlockKey(c.UnlockKey)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
 }
 
 func updatedCluster(old *store.Cluster, want swarm.Spec, r *api.UpdateRequest) (*api.ClusterRecord, error) {
@@ -177,6 +204,9 @@ func updatedCluster(old *store.Cluster, want swarm.Spec, r *api.UpdateRequest) (
 	c := proto.Clone(old).(*api.ClusterRecord)
 	if !bytes.Equal(b, c.SpecJson) {
 		c.SpecJson = b
+	}
+	if c.UnlockKey, err = unlockKey(c.UnlockKey, want.EncryptionConfig.AutoLockManagers, r.RotateUnlockKey); err != nil {
+		return nil, err
 	}
 	root, _ := pem.Decode(c.CaCertPem)
 	if root == nil {

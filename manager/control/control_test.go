@@ -610,7 +610,6 @@ func TestCluster(t *testing.T) {
 		t.Errorf("stale update: %v", err)
 	}
 	for name, change := range map[string]func(*swarm.Spec){
-		"autolock":  func(s *swarm.Spec) { s.EncryptionConfig.AutoLockManagers = true },
 		"rotation":  func(s *swarm.Spec) { s.CAConfig.ForceRotate++ },
 		"heartbeat": func(s *swarm.Spec) { s.Dispatcher.HeartbeatPeriod = time.Second },
 		"raft":      func(s *swarm.Spec) { s.Raft.SnapshotInterval = 1 },
@@ -619,6 +618,41 @@ func TestCluster(t *testing.T) {
 		if err := update(change, &api.UpdateRequest{}); !errdefs.IsNotImplemented(err) {
 			t.Errorf("%s: %v, want not implemented", name, err)
 		}
+	}
+}
+
+func TestUnlockKey(t *testing.T) {
+	f := setup(t)
+	update := func(lock, rotate bool) error {
+		o, err := f.srv.GetCluster(t.Context(), &api.GetRequest{})
+		c := get[swarm.Swarm](f, o, err)
+		c.Spec.EncryptionConfig.AutoLockManagers = lock
+		b, err := json.Marshal(c.Spec)
+		f.ok(err)
+		_, err = f.srv.UpdateCluster(t.Context(), &api.UpdateRequest{Version: c.Version.Index, SpecJson: b, RotateUnlockKey: rotate})
+		return err
+	}
+	key := func() string {
+		k, err := f.srv.GetUnlockKey(t.Context(), &api.Empty{})
+		f.ok(err)
+		return k.Text
+	}
+	if err := update(false, true); !errdefs.IsInvalidArgument(err) || key() != "" {
+		t.Errorf("rotation of nothing: %v, key %q", err, key())
+	}
+	f.ok(update(true, false))
+	first := key()
+	f.ok(update(true, false))
+	if first == "" || key() != first {
+		t.Errorf("key %q, after an update that asks for none %q", first, key())
+	}
+	f.ok(update(true, true))
+	if key() == first || !strings.HasPrefix(key(), "SWMKEY-1-") {
+		t.Errorf("after the rotation of %q: %q", first, key())
+	}
+	f.ok(update(false, false))
+	if key() != "" {
+		t.Errorf("not locked any more, yet key %q", key())
 	}
 }
 

@@ -46,6 +46,7 @@ func methods() map[string]method {
 
 		api.Control_GetCluster_FullMethodName:    read[api.Object](),
 		api.Control_UpdateCluster_FullMethodName: write[api.Empty](),
+		api.Control_GetUnlockKey_FullMethodName:  read[api.UnlockKey](),
 		api.Control_ListNodes_FullMethodName:     read[api.Objects](),
 		api.Control_GetNode_FullMethodName:       read[api.Object](),
 		api.Control_UpdateNode_FullMethodName:    write[api.Empty](),

@@ -56,7 +56,7 @@ func freeAddr(t *testing.T) string {
 // start runs a manager with the identity in dir.
 func start(t *testing.T, dir, addr string, join ...string) *node {
 	t.Helper()
-	id, err := identity.Load(dir)
+	id, err := identity.Load(dir, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

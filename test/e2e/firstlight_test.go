@@ -6,9 +6,10 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"skein/test/lab"
 )
@@ -173,8 +174,16 @@ func killDaemon(t *testing.T, l *lab.Lab, node int) {
 	if n.PID == 0 {
 		t.Fatalf("%s has no daemon", n.Name)
 	}
-	if err := syscall.Kill(n.PID, syscall.SIGKILL); err != nil {
+	fd, err := unix.PidfdOpen(n.PID, 0)
+	if err != nil {
 		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10_000); n != 1 {
+		t.Fatalf("the daemon has not ended: %v", err)
 	}
 	n.PID = 0
 }

@@ -82,6 +82,28 @@ func (c *Cluster) SwarmLeave(context.Context, bool) error {
 	return nil
 }
 
+// UnlockKey unlocks the cluster.
+const UnlockKey = "SWMKEY-1-test"
+
+// SwarmUnlock takes UnlockKey.
+func (c *Cluster) SwarmUnlock(_ context.Context, key string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.Swarm.LocalNodeState != swarm.LocalNodeStateLocked:
+		return api.Errorf(errdefs.ErrConflict, "swarm is not locked")
+	case key != UnlockKey:
+		return api.Errorf(errdefs.ErrUnauthenticated, "swarm could not be unlocked: invalid key provided")
+	}
+	c.Swarm = swarm.Info{NodeID: NodeID, LocalNodeState: swarm.LocalNodeStateActive, ControlAvailable: true}
+	return nil
+}
+
+// GetUnlockKey shows UnlockKey.
+func (c *Cluster) GetUnlockKey(context.Context, *api.Empty, ...grpc.CallOption) (*api.UnlockKey, error) {
+	return &api.UnlockKey{Text: UnlockKey}, nil
+}
+
 // Control is the cluster itself.
 func (c *Cluster) Control(context.Context) (api.ControlClient, error) { return c, nil }
 
