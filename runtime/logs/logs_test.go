@@ -284,12 +284,12 @@ func TestNonBlocking(t *testing.T) {
 
 // TestHandOver: a line whose beginning one writer had and its end the next is one line.
 func TestHandOver(t *testing.T) {
-	w, path := open(t, Config{})
+	w, path := open(t, Config{NonBlocking: true})
 	s := w.Stream("stdout", nil)
 	fmt.Fprint(s, "one\ntw")
 	rest := s.Rest()
-	if err := w.Suspend(); err != nil {
-		t.Fatal(err)
+	if !w.Flush(time.Now().Add(time.Minute)) {
+		t.Fatal("not flushed")
 	}
 	again, _ := open(t, Config{Path: path})
 	fmt.Fprint(again.Stream("stdout", rest), "o\n")

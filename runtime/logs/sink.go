@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"strconv"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,7 +17,7 @@ type sink struct {
 	format format
 	f      *os.File
 	size   int64
-	packer *packer // compresses the last rotated file, nil when nothing is under way
+	packer <-chan struct{} // closed when the last rotated file is compressed, nil when nothing is under way
 }
 
 func newSink(cfg Config, f format) *sink {
@@ -51,12 +50,17 @@ func (s *sink) open() error {
 	return nil
 }
 
-func (s *sink) close(soon bool) error {
+func (s *sink) close() error {
+	s.packed()
+	return s.f.Close()
+}
+
+// packed waits until a rotated file is compressed.
+func (s *sink) packed() {
 	if s.packer != nil {
-		s.packer.finish(soon)
+		<-s.packer
 		s.packer = nil
 	}
-	return s.f.Close()
 }
 
 // write appends whole records, or none of them.
@@ -78,10 +82,7 @@ func (s *sink) write(b []byte) error {
 
 // rotate moves the files up by one, as far as there is no gap, and begins a new one.
 func (s *sink) rotate() error {
-	if s.packer != nil {
-		s.packer.finish(false)
-		s.packer = nil
-	}
+	s.packed()
 	if s.cfg.MaxFiles == 1 {
 		if err := os.Remove(s.cfg.Path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("rotate log: %w", err)
@@ -172,33 +173,22 @@ func (s *sink) resume() {
 func numbered(path string, i int) string { return path + "." + strconv.Itoa(i) }
 func zipped(path string, i int) string   { return numbered(path, i) + ".gz" }
 
-// packer compresses one rotated file. When it fails the file stays as it is.
-type packer struct {
-	stop atomic.Bool
-	done chan struct{}
-}
-
-func pack(path string, i int) *packer {
-	p := &packer{done: make(chan struct{})}
+// pack compresses a rotated file, and closes what it returns when it is done. When that fails the file stays as it is.
+func pack(path string, i int) <-chan struct{} {
+	done := make(chan struct{})
 	go func() {
-		defer close(p.done)
+		defer close(done)
 		tmp := zipped(path, i) + ".new"
-		if p.compress(numbered(path, i), tmp) != nil || os.Rename(tmp, zipped(path, i)) != nil {
+		if compress(numbered(path, i), tmp) != nil || os.Rename(tmp, zipped(path, i)) != nil {
 			_ = os.Remove(tmp)
 			return
 		}
 		_ = os.Remove(numbered(path, i))
 	}()
-	return p
+	return done
 }
 
-// finish waits for the end, at once when stopped.
-func (p *packer) finish(stop bool) {
-	p.stop.Store(stop)
-	<-p.done
-}
-
-func (p *packer) compress(from, to string) error {
+func compress(from, to string) error {
 	in, err := os.Open(from)
 	if err != nil {
 		return err
@@ -218,23 +208,8 @@ func (p *packer) compress(from, to string) error {
 		return err
 	}
 	z.Comment = id // lets a reader that had the plain file open know it again
-	buf := make([]byte, 64<<10)
-	for {
-		if p.stop.Load() {
-			return errors.New("stopped")
-		}
-		n, err := in.Read(buf)
-		if n > 0 {
-			if _, err := z.Write(buf[:n]); err != nil {
-				return err
-			}
-		}
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return err
-		}
+	if _, err := io.Copy(z, in); err != nil {
+		return err
 	}
 	if err := z.Close(); err != nil {
 		return err

@@ -120,12 +120,7 @@ func Open(cfg Config) (*Writer, error) {
 }
 
 // Close writes what waits and closes the file; a rotated file is compressed completely first.
-func (w *Writer) Close() error { return w.close(false) }
-
-// Suspend is Close for a writer that will be opened again soon: compressing is given up, the next one begins it again.
-func (w *Writer) Suspend() error { return w.close(true) }
-
-func (w *Writer) close(soon bool) error {
+func (w *Writer) Close() error {
 	w.mu.Lock()
 	if w.closed {
 		w.mu.Unlock()
@@ -138,7 +133,29 @@ func (w *Writer) close(soon bool) error {
 		close(q.end)
 		<-q.done
 	}
-	return w.sink.close(soon)
+	return w.sink.close()
+}
+
+// Flush waits until nothing waits for the disk; false: something did until the deadline. A file that is being compressed is left to
+// whoever opens the log next.
+func (w *Writer) Flush(deadline time.Time) bool {
+	t := time.NewTimer(time.Until(deadline))
+	defer t.Stop()
+	for {
+		w.mu.Lock()
+		if w.queue == nil || w.queue.size == 0 || w.closed {
+			w.mu.Unlock()
+			return true
+		}
+		empty := make(chan struct{})
+		w.queue.empty = append(w.queue.empty, empty)
+		w.mu.Unlock()
+		select {
+		case <-empty:
+		case <-t.C:
+			return false
+		}
+	}
 }
 
 // Dropped is how many lines were lost, and the last reason.
@@ -254,7 +271,7 @@ func (w *Writer) drain() {
 			}
 			err := w.sink.write(c.data)
 			w.mu.Lock()
-			q.size -= int64(len(c.data))
+			q.wrote(len(c.data))
 			w.account(c.lines, err)
 			w.mu.Unlock()
 		}
@@ -269,6 +286,7 @@ type queue struct {
 	limit  int64
 	size   int64
 	chunks []lines
+	empty  []chan struct{} // closed when it is
 	wake   chan struct{}
 	end    chan struct{}
 	done   chan struct{}
@@ -305,4 +323,14 @@ func (q *queue) take() (lines, bool) {
 	c := q.chunks[0]
 	q.chunks = q.chunks[1:]
 	return c, true
+}
+
+func (q *queue) wrote(n int) {
+	if q.size -= int64(n); q.size > 0 {
+		return
+	}
+	for _, c := range q.empty {
+		close(c)
+	}
+	q.empty = nil
 }

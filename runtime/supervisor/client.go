@@ -27,6 +27,7 @@ type client struct {
 	mu     sync.Mutex
 	held   map[string][]*os.File
 	dir    string
+	build  string        // of the supervisor's program
 	closed bool          // or shut down: the supervisor is not started again
 	done   chan struct{} // closed with it
 }
@@ -51,7 +52,7 @@ func (c *client) hello(ctx context.Context) error {
 		return err
 	}
 	c.mu.Lock()
-	c.dir = resp.StateDir
+	c.dir, c.build = resp.StateDir, resp.Build
 	c.mu.Unlock()
 	list, err := c.once(ctx, &request{Op: "list"})
 	if err != nil {
@@ -168,7 +169,7 @@ func (c *client) gone(ctx context.Context, err error) error {
 // readResponse takes one answer and the descriptors with it.
 func (c *client) readResponse(ctx context.Context, w *wire, op string) (response, []int, error) {
 	var resp response
-	kind, b, fds, err := w.read(nil)
+	kind, b, fds, err := w.read()
 	if err == nil && kind != frameResponse {
 		err = fmt.Errorf("frame %q", kind)
 	}
@@ -343,6 +344,28 @@ func (c *client) Shutdown(ctx context.Context, force bool) error {
 	return err
 }
 
+// Upgrade makes the supervisor's process run another program, a file of this machine, in place: containers, their output and attached clients
+// do not notice. On an error the supervisor goes on as it was.
+func (c *client) Upgrade(ctx context.Context, file string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return fmt.Errorf("upgrade the supervisor: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	defer f.Close()
+	fd, err := number(f)
+	if err != nil {
+		return fmt.Errorf("upgrade the supervisor: %w", err)
+	}
+	resp, err := c.call(ctx, &request{Op: "upgrade"}, fd)
+	if err != nil {
+		return fmt.Errorf("supervisor at %s: %w", c.socket, err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.build = resp.Build
+	return nil
+}
+
 // Waits between attempts to reach a supervisor again.
 const (
 	retryMin = 20 * time.Millisecond
@@ -402,7 +425,7 @@ func (c *client) openEvents(ctx context.Context, after uint64) (*wire, func(), e
 // forward passes events on until the stream breaks, and returns the number of the last.
 func forward(ctx context.Context, w *wire, after uint64, out chan<- runtime.Event) uint64 {
 	for {
-		kind, b, fds, err := w.read(nil)
+		kind, b, fds, err := w.read()
 		closeFDs(fds)
 		if err != nil || kind != frameEvent {
 			return after
@@ -438,9 +461,8 @@ func (c *client) Attach(ctx context.Context, id, execID string, s runtime.Stream
 		// Ends with the reader or with the connection; a reader that blocks for ever is its owner's to close.
 		go sendStdin(w, s.Stdin)
 	}
-	buf := make([]byte, maxChunk)
 	for {
-		kind, b, fds, err := w.read(buf)
+		kind, b, fds, err := w.read()
 		closeFDs(fds)
 		if err != nil {
 			return fmt.Errorf("container %s: attach: %w", id, c.gone(ctx, err))

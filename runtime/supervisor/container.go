@@ -67,6 +67,7 @@ type process struct {
 	stdin   *os.File
 	console *os.File
 	ours    bool          // a child of this supervisor
+	lingers bool          // it has ended, which was told, and its output waits for a client
 	hold    *time.Timer   // lets the output of an additional process go when nobody attaches
 	done    chan struct{} // closed after its exit was journaled
 }
@@ -167,16 +168,27 @@ func (c *container) watch(p *process) {
 	var code int
 	var err error
 	if p.ours {
-		code, err = await(p.fd)
-		c.srv.orphans.remove(p.pid)
+		err = awaitEnd(p.fd)
 	} else {
 		code, err = awaitOther(p.fd)
+	}
+	c.srv.gate.enter()
+	defer c.srv.gate.leave()
+	if p.ours {
+		if err == nil {
+			code, err = reapEnded(p.fd)
+		}
+		c.srv.orphans.remove(p.pid)
 	}
 	if err != nil {
 		c.srv.log.Error("cannot learn how a process ended", "container", c.id, "exec", p.id, "pid", p.pid, "error", err)
 		code = runtime.UnknownExit
 	}
-	exit := runtime.Exit{Code: code, At: time.Now().UTC()}
+	c.record(p, runtime.Exit{Code: code, At: time.Now().UTC()})
+}
+
+// record keeps the end of a process and tells it.
+func (c *container) record(p *process, exit runtime.Exit) {
 	if p.id == "" {
 		c.ended(p, exit)
 	} else {
@@ -240,6 +252,9 @@ func (c *container) ended(p *process, exit runtime.Exit) {
 	}
 	exit.OOMKilled = exit.Err == "" && c.group.OOMKills() > 0
 	p.drain()
+	if c.log != nil && !c.log.Flush(time.Now().Add(drainLimit)) {
+		c.srv.log.Error("a container's log is not complete when its end is told: the disk is slow", "container", c.id)
+	}
 	c.endExecs()
 	stopped := func() { // who is told must find it so
 		c.mu.Lock()

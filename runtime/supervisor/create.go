@@ -178,8 +178,10 @@ func (c *container) spawn(root *rootMount) (err error) {
 		}
 		return c.setupError(err)
 	}
-	p.out = newOutput(c.srv.buffers, false)
-	p.out.pump(io.stdout, io.stderr, c.log)
+	p.out = c.srv.newOutput(false)
+	p.out.add(io.stdout, frameStdout, c.log, nil)
+	p.out.add(io.stderr, frameStderr, c.log, nil)
+	p.out.pump()
 	c.mu.Lock()
 	c.init, c.pending = p, start
 	c.trim(c.filter)

@@ -7,5 +7,5 @@
 // codes from the kernel where it keeps them (6.15), otherwise they are unknown. Lost with a supervisor: terminals' masters, open
 // standard inputs, the output of additional processes, stored descriptors.
 //
-// Serve is run by cmd/skein in a process of its own; Dial and Ensure by the daemon.
+// Main is run by cmd/skein in a process of its own; Dial and Ensure by the daemon.
 package supervisor

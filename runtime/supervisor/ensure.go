@@ -21,7 +21,7 @@ import (
 const readyLimit = 30 * time.Second
 
 // Ensure connects to the supervisor at cfg.SocketPath and starts one, `exe supervisor --state-dir … --socket … --cgroup …`, when none
-// answers. It runs in a session of its own and survives this process; its messages go to supervisor.log in the state directory. The
+// answers; one that runs another build is upgraded to exe in place, and goes on as it is when it cannot be. It runs in a session of its own and survives this process; its messages go to supervisor.log in the state directory. The
 // client starts it again when it is found dead.
 func Ensure(ctx context.Context, exe string, cfg Config) (runtime.Supervisor, error) {
 	if err := cfg.validate(); err != nil {
@@ -42,6 +42,9 @@ func Ensure(ctx context.Context, exe string, cfg Config) (runtime.Supervisor, er
 	}
 	if err != nil {
 		return nil, err
+	}
+	if err := c.matchBuild(ctx, exe); err != nil {
+		cfg.Logger.Warn("the supervisor goes on with another build than this one", "socket", cfg.SocketPath, "error", err)
 	}
 	revived := make(chan struct{}, 1)
 	c.revive = func(ctx context.Context) (err error) {
@@ -69,6 +72,20 @@ func Ensure(ctx context.Context, exe string, cfg Config) (runtime.Supervisor, er
 		go adoptOrphans(c.done, cfg.SocketPath, revived)
 	}
 	return c, nil
+}
+
+// matchBuild upgrades a supervisor that runs another build.
+func (c *client) matchBuild(ctx context.Context, exe string) error {
+	f, err := os.Open(exe)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	build, err := buildOf(f)
+	if err != nil || build == c.build {
+		return err
+	}
+	return c.Upgrade(ctx, exe)
 }
 
 // adoptOrphans reaps all children until done: it is their end being waited for that lets others learn the exit code. Those that ended

@@ -211,8 +211,10 @@ func (c *container) beginExec(np *process, p *runtime.Process, start *pendingSta
 	if _, err := start.execs.Failed(start.prog); err != nil {
 		return err
 	}
-	np.out = newOutput(c.srv.buffers, true)
-	np.out.pump(io.stdout, io.stderr, nil)
+	np.out = c.srv.newOutput(true)
+	np.out.add(io.stdout, frameStdout, nil, nil)
+	np.out.add(io.stderr, frameStderr, nil, nil)
+	np.out.pump()
 	np.hold = time.AfterFunc(attachLimit, np.out.release)
 	c.mu.Lock()
 	c.execs[np.id] = np
@@ -268,15 +270,30 @@ func (c *container) execEnded(p *process, exit runtime.Exit) {
 	}
 	close(p.done)
 	if !attached {
-		// A short command may have ended before its caller could attach: its output waits in the pipe.
-		t := time.NewTimer(attachLimit)
-		select {
-		case <-p.out.start:
-		case <-t.C:
-		}
-		t.Stop()
-		p.drain()
+		c.linger(p)
 	}
+	c.forgetExec(p)
+}
+
+// linger waits for the first client of a process that has ended: a short command may have ended before its caller could attach, and its
+// output waits in the pipe. It is called, and returns, with work counted, but is none itself.
+func (c *container) linger(p *process) {
+	c.mu.Lock()
+	p.lingers = true
+	c.mu.Unlock()
+	c.srv.gate.leave()
+	t := time.NewTimer(attachLimit)
+	select {
+	case <-p.out.start:
+	case <-t.C:
+	}
+	t.Stop()
+	c.srv.gate.enter()
+	p.drain()
+}
+
+// forgetExec lets go of an additional process that has ended.
+func (c *container) forgetExec(p *process) {
 	c.mu.Lock()
 	delete(c.execs, p.id)
 	for i, e := range c.rec.Execs {

@@ -155,11 +155,18 @@ func (s *server) shutdown(force bool) error {
 }
 
 // adopt takes over what an earlier supervisor left: records of stopped containers, running ones by their handle, and the end of those
-// that went while nobody looked.
-func (s *server) adopt(events []runtime.Event) {
+// that went while nobody looked. What an earlier program of this process handed over goes on.
+func (s *server) adopt(events []runtime.Event, given *state) {
 	last := map[string]runtime.Event{}
 	for _, ev := range events {
 		last[ev.ContainerID+"/"+ev.ExecID] = ev
+	}
+	handed := map[string]*containerState{}
+	if given != nil {
+		s.store.m = given.Stored
+		for i := range given.Containers {
+			handed[given.Containers[i].ID] = &given.Containers[i]
+		}
 	}
 	entries, err := os.ReadDir(s.containersDir())
 	if err != nil {
@@ -174,6 +181,13 @@ func (s *server) adopt(events []runtime.Event) {
 			continue
 		}
 		s.containers[c.id] = c
+		if cs := handed[c.id]; cs != nil {
+			if err := c.takeOver(cs); err == nil {
+				continue
+			} else {
+				s.log.Error("a container could not be taken over as it was, it is adopted", "container", c.id, "error", err)
+			}
+		}
 		ev, ended := last[c.id+"/"]
 		c.readopt(last, ended && !ev.Exit.At.Before(c.rec.State.CreatedAt))
 	}
@@ -233,7 +247,7 @@ func (c *container) readopt(last map[string]runtime.Event, ended bool) {
 	if st.Status == runtime.Stopped {
 		return
 	}
-	p := &process{pid: st.Pid, done: make(chan struct{}), out: newOutput(c.srv.buffers, false)}
+	p := &process{pid: st.Pid, done: make(chan struct{}), out: c.srv.newOutput(false)}
 	if st.Status == runtime.Created {
 		// It waited at a gate whose other end died: it is ending or gone.
 		if c.srv.same(p.pid, c.rec.Ticks, c.rec.Boot) {
@@ -250,8 +264,8 @@ func (c *container) readopt(last map[string]runtime.Event, ended bool) {
 		if ok && !ev.Exit.At.Before(st.StartedAt) {
 			continue
 		}
-		x := &process{id: e.ID, pid: e.PID, done: make(chan struct{}), out: newOutput(c.srv.buffers, false)}
-		x.out.pump(nil, nil, nil)
+		x := &process{id: e.ID, pid: e.PID, done: make(chan struct{}), out: c.srv.newOutput(false)}
+		x.out.pump()
 		c.execs[e.ID] = x
 		c.follow(x, e.Ticks)
 	}
@@ -261,19 +275,18 @@ func (c *container) readopt(last map[string]runtime.Event, ended bool) {
 // reopenOutput opens the named pipes again; a terminal's master is lost with the supervisor that held it.
 func (c *container) reopenOutput(p *process) {
 	if c.cfg.Spec.Process.Terminal {
-		p.out.pump(nil, nil, nil)
+		p.out.pump()
 		return
 	}
-	var files [2]*os.File
-	for i, name := range []string{"stdout", "stderr"} {
+	for name, kind := range map[string]byte{"stdout": frameStdout, "stderr": frameStderr} {
 		f, err := openFIFO(filepath.Join(c.dir, name))
 		if err != nil {
 			c.srv.log.Error("cannot continue a container's output", "container", c.id, "stream", name, "error", err)
 			continue
 		}
-		files[i] = f
+		p.out.add(f, kind, c.log, nil)
 	}
-	p.out.pump(files[0], files[1], c.log)
+	p.out.pump()
 }
 
 // follow waits for a process that is not our child, or records at once that it is gone.
@@ -293,12 +306,9 @@ func (c *container) follow(p *process, ticks uint64) {
 			c.watch(p)
 			return
 		}
-		exit := runtime.Exit{Code: runtime.UnknownExit, At: time.Now().UTC()}
-		if p.id == "" {
-			c.ended(p, exit)
-		} else {
-			c.execEnded(p, exit)
-		}
+		c.srv.gate.enter()
+		defer c.srv.gate.leave()
+		c.record(p, runtime.Exit{Code: runtime.UnknownExit, At: time.Now().UTC()})
 	}()
 }
 

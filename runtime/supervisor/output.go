@@ -3,6 +3,7 @@ package supervisor
 import (
 	"errors"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -28,27 +29,45 @@ type chunk struct {
 type subscriber struct {
 	stdout, stderr bool
 	chunks         chan chunk
+	late           []chunk       // while the reading is interrupted: what comes after chunks
 	gone           chan struct{} // closed by the client's side
 	cut            func()        // ends the client's connection
+}
+
+// stream is one descriptor that output is read from.
+type stream struct {
+	f     *os.File
+	kind  byte
+	log   *logs.Stream // nil: none is kept
+	ended bool
+}
+
+// streamName is the name of a kind of output in logs.
+func streamName(kind byte) string {
+	if kind == frameStderr {
+		return "stderr"
+	}
+	return "stdout"
 }
 
 // output carries a process's output to its log and to attached clients. Reading starts at once, or, when held, with the first client
 // or release: so nothing of a short command is lost before its caller has attached.
 type output struct {
 	pool *sync.Pool
+	halt *halt // interrupts the reading, everything read being passed on
 
-	mu    sync.Mutex
-	subs  map[*subscriber]bool
-	ended bool
-	start chan struct{} // closed when reading may begin
-	begun bool
-	left  int
-	done  chan struct{} // closed when all streams ended
-	files []*os.File
+	mu      sync.Mutex
+	subs    map[*subscriber]bool
+	ended   bool
+	stopped bool
+	start   chan struct{} // closed when reading may begin
+	begun   bool
+	done    chan struct{} // closed when all streams ended
+	streams []*stream
 }
 
-func newOutput(pool *sync.Pool, held bool) *output {
-	o := &output{pool: pool, subs: map[*subscriber]bool{}, start: make(chan struct{}), done: make(chan struct{})}
+func (s *server) newOutput(held bool) *output {
+	o := &output{pool: s.buffers, halt: s.pumps, subs: map[*subscriber]bool{}, start: make(chan struct{}), done: make(chan struct{})}
 	if !held {
 		o.release()
 	}
@@ -71,32 +90,32 @@ func (o *output) begunReading() bool {
 	return o.begun
 }
 
-// pump starts reading the streams; nil files are skipped. It owns them.
-func (o *output) pump(stdout, stderr *os.File, log *logs.Writer) {
-	type stream struct {
-		f    *os.File
-		kind byte
-		name string
+// add gives it a descriptor to read from, which it owns; nil is passed over. rest is the beginning of a line read earlier.
+func (o *output) add(f *os.File, kind byte, log *logs.Writer, rest []byte) {
+	if f == nil {
+		return
 	}
-	var list []stream
-	if stdout != nil {
-		list = append(list, stream{stdout, frameStdout, "stdout"})
+	s := &stream{f: f, kind: kind}
+	if log != nil {
+		s.log = log.Stream(streamName(kind), rest)
 	}
-	if stderr != nil {
-		list = append(list, stream{stderr, frameStderr, "stderr"})
-	}
-	o.left = len(list)
-	if o.left == 0 {
+	o.streams = append(o.streams, s)
+}
+
+// pump starts reading what was added.
+func (o *output) pump() {
+	if len(o.streams) == 0 {
 		o.finish()
 	}
-	for _, s := range list {
-		o.files = append(o.files, s.f)
+	for _, s := range o.streams {
+		o.halt.join()
 		go func() {
-			o.copy(s.f, s.kind, s.name, log)
+			defer o.halt.leave()
+			o.copy(s)
 			s.f.Close()
 			o.mu.Lock()
-			o.left--
-			last := o.left == 0
+			s.ended = true
+			last := !slices.ContainsFunc(o.streams, func(s *stream) bool { return !s.ended })
 			o.mu.Unlock()
 			if last {
 				o.finish()
@@ -122,31 +141,56 @@ func (o *output) finish() {
 // stop ends reading, for output that nobody can write to any more or that shall not be waited for.
 func (o *output) stop() {
 	o.release()
-	for _, f := range o.files {
-		_ = f.SetReadDeadline(time.Unix(1, 0))
+	o.mu.Lock()
+	o.stopped = true
+	o.mu.Unlock()
+	o.wake()
+}
+
+// wake makes those notice a stop or an interruption that wait for output.
+func (o *output) wake() {
+	for _, s := range o.streams {
+		_ = s.f.SetReadDeadline(time.Unix(1, 0))
 	}
 }
 
-func (o *output) copy(f *os.File, kind byte, name string, log *logs.Writer) {
-	var to *logs.Stream
-	if log != nil {
-		to = log.Stream(name, nil)
-		defer to.Close()
+func (o *output) isStopped() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.stopped
+}
+
+func (o *output) copy(s *stream) {
+	if s.log != nil {
+		defer s.log.Close()
 	}
-	<-o.start
-	rc, err := f.SyscallConn()
+	for waiting := true; waiting; {
+		select {
+		case <-o.start:
+			waiting = false
+		case <-o.halt.asked():
+			o.halt.park()
+		}
+	}
+	rc, err := s.f.SyscallConn()
 	if err != nil {
 		return
 	}
 	for {
 		b, n, err := o.read(rc)
 		if n > 0 {
-			if to != nil {
-				_, _ = to.Write((*b)[:n])
+			if s.log != nil {
+				_, _ = s.log.Write((*b)[:n])
 			}
-			o.broadcast(kind, (*b)[:n])
+			o.broadcast(s.kind, (*b)[:n])
 		}
 		o.pool.Put(b)
+		if errors.Is(err, os.ErrDeadlineExceeded) && !o.isStopped() {
+			o.halt.park()
+			if _ = s.f.SetReadDeadline(time.Time{}); !o.isStopped() {
+				continue
+			}
+		}
 		if err != nil || n == 0 {
 			return // end of file; a terminal ends with EIO
 		}
@@ -194,22 +238,47 @@ func (o *output) broadcast(kind byte, b []byte) {
 		return
 	}
 	c := chunk{kind, append([]byte(nil), b...)}
+	for i, s := range subs {
+		for !o.send(s, c) {
+			o.setLate(subs[i:], c, true)
+			o.halt.park()
+			o.setLate(subs[i:], c, false)
+		}
+	}
+}
+
+// send gives a client a chunk, or drops the client; false: neither, the reading shall be interrupted.
+func (o *output) send(s *subscriber, c chunk) bool {
+	select {
+	case s.chunks <- c:
+		return true
+	case <-s.gone:
+		return true
+	default:
+	}
+	t := time.NewTimer(stallLimit)
+	defer t.Stop()
+	select {
+	case s.chunks <- c:
+	case <-s.gone:
+	case <-o.halt.asked():
+		return false
+	case <-t.C:
+		o.drop(s)
+	}
+	return true
+}
+
+// setLate notes, while the reading is interrupted, which clients a chunk is still to be given to.
+func (o *output) setLate(subs []*subscriber, c chunk, late bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	for _, s := range subs {
-		select {
-		case s.chunks <- c:
-			continue
-		case <-s.gone:
-			continue
-		default:
+		if late {
+			s.late = append(s.late, c)
+		} else {
+			s.late = slices.DeleteFunc(s.late, func(x chunk) bool { return x.kind == c.kind })
 		}
-		t := time.NewTimer(stallLimit)
-		select {
-		case s.chunks <- c:
-		case <-s.gone:
-		case <-t.C:
-			o.drop(s)
-		}
-		t.Stop()
 	}
 }
 

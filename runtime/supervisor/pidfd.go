@@ -53,37 +53,56 @@ func sendSignal(f *os.File, sig int) error {
 	return err
 }
 
-// await reaps a child of ours and returns its exit code.
-func await(f *os.File) (int, error) {
+// awaitEnd waits for the end of a child of ours and leaves it to be reaped.
+func awaitEnd(f *os.File) error {
 	rc, err := f.SyscallConn()
 	if err != nil {
-		return 0, err
+		return err
 	}
-	var info siginfo
 	var werr error
 	err = rc.Read(func(fd uintptr) bool {
-		for {
-			info = siginfo{}
-			_, _, e := unix.Syscall6(unix.SYS_WAITID, unix.P_PIDFD, fd, uintptr(unsafe.Pointer(&info)), unix.WEXITED|unix.WNOHANG, 0, 0)
-			switch e {
-			case 0:
-				return info.pid != 0
-			case unix.EINTR:
-			case unix.EAGAIN: // a non-blocking pidfd says so instead of an empty answer
-				return false
-			default:
-				werr = e
-				return true
-			}
-		}
+		var info siginfo
+		info, werr = waitID(fd, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT)
+		return werr != nil || info.pid != 0
 	})
-	if err = errors.Join(err, werr); err != nil {
+	return errors.Join(err, werr)
+}
+
+// reapEnded reaps a child of ours that has ended and returns its exit code.
+func reapEnded(f *os.File) (int, error) {
+	var info siginfo
+	err := control(f, func(fd int) error {
+		var err error
+		info, err = waitID(uintptr(fd), unix.WEXITED|unix.WNOHANG)
+		return err
+	})
+	if err == nil && info.pid == 0 {
+		err = errors.New("it has not ended")
+	}
+	if err != nil {
 		return 0, err
 	}
 	if info.code == cldExited {
 		return int(info.status), nil
 	}
 	return 128 + int(info.status), nil
+}
+
+// waitID asks for the end of a process; an empty answer says that it runs.
+func waitID(fd, options uintptr) (siginfo, error) {
+	for {
+		var info siginfo
+		_, _, e := unix.Syscall6(unix.SYS_WAITID, unix.P_PIDFD, fd, uintptr(unsafe.Pointer(&info)), options, 0, 0)
+		switch e {
+		case 0:
+			return info, nil
+		case unix.EINTR:
+		case unix.EAGAIN: // a non-blocking pidfd says so instead of an empty answer
+			return siginfo{}, nil
+		default:
+			return siginfo{}, e
+		}
+	}
 }
 
 // siginfo is what waitid fills, on 64-bit architectures.

@@ -3,6 +3,7 @@ package supervisor
 import (
 	"context"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strconv"
@@ -37,6 +38,17 @@ func (o *orphans) remove(pid int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	delete(o.own, pid)
+}
+
+// start starts a command that its caller waits for.
+func (o *orphans) start(cmd *exec.Cmd) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	err := cmd.Start()
+	if err == nil {
+		o.own[cmd.Process.Pid] = true
+	}
+	return err
 }
 
 // expect starts the reaping once a container needs it.

@@ -84,7 +84,15 @@ type server struct {
 	orphans *orphans
 	work    sync.WaitGroup // process watchers
 
+	flow
+	conns    sync.WaitGroup
+	slots    chan struct{} // bounds clients
+	locked   *os.File
+	listener *net.UnixListener
+	build    string // names this program
+
 	mu         sync.Mutex
+	attached   map[*session]bool
 	containers map[string]*container
 	filters    map[[32]byte]sandbox.Filter
 	stopping   bool
@@ -92,9 +100,18 @@ type server struct {
 	stop context.CancelFunc
 }
 
-// Serve runs the supervisor in this process until a client shuts it down. Call it first thing in a process of its own: it forks its
-// zygote at once, becomes the reaper of orphans, and makes the process not dumpable.
-func Serve(cfg Config) error {
+// flow is what goes on in a supervisor and stops for an upgrade.
+type flow struct {
+	gate     *gate // what must not be cut in half
+	door     *halt // the taking in of clients
+	pumps    *halt // the reading of output
+	sessions *halt // attached clients
+	upgrades sync.Mutex
+}
+
+// serve runs the supervisor in this process until a client shuts it down; given is what an earlier program of this process left, or nil.
+// It comes first in a process of its own: it forks its zygote at once, becomes the reaper of orphans, and makes the process not dumpable.
+func serve(cfg Config, given *os.File) error {
 	if err := cfg.validate(); err != nil {
 		return err
 	}
@@ -106,15 +123,30 @@ func Serve(cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("supervisor: %w", err)
 	}
-	s := &server{cfg: cfg, log: cfg.Logger, pool: pool, zygote: z, buffers: newPool(), boot: bootID(),
-		containers: map[string]*container{}, filters: map[[32]byte]sandbox.Filter{}, store: fdStore{m: map[string]int{}}, orphans: newOrphans()}
-	if err := s.run(); err != nil {
+	s := newServer(cfg)
+	s.pool, s.zygote = pool, z
+	st, err := readState(given)
+	if err == nil {
+		s.build, err = ownBuild()
+	}
+	if err == nil {
+		err = s.run(st)
+	}
+	if err != nil {
 		return fmt.Errorf("supervisor: %w", err)
 	}
 	return nil
 }
 
-func (s *server) run() error {
+func newServer(cfg Config) *server {
+	return &server{cfg: cfg, log: cfg.Logger, buffers: newPool(), boot: bootID(), slots: make(chan struct{}, maxConns),
+		flow:       flow{gate: newGate(), door: newHalt(), pumps: newHalt(), sessions: newHalt()},
+		containers: map[string]*container{}, attached: map[*session]bool{}, filters: map[[32]byte]sandbox.Filter{},
+		store: fdStore{m: map[string]int{}}, orphans: newOrphans()}
+}
+
+// run serves until shutdown; st is what an earlier program of this process left, or nil.
+func (s *server) run(st *state) error {
 	for _, p := range []struct {
 		what string
 		op   int
@@ -130,11 +162,11 @@ func (s *server) run() error {
 	if err := os.Chmod(s.cfg.StateDir, 0o700); err != nil {
 		return err
 	}
-	lock, err := s.lock()
-	if err != nil {
+	var err error
+	if s.locked, err = s.lock(st); err != nil {
 		return err
 	}
-	defer lock.Close()
+	defer s.locked.Close()
 	if s.host, err = sandbox.Probe(); err != nil {
 		return err
 	}
@@ -149,18 +181,27 @@ func (s *server) run() error {
 		return err
 	}
 	defer s.journal.close()
-	s.adopt(events)
-	l, err := s.listen()
-	if err != nil {
+	if s.listener, err = s.listen(st); err != nil {
 		return err
 	}
-	notifyReady()
-	return s.accept(l)
+	var ctx context.Context
+	ctx, s.stop = context.WithCancel(context.Background())
+	defer s.stop()
+	s.adopt(events, st)
+	if st == nil {
+		notifyReady()
+	} else {
+		s.tookOver(st)
+	}
+	return s.accept(ctx)
 }
 
 // lock keeps a second supervisor off the state directory.
-func (s *server) lock() (*os.File, error) {
+func (s *server) lock(st *state) (*os.File, error) {
 	path := filepath.Join(s.cfg.StateDir, "lock")
+	if st != nil {
+		return os.NewFile(uintptr(st.Lock), path), nil // locked all the time
+	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
@@ -209,192 +250,6 @@ func awaitLock(f *os.File) error {
 	}
 }
 
-func (s *server) listen() (*net.UnixListener, error) {
-	if err := os.MkdirAll(filepath.Dir(s.cfg.SocketPath), 0o755); err != nil {
-		return nil, err
-	}
-	if err := os.Remove(s.cfg.SocketPath); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	old := unix.Umask(0o177) // the socket is never accessible to others, not even before chmod
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: s.cfg.SocketPath, Net: "unix"})
-	unix.Umask(old)
-	return l, err
-}
-
-// notifyReady tells the process that waits for the socket, if there is one.
-func notifyReady() {
-	var fd int
-	if _, err := fmt.Sscanf(os.Getenv(readyEnv), "%d", &fd); err != nil || fd < 3 {
-		return
-	}
-	f := os.NewFile(uintptr(fd), "ready")
-	_, _ = f.Write([]byte{1})
-	f.Close()
-}
-
-func (s *server) accept(l *net.UnixListener) error {
-	ctx, cancel := context.WithCancel(context.Background())
-	s.stop = cancel
-	defer cancel()
-	defer context.AfterFunc(ctx, func() { l.Close() })()
-	var conns sync.WaitGroup
-	conns.Go(func() { s.orphans.run(ctx, s.zygote.PID) })
-	slots := make(chan struct{}, maxConns)
-	for {
-		conn, err := l.AcceptUnix()
-		if err != nil {
-			if ctx.Err() != nil {
-				break
-			}
-			if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ECONNABORTED) {
-				s.log.Error("cannot accept a client", "error", err)
-				time.Sleep(100 * time.Millisecond) // nothing tells when descriptors are free again
-				continue
-			}
-			return fmt.Errorf("accept on %s: %w", s.cfg.SocketPath, err)
-		}
-		w := newWire(conn)
-		select {
-		case slots <- struct{}{}:
-		default:
-			_ = w.writeJSON(frameResponse, toResponse(fmt.Errorf("%d clients are connected: %w", maxConns, errdefs.ErrUnavailable)))
-			w.close()
-			continue
-		}
-		conns.Go(func() {
-			defer func() { <-slots }()
-			s.serve(ctx, w)
-		})
-	}
-	conns.Wait()
-	s.work.Wait()
-	s.zygote.Close()
-	return nil
-}
-
-// serve answers one request.
-func (s *server) serve(ctx context.Context, w *wire) {
-	defer w.close()
-	if err := checkPeer(w.conn); err != nil {
-		_ = w.writeJSON(frameResponse, toResponse(err))
-		return
-	}
-	_ = w.conn.SetReadDeadline(time.Now().Add(requestLimit))
-	kind, b, fds, err := w.read(nil)
-	_ = w.conn.SetReadDeadline(time.Time{})
-	if err != nil {
-		return
-	}
-	var r request
-	if err := json.Unmarshal(b, &r); err != nil || kind != frameRequest {
-		closeFDs(fds)
-		_ = w.writeJSON(frameResponse, toResponse(fmt.Errorf("malformed request: %w", errdefs.ErrInvalidArgument)))
-		return
-	}
-	if r.Op != "storefd" {
-		closeFDs(fds)
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	if r.Op != "attach" { // the peer says nothing more: reading ends when it leaves
-		left := make(chan struct{})
-		go func() {
-			defer close(left)
-			_, _, extra, _ := w.read(nil)
-			closeFDs(extra)
-			cancel()
-		}()
-		defer func() {
-			w.close()
-			<-left
-		}()
-	}
-	resp, done, err := s.dispatch(ctx, w, &r, fds)
-	if done {
-		return
-	}
-	if err != nil {
-		resp = toResponse(err)
-	}
-	if err := w.writeJSON(frameResponse, resp); err != nil && ctx.Err() == nil {
-		s.log.Debug("client left before its answer", "op", r.Op, "error", err)
-	}
-}
-
-// checkPeer lets in nobody but the user this process runs as.
-func checkPeer(c *net.UnixConn) error {
-	rc, err := c.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var cred *unix.Ucred
-	cerr := rc.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
-	if err = errors.Join(cerr, err); err != nil {
-		return err
-	}
-	if int(cred.Uid) != os.Geteuid() {
-		return fmt.Errorf("user %d may not use this supervisor: %w", cred.Uid, errdefs.ErrPermissionDenied)
-	}
-	return nil
-}
-
-// dispatch runs one request; done means that everything was answered already.
-func (s *server) dispatch(ctx context.Context, w *wire, r *request, fds []int) (resp response, done bool, err error) {
-	switch r.Op {
-	case "hello":
-		return response{StateDir: s.cfg.StateDir, PID: os.Getpid()}, false, nil
-	case "create":
-		return resp, false, s.create(r.Config)
-	case "list":
-		return response{States: s.list()}, false, nil
-	case "events":
-		return resp, true, s.events(ctx, w, r.After)
-	case "storefd":
-		return resp, false, s.store.put(r.Name, fds)
-	case "loadfds":
-		if err := s.store.send(w, r.Name); err != nil {
-			return resp, false, err
-		}
-		return resp, true, nil
-	case "releasefd":
-		return resp, false, s.store.release(r.Name)
-	case "shutdown":
-		return resp, false, s.shutdown(r.Force)
-	}
-	c, err := s.get(r.ID)
-	if err != nil {
-		return resp, false, err
-	}
-	switch r.Op {
-	case "start":
-		resp.PID, err = c.start(ctx)
-	case "signal":
-		err = c.signal(r.ExecID, r.Signal)
-	case "pause":
-		err = c.pause(ctx)
-	case "resume":
-		err = c.resume()
-	case "update":
-		err = c.update(r.Resources)
-	case "delete":
-		err = c.delete()
-	case "state":
-		resp.States = []runtime.State{c.state()}
-	case "exec":
-		resp.PID, err = c.exec(r.Process)
-	case "resize":
-		err = c.resize(r)
-	case "attach":
-		if err = c.attach(w, r); err == nil {
-			return resp, true, nil
-		}
-	default:
-		err = fmt.Errorf("operation %q: %w", r.Op, errdefs.ErrNotImplemented)
-	}
-	return resp, false, err
-}
-
 func (s *server) containersDir() string { return filepath.Join(s.cfg.StateDir, "containers") }
 
 func validID(id string) bool {
@@ -431,13 +286,18 @@ func (s *server) get(id string) (*container, error) {
 	return nil, fmt.Errorf("container %s: %w", id, errdefs.ErrNotFound)
 }
 
-func (s *server) list() []runtime.State {
+func (s *server) all() []*container {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	all := make([]*container, 0, len(s.containers))
 	for _, c := range s.containers {
 		all = append(all, c)
 	}
-	s.mu.Unlock()
+	return all
+}
+
+func (s *server) list() []runtime.State {
+	all := s.all()
 	out := make([]runtime.State, 0, len(all))
 	for _, c := range all {
 		if st := c.state(); st.Status != "" { // not being created
@@ -448,11 +308,12 @@ func (s *server) list() []runtime.State {
 	return out
 }
 
-// events streams the journal until the client leaves.
-func (s *server) events(ctx context.Context, w *wire, after uint64) error {
+// events streams the journal until the client leaves, or, over an upgrade, loses its connection and asks again.
+func (s *server) events(ctx context.Context, w *wire, after uint64, free func()) error {
 	if err := s.journal.passed(after); err != nil {
 		s.log.Error("cannot shorten the journal", "error", err)
 	}
+	free()
 	if err := w.writeJSON(frameResponse, response{}); err != nil {
 		return nil
 	}

@@ -32,10 +32,9 @@ func TestMain(m *testing.M) {
 		if os.Getenv(onlyV2) != "" {
 			hideV1()
 		}
-		cfg := Config{StateDir: os.Args[3], SocketPath: os.Args[5], Cgroup: os.Args[7]}
 		heap := ballast()
 		defer goruntime.KeepAlive(heap)
-		if err := Serve(cfg); err != nil {
+		if err := Main(os.Args[2:]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

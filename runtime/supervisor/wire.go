@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"slices"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -63,6 +65,7 @@ type response struct {
 	Names    []string        `json:"names,omitempty"`
 	More     bool            `json:"more,omitempty"`
 	StateDir string          `json:"stateDir,omitempty"`
+	Build    string          `json:"build,omitempty"`
 }
 
 // kinds are the error kinds that cross the socket.
@@ -106,59 +109,62 @@ func (r *response) err() error {
 // wire is a framed connection. One goroutine reads; writes are serialized.
 type wire struct {
 	conn *net.UnixConn
-	fds  []int // received with the frame being read
+	in   []byte // of the frame being read; kept when reading is interrupted
+	got  bool   // in is a whole frame that was given
+	fds  []int  // received with the frame being read
 	oob  []byte
 	wmu  sync.Mutex
 }
 
 func newWire(c *net.UnixConn) *wire { return &wire{conn: c} }
 
-// read returns the next frame, reusing buf when it is large enough, and the descriptors that came with it, which the caller owns.
-func (w *wire) read(buf []byte) (kind byte, payload []byte, fds []int, err error) {
+// read returns the next frame, valid until the next read, and the descriptors that came with it, which the caller owns. Interrupted by a
+// deadline it keeps what it has, and can be called again.
+func (w *wire) read() (kind byte, payload []byte, fds []int, err error) {
 	defer func() {
-		if err != nil {
+		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 			closeFDs(w.fds)
 			w.fds = nil
 		}
 	}()
-	var h [headerSize]byte
-	if err := w.fill(h[:]); err != nil {
+	if w.got {
+		w.in, w.got = w.in[:0], false
+	}
+	if err := w.fill(headerSize); err != nil {
 		return 0, nil, nil, err
 	}
-	n := binary.BigEndian.Uint32(h[1:])
+	n := binary.BigEndian.Uint32(w.in[1:])
 	if n > maxFrame {
 		return 0, nil, nil, fmt.Errorf("frame of %d bytes, at most %d", n, maxFrame)
 	}
-	if int(n) > cap(buf) {
-		buf = make([]byte, n)
-	}
-	buf = buf[:n]
-	if err := w.fill(buf); err != nil {
+	if err := w.fill(headerSize + int(n)); err != nil {
 		if errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
 		}
 		return 0, nil, nil, err
 	}
-	fds, w.fds = w.fds, nil
-	return h[0], buf, fds, nil
+	fds, w.fds, w.got = w.fds, nil, true
+	return w.in[0], w.in[headerSize:], fds, nil
 }
 
-func (w *wire) fill(b []byte) error {
+// fill reads until n bytes of the frame are there, and no further.
+func (w *wire) fill(n int) error {
 	if w.oob == nil {
 		w.oob = make([]byte, unix.CmsgSpace(4*fdsPerMsg))
 	}
-	for len(b) > 0 {
-		n, oobn, _, _, err := w.conn.ReadMsgUnix(b, w.oob)
+	w.in = slices.Grow(w.in, max(0, n-len(w.in)))
+	for len(w.in) < n {
+		got, oobn, _, _, err := w.conn.ReadMsgUnix(w.in[len(w.in):n], w.oob)
 		if oobn > 0 {
 			w.take(w.oob[:oobn])
 		}
 		if err != nil {
 			return err
 		}
-		if n == 0 {
+		if got == 0 {
 			return io.EOF
 		}
-		b = b[n:]
+		w.in = w.in[:len(w.in)+got]
 	}
 	return nil
 }
@@ -184,10 +190,7 @@ func (w *wire) close() { w.conn.Close() }
 func (w *wire) write(kind byte, payload []byte, fds ...int) error {
 	w.wmu.Lock()
 	defer w.wmu.Unlock()
-	b := make([]byte, headerSize+len(payload))
-	b[0] = kind
-	binary.BigEndian.PutUint32(b[1:], uint32(len(payload)))
-	copy(b[headerSize:], payload)
+	b := frame(kind, payload)
 	var oob []byte
 	if len(fds) > 0 {
 		oob = unix.UnixRights(fds...)

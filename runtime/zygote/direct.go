@@ -27,7 +27,7 @@ func NewFilePool(file string) (*Pool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map program file %s: %w", file, err)
 	}
-	p := &Pool{mem: m, free: make(chan int, 1)}
+	p := &Pool{mem: m, file: -1, free: make(chan int, 1)}
 	p.free <- 0
 	return p, nil
 }

@@ -10,16 +10,25 @@ import (
 // an address means the same in all three.
 type Pool struct {
 	mem  []byte
+	file int // the memory's, kept for Keep; -1 for one that lives in a file of its own
 	free chan int
 }
 
 // NewPool maps n arenas; memory is used only where programs were written.
 func NewPool(n int) (*Pool, error) {
-	m, err := unix.Mmap(-1, 0, n*arenaLen, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	fd, err := unix.MemfdCreate("programs", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("map %d program arenas: %w", n, err)
 	}
-	p := &Pool{mem: m, free: make(chan int, n)}
+	var m []byte
+	if err = unix.Ftruncate(fd, int64(n)*arenaLen); err == nil {
+		m, err = unix.Mmap(fd, 0, n*arenaLen, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_NORESERVE)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("map %d program arenas: %w", n, err)
+	}
+	p := &Pool{mem: m, file: fd, free: make(chan int, n)}
 	for i := range n {
 		p.free <- i
 	}

@@ -58,10 +58,18 @@ type Program struct {
 	trace  bool
 	direct bool // see EnterDirect
 	args   []string
+	built  uintptr // of one that an earlier program of this process built, see Resume: where its arena was
+	file   int     // of the same: the memory it lies in
 }
 
 // Release gives the arena back. The child must have executed or ended.
-func (p *Program) Release() { p.pool.put(p) }
+func (p *Program) Release() {
+	if p.pool == nil {
+		p.drop()
+		return
+	}
+	p.pool.put(p)
+}
 
 // Err is the first problem met while building.
 func (p *Program) Err() error { return p.err }
@@ -310,7 +318,7 @@ func (p *Program) Failure() *Failure {
 		return nil
 	}
 	f := &Failure{Op: "unknown call", Errno: syscall.Errno(e)}
-	at := binary.LittleEndian.Uint64(p.mem[8:]) - uint64(p.base()) - opsOff
+	at := binary.LittleEndian.Uint64(p.mem[8:]) - uint64(p.builtAt()) - opsOff
 	if i := at / opSize; i < uint64(len(p.names)) {
 		f.Op = p.names[i]
 	}

@@ -28,8 +28,7 @@ func manyRounds(few int) int {
 
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "supervisor" { // started by supervisor.Ensure
-		cfg := supervisor.Config{StateDir: os.Args[3], SocketPath: os.Args[5], Cgroup: os.Args[7]}
-		if err := supervisor.Serve(cfg); err != nil {
+		if err := supervisor.Main(os.Args[2:]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

@@ -158,6 +158,18 @@ func run(cmd string, a []string) int {
 			fmt.Println("line", i)
 			time.Sleep(2 * time.Millisecond)
 		}
+	case "busy": // lines for ever, numbered, in bursts that end in the middle of a line
+		for i := 0; ; i++ {
+			fmt.Print("busy ", i, "\nbu")
+			fmt.Print("sy ", i, " again\n")
+			if i%20 == 19 {
+				time.Sleep(time.Millisecond)
+			}
+		}
+	case "wait": // milliseconds
+		n, _ := strconv.Atoi(a[0])
+		time.Sleep(time.Duration(n) * time.Millisecond)
+		return 1
 	case "flood":
 		n, _ := strconv.Atoi(a[0])
 		w := bufio.NewWriter(os.Stdout)
