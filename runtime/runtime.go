@@ -23,6 +23,9 @@ type Config struct {
 	// Rootfs, when set, is mounted on Spec.Root.Path in the container's own mount namespace (overlayfs of the image's layers), so that
 	// no mount stays on the host when everything is killed.
 	Rootfs []Mount
+	// Subpaths names, by the destination of a bind mount, what below its source is mounted: resolved when the container is created, by handle,
+	// never out of the source.
+	Subpaths map[string]string
 	// LogPath, when set, receives stdout and stderr, rotated by LogMaxSize (bytes, 0 never) and LogMaxFiles. Empty: no log is kept.
 	LogPath     string
 	LogMaxSize  int64

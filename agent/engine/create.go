@@ -19,7 +19,6 @@ import (
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
-	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
 
 	"skein/overlay"
@@ -76,6 +75,9 @@ func (e *Engine) create(name string, req container.CreateRequest, img image.Imag
 	hc := *req.HostConfig
 	warnings, err := e.checkHostConfig(&hc)
 	if err != nil {
+		return nil, nil, err
+	}
+	if err := checkSources(&hc); err != nil {
 		return nil, nil, err
 	}
 	if err := e.checkJoins(&hc); err != nil {
@@ -276,7 +278,6 @@ func (e *Engine) checkHostConfig(hc *container.HostConfig) (warnings []string, e
 	refuse(len(hc.VolumesFrom) > 0, "--volumes-from")
 	refuse(len(hc.Links) > 0, "--link (put both containers on a user-defined network instead)")
 	refuse(hc.UsernsMode != "", "--userns")
-	refuse(len(hc.StorageOpt) > 0, "--storage-opt")
 	refuse(hc.CgroupParent != "", "--cgroup-parent")
 	refuse(hc.VolumeDriver != "", "--volume-driver")
 	refuse(hc.BlkioWeight != 0 || len(hc.BlkioWeightDevice)+len(hc.BlkioDeviceReadBps)+len(hc.BlkioDeviceWriteBps)+len(hc.BlkioDeviceReadIOps)+len(hc.BlkioDeviceWriteIOps) > 0, "block I/O limits")
@@ -310,15 +311,8 @@ func (e *Engine) checkHostConfig(hc *container.HostConfig) (warnings []string, e
 	if _, err := planLog(hc.LogConfig); err != nil {
 		return nil, err
 	}
-	for _, b := range hc.Binds {
-		if _, err := parseBind(b); err != nil {
-			return nil, err
-		}
-	}
-	for _, m := range hc.Mounts {
-		if err := checkMount(m); err != nil {
-			return nil, err
-		}
+	if err := checkMounts(hc); err != nil {
+		return nil, err
 	}
 	return warnings, nil
 }
@@ -341,71 +335,6 @@ func checkResources(r *container.Resources) error {
 		return invalid("CPU cfs quota can not be less than 1ms (i.e. 1000)")
 	}
 	return nil
-}
-
-func checkMount(m mount.Mount) error {
-	switch m.Type {
-	case mount.TypeBind:
-		if !path.IsAbs(m.Source) {
-			return invalid("invalid mount config for type \"bind\": invalid mount path: '%s' mount path must be absolute", m.Source)
-		}
-		if o := m.BindOptions; o != nil && (o.ReadOnlyForceRecursive || o.ReadOnlyNonRecursive) {
-			return notBuilt("bind-recursive=readonly and bind-recursive=writable are not supported by this version of skein")
-		}
-	case mount.TypeTmpfs:
-		if m.Source != "" {
-			return invalid("invalid mount config for type \"tmpfs\": field Source must not be specified")
-		}
-		if m.TmpfsOptions != nil && len(m.TmpfsOptions.Options) > 0 {
-			return notBuilt("options of tmpfs mounts other than size and mode are not supported by this version of skein")
-		}
-	case mount.TypeVolume:
-		if err := checkVolumeMount(m); err != nil {
-			return err
-		}
-	default:
-		return notBuilt("mounts of type %q are not supported by this version of skein: use volume, bind or tmpfs", m.Type)
-	}
-	if !path.IsAbs(m.Target) || path.Clean(m.Target) == "/" {
-		return invalid("invalid mount config for type %q: invalid mount path: '%s' mount path must be absolute and not /", m.Type, m.Target)
-	}
-	return nil
-}
-
-// parseBind reads SRC:DST[:OPTIONS].
-func parseBind(s string) (mount.Mount, error) {
-	parts := strings.Split(s, ":")
-	if len(parts) < 2 || len(parts) > 3 {
-		return mount.Mount{}, invalid("invalid volume specification: '%s'", s)
-	}
-	m := mount.Mount{Type: mount.TypeBind, Source: parts[0], Target: parts[1], BindOptions: &mount.BindOptions{CreateMountpoint: true}}
-	if !path.IsAbs(parts[0]) {
-		if parts[0] == "" {
-			return mount.Mount{}, invalid("invalid volume specification: '%s'", s)
-		}
-		m.Type, m.BindOptions, m.VolumeOptions = mount.TypeVolume, nil, &mount.VolumeOptions{}
-	}
-	if len(parts) == 3 {
-		for _, o := range strings.Split(parts[2], ",") {
-			switch o {
-			case "ro":
-				m.ReadOnly = true
-			case "rw", "z", "Z":
-			case "nocopy":
-				if m.VolumeOptions != nil {
-					m.VolumeOptions.NoCopy = true
-				}
-			case "private", "rprivate", "shared", "rshared", "slave", "rslave":
-				if m.BindOptions == nil {
-					return mount.Mount{}, invalid("invalid volume specification: '%s': a volume has no propagation", s)
-				}
-				m.BindOptions.Propagation = mount.Propagation(o)
-			default:
-				return mount.Mount{}, invalid("invalid mode: %s", parts[2])
-			}
-		}
-	}
-	return m, checkMount(m)
 }
 
 var adjectives = []string{"brisk", "calm", "dawn", "eager", "fleet", "grey", "high", "keen", "light", "north", "quiet", "swift", "tidal", "vivid", "wild", "young"}

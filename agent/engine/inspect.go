@@ -48,21 +48,25 @@ func stamp(t time.Time) string { return t.Format(time.RFC3339Nano) }
 
 func (e *Engine) mountPoints(r record) []container.MountPoint {
 	out := []container.MountPoint{}
-	add := func(m mount.Mount) {
-		mp := container.MountPoint{Type: m.Type, Source: m.Source, Destination: m.Target, RW: !m.ReadOnly}
+	add := func(m mount.Mount, mode string) {
+		mp := container.MountPoint{Type: m.Type, Source: m.Source, Destination: m.Target, Mode: mode, RW: !m.ReadOnly}
 		if m.Type == mount.TypeBind {
-			mp.Propagation = mount.PropagationRPrivate
+			mp.Propagation = propagationOf(m)
 		}
 		out = append(out, mp)
 	}
 	for _, b := range r.HostConfig.Binds {
 		if m, err := parseBind(b); err == nil && m.Type == mount.TypeBind {
-			add(m)
+			mode := ""
+			if f := strings.SplitN(b, ":", 3); len(f) == 3 {
+				mode = f[2]
+			}
+			add(m, mode)
 		}
 	}
 	for _, m := range r.HostConfig.Mounts {
 		if m.Type != mount.TypeVolume {
-			add(m)
+			add(m, "")
 		}
 	}
 	for _, v := range r.Volumes {

@@ -1,12 +1,14 @@
 package engine
 
 import (
+	"os"
 	"slices"
 	"strings"
 	"testing"
 
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"skein/runtime/sandbox"
@@ -15,10 +17,7 @@ import (
 // TestRefusedHostConfigs: what cannot be done is refused before anything is made, by name.
 func TestRefusedHostConfigs(t *testing.T) {
 	b := newBench(t)
-	for name, tc := range map[string]struct {
-		hc   container.HostConfig
-		want string
-	}{
+	for name, tc := range map[string]refusal{
 		"unknown capability":   {container.HostConfig{CapAdd: []string{"net_raw", "nope"}}, `invalid CapAdd: unknown capability: "CAP_NOPE"`},
 		"unknown drop":         {container.HostConfig{CapDrop: []string{"CAP_X"}}, `invalid CapDrop: unknown capability: "CAP_X"`},
 		"security option":      {container.HostConfig{SecurityOpt: []string{"bogus"}}, `invalid --security-opt 1: "bogus"`},
@@ -46,9 +45,48 @@ func TestRefusedHostConfigs(t *testing.T) {
 		"ipc sysctl, ipc host": {container.HostConfig{IpcMode: "host", Sysctls: map[string]string{"kernel.msgmax": "1"}}, `"kernel.msgmax" needs a ipc namespace`},
 		"sysctl of two lines":  {container.HostConfig{Sysctls: map[string]string{"kernel.msgmax": "1\n2"}}, `is malformed`},
 		"sysctl path":          {container.HostConfig{Sysctls: map[string]string{"net/../kernel/core_pattern": "x"}}, `is malformed`},
+		"storage size":         {container.HostConfig{StorageOpt: map[string]string{"size": "1G"}}, `invalid --storage-opt [size]: the overlay root filesystem has no quota`},
+		"bind mode":            {container.HostConfig{Binds: []string{"/tmp:/x:bogus"}}, `invalid mode: bogus`},
+		"bind modes":           {container.HostConfig{Binds: []string{"/tmp:/x:ro,rw"}}, `invalid mode: ro,rw`},
+		"bind nocopy":          {container.HostConfig{Binds: []string{"/tmp:/x:nocopy"}}, `field VolumeOptions must not be specified`},
+		"bind without source":  {container.HostConfig{Binds: []string{":/x"}}, `invalid volume specification: ':/x'`},
+		"volume propagation":   {container.HostConfig{Binds: []string{"vol:/x:rshared"}}, `a volume has no propagation`},
+		"source missing":       mounted(mount.Mount{Type: "bind", Source: "/no/such", Target: "/x"}, `invalid mount config for type "bind": bind source path does not exist: /no/such`),
+		"source relative":      mounted(mount.Mount{Type: "bind", Source: "such", Target: "/x"}, `invalid mount path: 'such' mount path must be absolute`),
+		"source empty":         mounted(mount.Mount{Type: "bind", Target: "/x"}, `field Source must not be empty`),
+		"target relative":      mounted(mount.Mount{Type: "bind", Source: "/tmp", Target: "x"}, `invalid mount path: 'x' mount path must be absolute`),
+		"target empty":         mounted(mount.Mount{Type: "volume", Source: "vol"}, `field Target must not be empty`),
+		"target root":          mounted(mount.Mount{Type: "bind", Source: "/tmp", Target: "/."}, `destination can't be '/'`),
+		"foreign options":      mounted(mount.Mount{Type: "bind", Source: "/tmp", Target: "/x", TmpfsOptions: &mount.TmpfsOptions{}}, `field TmpfsOptions must not be specified`),
+		"propagation":          mounted(mount.Mount{Type: "bind", Source: "/tmp", Target: "/x", BindOptions: &mount.BindOptions{Propagation: "x"}}, `invalid propagation mode: x`),
+		"rro not ro":           mounted(mount.Mount{Type: "bind", Source: "/tmp", Target: "/x", BindOptions: &mount.BindOptions{ReadOnlyForceRecursive: true}}, `ReadOnlyForceRecursive needs ReadOnly`),
+		"rro and shared":       mounted(mount.Mount{Type: "bind", Source: "/tmp", Target: "/x", ReadOnly: true, BindOptions: &mount.BindOptions{ReadOnlyForceRecursive: true, Propagation: "rshared"}}, `rprivate, not rshared`),
+		"rro not recursive":    mounted(mount.Mount{Type: "bind", Source: "/tmp", Target: "/x", ReadOnly: true, BindOptions: &mount.BindOptions{ReadOnlyForceRecursive: true, NonRecursive: true}}, `mount options conflict`),
+		"subpath out":          mounted(mount.Mount{Type: "volume", Source: "vol", Target: "/x", VolumeOptions: &mount.VolumeOptions{Subpath: "../x"}}, `subpath must be a relative path within the volume`),
+		"subpath absolute":     mounted(mount.Mount{Type: "volume", Source: "vol", Target: "/x", VolumeOptions: &mount.VolumeOptions{Subpath: "/x"}}, `subpath must be a relative path within the volume`),
+		"subpath anonymous":    mounted(mount.Mount{Type: "volume", Target: "/x", VolumeOptions: &mount.VolumeOptions{Subpath: "x"}}, `must not set Subpath when using anonymous volumes`),
+		"npipe":                mounted(mount.Mount{Type: "npipe", Source: "x", Target: "/x"}, `"npipe"`),
+		"tmpfs source":         mounted(mount.Mount{Type: "tmpfs", Source: "x", Target: "/x"}, `field Source must not be specified`),
+		"tmpfs size":           mounted(mount.Mount{Type: "tmpfs", Target: "/x", TmpfsOptions: &mount.TmpfsOptions{SizeBytes: -1}}, `size -1 is negative`),
+		"tmpfs mode":           mounted(mount.Mount{Type: "tmpfs", Target: "/x", TmpfsOptions: &mount.TmpfsOptions{Mode: 0o10000}}, `mode 10000`),
+		"tmpfs option":         mounted(mount.Mount{Type: "tmpfs", Target: "/x", TmpfsOptions: &mount.TmpfsOptions{Options: [][]string{{"huge", "always"}}}}, `invalid tmpfs option ["huge=always"]`),
+		"--tmpfs option":       {container.HostConfig{Tmpfs: map[string]string{"/x": "size=1x"}}, `invalid tmpfs option ["size=1x"]`},
+		"--tmpfs flag":         {container.HostConfig{Tmpfs: map[string]string{"/x": "bogus"}}, `invalid tmpfs option ["bogus"]`},
+		"--tmpfs target":       {container.HostConfig{Tmpfs: map[string]string{"x": ""}}, `invalid mount path: 'x' mount path must be absolute`},
+		"--tmpfs root":         {container.HostConfig{Tmpfs: map[string]string{"/": ""}}, `destination can't be '/'`},
+		"duplicate":            {container.HostConfig{Tmpfs: map[string]string{"/x": ""}, Binds: []string{"/tmp:/x"}}, `Duplicate mount point: /x`},
 	} {
 		t.Run(name, func(t *testing.T) { b.refused(t, tc.hc, tc.want) })
 	}
+}
+
+type refusal struct {
+	hc   container.HostConfig
+	want string
+}
+
+func mounted(m mount.Mount, want string) refusal {
+	return refusal{container.HostConfig{Mounts: []mount.Mount{m}}, want}
 }
 
 // refused expects that a container with these wishes is not made.
@@ -200,6 +238,71 @@ func TestNamespacesSpec(t *testing.T) {
 	}
 	_, err := b.e.ContainerCreate(t.Context(), "", container.CreateRequest{Config: &container.Config{Image: "busybox", Hostname: "h"}, HostConfig: &container.HostConfig{UTSMode: "host"}}, "")
 	if err == nil || err.Error() != "conflicting options: hostname and the UTS mode" {
+		t.Error(err)
+	}
+}
+
+func TestMountsSpec(t *testing.T) {
+	b := newBench(t)
+	dir := t.TempDir()
+	bind := func(target string, ro bool, o *mount.BindOptions) mount.Mount {
+		return mount.Mount{Type: mount.TypeBind, Source: dir, Target: target, ReadOnly: ro, BindOptions: o}
+	}
+	id := b.run("", container.HostConfig{
+		Binds: []string{dir + ":/deep/er", dir + "/made:/ro:ro,rprivate", "vol:/vol:ro,nocopy"},
+		Tmpfs: map[string]string{"/run": "exec,size=64m,mode=1770,uid=1,gid=2"},
+		Mounts: []mount.Mount{
+			bind("/deep", true, &mount.BindOptions{ReadOnlyNonRecursive: true}), bind("/flat", true, &mount.BindOptions{NonRecursive: true}),
+			bind("/rro", true, &mount.BindOptions{ReadOnlyForceRecursive: true, Propagation: "rprivate"}), bind("/plain", false, nil),
+			{Type: "tmpfs", Target: "/t", ReadOnly: true, TmpfsOptions: &mount.TmpfsOptions{SizeBytes: 4096, Mode: 0o1777, Options: [][]string{{"exec"}, {"nr_inodes", "10"}}}},
+			{Type: "volume", Source: "vol", Target: "/part", VolumeOptions: &mount.VolumeOptions{Subpath: "a/b"}},
+		},
+		ShmSize: 1 << 20,
+	})
+	s, sub := b.sup.configs[id].Spec, b.sup.configs[id].Subpaths
+	got, order := map[string]string{}, []string{}
+	for _, m := range s.Mounts {
+		got[m.Destination] = m.Type + " " + strings.Join(m.Options, ",")
+		order = append(order, m.Destination)
+	}
+	for target, want := range map[string]string{
+		"/deep": "bind rbind,ro,rprivate", "/deep/er": "bind rbind,rprivate", "/flat": "bind bind,ro,rprivate", "/rro": "bind rbind,rro,rprivate",
+		"/plain": "bind rbind,rprivate", "/ro": "bind rbind,rro,rprivate", "/vol": "bind rbind,rprivate,rro", "/part": "bind rbind,rprivate",
+		"/run": "tmpfs nosuid,nodev,noexec,exec,size=64m,mode=1770,uid=1,gid=2", "/t": "tmpfs nosuid,nodev,noexec,size=4096,mode=1777,exec,nr_inodes=10,ro",
+		"/dev/shm": "tmpfs nosuid,noexec,nodev,mode=1777,size=1048576",
+	} {
+		if got[target] != want {
+			t.Errorf("%s: %s, want %s", target, got[target], want)
+		}
+	}
+	if slices.Index(order, "/deep") > slices.Index(order, "/deep/er") {
+		t.Errorf("mounted in the order %v", order)
+	}
+	if len(sub) != 1 || sub["/part"] != "a/b" {
+		t.Errorf("subpaths %v", sub)
+	}
+	if _, err := os.Stat(dir + "/made"); err != nil {
+		t.Errorf("the source of -v was not made: %v", err)
+	}
+	info, err := b.e.ContainerInspect(t.Context(), id, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range info.Mounts {
+		if m.Destination == "/ro" && (m.Mode != "ro,rprivate" || m.RW || m.Propagation != "rprivate") {
+			t.Errorf("inspect: %+v", m)
+		}
+	}
+}
+
+func TestMountOf(t *testing.T) {
+	if at, _, err := mountOf("/proc/self/status"); err != nil || at != "/proc" {
+		t.Errorf("%q %v, want /proc", at, err)
+	}
+	if got := unescapeMount(`/a\040b\134c`); got != `/a b\c` {
+		t.Errorf("%q", got)
+	}
+	if err := checkPeers("/proc", mount.PropagationRPrivate); err != nil {
 		t.Error(err)
 	}
 }

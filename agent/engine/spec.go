@@ -2,14 +2,12 @@ package engine
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 
 	units "github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/api/types/mount"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"skein/runtime"
@@ -68,7 +66,7 @@ func (e *Engine) runtimeConfig(ctx context.Context, r record, rootfs []runtime.M
 	if err != nil {
 		return runtime.Config{}, err
 	}
-	cfg := runtime.Config{ID: r.ID, Spec: spec, Rootfs: rootfs, OpenStdin: r.Config.OpenStdin, Init: hc.Init != nil && *hc.Init}
+	cfg := runtime.Config{ID: r.ID, Spec: spec, Rootfs: rootfs, Subpaths: subpaths(r.Volumes), OpenStdin: r.Config.OpenStdin, Init: hc.Init != nil && *hc.Init}
 	plan.apply(&cfg, e.logPath(r))
 	return cfg, nil
 }
@@ -142,103 +140,6 @@ func setResources(spec *specs.Spec, r *container.Resources) {
 	if r.PidsLimit != nil && *r.PidsLimit > 0 {
 		res.Pids = &specs.LinuxPids{Limit: r.PidsLimit}
 	}
-}
-
-// addMounts appends the engine's files, binds and tmpfs, shallow targets first.
-func (e *Engine) addMounts(spec *specs.Spec, r record) error {
-	dir := e.networkFilesDir(r)
-	for _, f := range []string{"hosts", "hostname", "resolv.conf"} {
-		spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/etc/" + f, Type: "bind", Source: filepath.Join(dir, f), Options: []string{"bind", "rprivate"}})
-	}
-	var user []specs.Mount
-	for _, b := range r.HostConfig.Binds {
-		m, err := parseBind(b)
-		if err != nil {
-			return err
-		}
-		if m.Type == mount.TypeVolume {
-			continue
-		}
-		sm, err := bindMount(m)
-		if err != nil {
-			return err
-		}
-		user = append(user, sm)
-	}
-	for _, v := range r.Volumes {
-		opts := []string{"rbind", "rprivate"}
-		if v.ReadOnly {
-			opts = append(opts, "ro")
-		}
-		user = append(user, specs.Mount{Destination: v.Target, Type: "bind", Source: e.volumes.Path(v.Name), Options: opts})
-	}
-	for _, m := range r.HostConfig.Mounts {
-		if m.Type == mount.TypeVolume {
-			continue
-		}
-		if m.Type == mount.TypeTmpfs {
-			user = append(user, tmpfsMount(m.Target, m.TmpfsOptions))
-			continue
-		}
-		sm, err := bindMount(m)
-		if err != nil {
-			return err
-		}
-		user = append(user, sm)
-	}
-	for target, opts := range r.HostConfig.Tmpfs {
-		o := []string{"nosuid", "nodev", "noexec"}
-		if opts != "" {
-			o = append(o, strings.Split(opts, ",")...)
-		}
-		user = append(user, specs.Mount{Destination: target, Type: "tmpfs", Source: "tmpfs", Options: o})
-	}
-	sortByDepth(user)
-	if r.HostConfig.ShmSize > 0 {
-		for i := range spec.Mounts {
-			if spec.Mounts[i].Destination == "/dev/shm" && spec.Mounts[i].Type == "tmpfs" {
-				spec.Mounts[i].Options = []string{"nosuid", "noexec", "nodev", "mode=1777", fmt.Sprintf("size=%d", r.HostConfig.ShmSize)}
-			}
-		}
-	}
-	spec.Mounts = append(spec.Mounts, user...)
-	return nil
-}
-
-func bindMount(m mount.Mount) (specs.Mount, error) {
-	if _, err := os.Stat(m.Source); err != nil {
-		if !os.IsNotExist(err) || m.BindOptions == nil || !m.BindOptions.CreateMountpoint {
-			return specs.Mount{}, invalid("invalid mount config for type \"bind\": bind source path does not exist: %s", m.Source)
-		}
-		if err := os.MkdirAll(m.Source, 0o755); err != nil {
-			return specs.Mount{}, fmt.Errorf("create bind source %s: %w", m.Source, err)
-		}
-	}
-	opts := []string{"rbind"}
-	if m.BindOptions != nil && m.BindOptions.NonRecursive {
-		opts[0] = "bind"
-	}
-	if m.ReadOnly {
-		opts = append(opts, "ro")
-	}
-	prop := "rprivate"
-	if m.BindOptions != nil && m.BindOptions.Propagation != "" {
-		prop = string(m.BindOptions.Propagation)
-	}
-	return specs.Mount{Destination: m.Target, Type: "bind", Source: m.Source, Options: append(opts, prop)}, nil
-}
-
-func tmpfsMount(target string, o *mount.TmpfsOptions) specs.Mount {
-	opts := []string{"nosuid", "nodev", "noexec"}
-	if o != nil {
-		if o.SizeBytes > 0 {
-			opts = append(opts, fmt.Sprintf("size=%d", o.SizeBytes))
-		}
-		if o.Mode != 0 {
-			opts = append(opts, fmt.Sprintf("mode=%o", o.Mode))
-		}
-	}
-	return specs.Mount{Destination: target, Type: "tmpfs", Source: "tmpfs", Options: opts}
 }
 
 func parseSize(s string) (int64, error) { return units.RAMInBytes(s) }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -24,9 +25,10 @@ import (
 type volumeMount struct {
 	Name      string
 	Target    string
-	ReadOnly  bool `json:",omitempty"`
-	NoCopy    bool `json:",omitempty"`
-	Anonymous bool `json:",omitempty"` // made for this container
+	ReadOnly  bool   `json:",omitempty"`
+	NoCopy    bool   `json:",omitempty"`
+	Anonymous bool   `json:",omitempty"` // made for this container
+	Subpath   string `json:",omitempty"`
 	labels    map[string]string
 }
 
@@ -41,8 +43,11 @@ func checkVolumeMount(m mount.Mount) error {
 	if o == nil {
 		return nil
 	}
-	if o.Subpath != "" {
-		return notBuilt("volume-subpath is not supported by this version of skein")
+	if o.Subpath != "" && m.Source == "" {
+		return invalid("invalid mount config for type \"volume\": must not set Subpath when using anonymous volumes")
+	}
+	if o.Subpath != "" && !filepath.IsLocal(o.Subpath) {
+		return invalid("invalid mount config for type \"volume\": subpath must be a relative path within the volume")
 	}
 	if d := o.DriverConfig; d != nil {
 		return checkVolumeDriver(d.Name, d.Options)
@@ -79,7 +84,7 @@ func wishedVolumes(r record) ([]volumeMount, error) {
 		}
 		v := volumeMount{Name: m.Source, Target: m.Target, ReadOnly: m.ReadOnly, Anonymous: m.Source == ""}
 		if m.VolumeOptions != nil {
-			v.NoCopy, v.labels = m.VolumeOptions.NoCopy, m.VolumeOptions.Labels
+			v.NoCopy, v.labels, v.Subpath = m.VolumeOptions.NoCopy, m.VolumeOptions.Labels, m.VolumeOptions.Subpath
 		}
 		out = append(out, v)
 		return nil
@@ -196,7 +201,7 @@ func (e *Engine) populateVolumes(r record, rootfs []runtime.Mount) error {
 			return err
 		}
 		inUse := slices.ContainsFunc(e.volumeUsers(v.Name), func(o record) bool { return o.ID != r.ID && !o.State.Clean })
-		if v.NoCopy || !empty || inUse {
+		if v.NoCopy || v.Subpath != "" || !empty || inUse {
 			continue
 		}
 		if root == nil {

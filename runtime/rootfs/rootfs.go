@@ -38,6 +38,8 @@ type Plan struct {
 	BeforePivot func(Built) error
 	// Trees are detached mounts that the caller prepared as sources of bind mounts: the child's descriptor by index in Spec.Mounts.
 	Trees map[int]int
+	// TreeDirs says of a tree whether it is a directory, where the source's path does not.
+	TreeDirs map[int]bool
 	// Shared are such mounts that the program itself took from elsewhere, before.
 	Shared map[int]zygote.Slot
 	// BindDevices takes the host's device nodes instead of making some: in a user namespace none can be made.
@@ -299,6 +301,9 @@ func (b *builder) bind(index int, m specs.Mount, o options) error {
 func (b *builder) sourceIsDir(index int, m specs.Mount) (bool, error) {
 	if _, shared := b.plan.Shared[index]; shared {
 		return true, nil
+	}
+	if dir, known := b.plan.TreeDirs[index]; known {
+		return dir, nil
 	}
 	st, err := os.Stat(m.Source)
 	if err != nil {

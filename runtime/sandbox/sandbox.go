@@ -60,8 +60,16 @@ type Input struct {
 	HasCgroup bool
 	// Init makes the process an init (package initproc), whose open file comes next, and its command a child of it.
 	Init bool
-	// HasRoot: the last descriptor is what rootfs.MountRoot made.
+	// HasRoot: the next descriptor is what rootfs.MountRoot made.
 	HasRoot bool
+	// Trees are prepared sources of bind mounts, whose descriptors come last.
+	Trees []Tree
+}
+
+// Tree is a detached mount for the bind mount of that index in Spec.Mounts.
+type Tree struct {
+	Mount int
+	Dir   bool
 }
 
 // Output is a compiled container: the rest of its zygote request, and where results will be.
@@ -189,15 +197,10 @@ func Compile(p *zygote.Program, in Input) (Output, error) {
 		// Only now: the new namespace's root is the group the process is in.
 		p.Do("unshare cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
 	}
-	root := 0
-	if in.HasRoot {
-		root = at.fd
-		if in.Init {
-			root++
-		}
-	}
-	fs, err := rootfs.Add(p, rootfs.Plan{Spec: s, Rootfs: in.Rootfs, Root: root, Cgroups: in.Cgroups, LowerdirAppend: in.Host.LowerdirAppend,
-		Shared: at.trees, Mounted: func(b rootfs.Built) error { return sysctls(p, s, b) }})
+	plan := rootfs.Plan{Spec: s, Rootfs: in.Rootfs, Cgroups: in.Cgroups, LowerdirAppend: in.Host.LowerdirAppend,
+		Shared: at.trees, Mounted: func(b rootfs.Built) error { return sysctls(p, s, b) }}
+	in.prepared(&plan, at.fd)
+	fs, err := rootfs.Add(p, plan)
 	if err != nil {
 		return out, err
 	}
@@ -217,6 +220,24 @@ func Compile(p *zygote.Program, in Input) (Output, error) {
 	}
 	out.Execs, err = drop(p, in.Host, s.Process, in.Filter, init)
 	return out, err
+}
+
+// prepared says which descriptors are mounts that the supervisor made.
+func (in Input) prepared(plan *rootfs.Plan, fd int) {
+	if in.Init {
+		fd++
+	}
+	if in.HasRoot {
+		plan.Root = fd
+		fd++
+	}
+	if len(in.Trees) == 0 {
+		return
+	}
+	plan.Trees, plan.TreeDirs = map[int]int{}, map[int]bool{}
+	for i, t := range in.Trees {
+		plan.Trees[t.Mount], plan.TreeDirs[t.Mount] = fd+i, t.Dir
+	}
 }
 
 // joinGroups moves the single-threaded child into its v1 groups through their tasks files, the cheap way, and closes all group handles.

@@ -279,12 +279,18 @@ func (c *container) compile(prog *zygote.Program, io *stdio, root *rootMount, st
 	if err != nil {
 		return req, out, opened, c.setupError(err)
 	}
+	trees, treeFDs, err := c.openTrees()
+	if err != nil {
+		return req, out, append(opened, treeFDs...), err
+	}
 	out, err = sandbox.Compile(prog, sandbox.Input{Host: c.srv.host, Spec: spec, Rootfs: c.cfg.Rootfs, Cgroups: dirs, Filter: c.filter,
-		Tasks: tasks, HasCgroup: cgroupAt >= 0, Init: c.cfg.Init, HasRoot: mounted >= 0})
+		Tasks: tasks, HasCgroup: cgroupAt >= 0, Init: c.cfg.Init, HasRoot: mounted >= 0, Trees: trees})
 	files := append(append([]int{}, io.child...), opened...)
 	if mounted >= 0 {
 		files = append(files, mounted)
 	}
+	files = append(files, treeFDs...)
+	opened = append(opened, treeFDs...)
 	req = zygote.Request{Program: prog, Flags: out.Flags, Files: files, Cgroup: cgroupAt}
 	return req, out, opened, errors.Join(err, prog.Err())
 }

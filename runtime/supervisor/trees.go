@@ -1,0 +1,61 @@
+package supervisor
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"skein/runtime/sandbox"
+)
+
+// openTrees makes the mounts of what lies below a source: the way there is another container's to change, so that it is gone once, by
+// handle, and only the result is mounted. The descriptors are the caller's to close, also after an error.
+func (c *container) openTrees() (trees []sandbox.Tree, fds []int, err error) {
+	for i, m := range c.cfg.Spec.Mounts {
+		sub, ok := c.cfg.Subpaths[m.Destination]
+		if !ok {
+			continue
+		}
+		fd, dir, err := openSubpath(m.Source, sub)
+		if err != nil {
+			return trees, fds, fmt.Errorf("mount %s: %w", m.Destination, err)
+		}
+		trees, fds = append(trees, sandbox.Tree{Mount: i, Dir: dir}), append(fds, fd)
+	}
+	return trees, fds, nil
+}
+
+// openSubpath clones the mounts at a path below a directory, which no link leads out of.
+func openSubpath(source, sub string) (fd int, dir bool, err error) {
+	base, err := unix.Open(source, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, false, fmt.Errorf("open %s: %w", source, err)
+	}
+	defer unix.Close(base)
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS}
+	at, err := unix.Openat2(base, sub, &how)
+	for range 128 {
+		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
+			break // EAGAIN: something was renamed meanwhile
+		}
+		at, err = unix.Openat2(base, sub, &how)
+	}
+	if err != nil {
+		if errors.Is(err, unix.EXDEV) {
+			err = errors.New("it leads out of the volume")
+		}
+		return -1, false, fmt.Errorf("cannot access path %s/%s: %w: %w", source, sub, err, errdefs.ErrInvalidArgument)
+	}
+	defer unix.Close(at)
+	var st unix.Stat_t
+	if err := unix.Fstat(at, &st); err != nil {
+		return -1, false, fmt.Errorf("cannot access path %s/%s: %w", source, sub, err)
+	}
+	fd, err = unix.OpenTree(at, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH|unix.AT_RECURSIVE)
+	if err != nil {
+		return -1, false, fmt.Errorf("clone %s/%s: %w", source, sub, err)
+	}
+	return fd, st.Mode&unix.S_IFMT == unix.S_IFDIR, nil
+}
