@@ -122,7 +122,12 @@ func (e *Engine) launch(ctx context.Context, c *entry, r record) error {
 	// From here on the caller's change of mind comes too late: a start that is not waited for may succeed all the same.
 	ctx = context.WithoutCancel(ctx)
 	pid, err := e.cfg.Supervisor.Start(ctx, r.ID)
-	if err != nil {
+	if cerrdefs.IsUnavailable(err) {
+		var done bool
+		if pid, done = e.startedAnyway(ctx, r.ID); !done {
+			return fmt.Errorf("start container %s: %w", r.Name, err)
+		}
+	} else if err != nil {
 		code := 126
 		if st, serr := e.cfg.Supervisor.State(ctx, r.ID); serr == nil && st.Status == runtime.Stopped && st.Exit.Code > 0 {
 			code = st.Exit.Code
@@ -137,6 +142,12 @@ func (e *Engine) launch(ctx context.Context, c *entry, r record) error {
 		return err
 	}
 	return nil
+}
+
+// startedAnyway asks the next supervisor whether a start took place whose answer was lost with the last one.
+func (e *Engine) startedAnyway(ctx context.Context, id string) (pid int, done bool) {
+	st, err := e.cfg.Supervisor.State(ctx, id)
+	return st.Pid, err == nil && st.Status != runtime.Created && !st.StartedAt.IsZero() && st.Exit.Err == ""
 }
 
 // markStarted records the run, and its end if it is over already.

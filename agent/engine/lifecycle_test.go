@@ -604,20 +604,45 @@ func TestUnchangedRecord(t *testing.T) {
 	}
 }
 
-// lostAnswer is a supervisor that starts a container and cannot say so any more.
-type lostAnswer struct{ *fakeSupervisor }
+// lostAnswer is a supervisor that starts a container and cannot say so any more; mute: nor can the next one.
+type lostAnswer struct {
+	*fakeSupervisor
+	exit *runtime.Exit // of the run, before anybody asks
+	mute bool
+}
 
 func (s lostAnswer) Start(ctx context.Context, id string) (int, error) {
 	if _, err := s.fakeSupervisor.Start(ctx, id); err != nil {
 		return 0, err
 	}
+	if s.exit != nil {
+		s.fakeSupervisor.exit(id, *s.exit)
+	}
 	return 0, cerrdefs.ErrUnavailable
 }
 
-// A run whose start was not answered is nobody's: it is ended, and its container can be removed.
+func (s lostAnswer) State(ctx context.Context, id string) (runtime.State, error) {
+	if s.mute {
+		return runtime.State{}, cerrdefs.ErrUnavailable
+	}
+	return s.fakeSupervisor.State(ctx, id)
+}
+
+// A start whose answer was lost has taken place if the next supervisor says so.
 func TestStartWithoutAnswer(t *testing.T) {
 	b := newBench(t)
-	b.e.cfg.Supervisor = lostAnswer{b.sup}
+	b.e.cfg.Supervisor = lostAnswer{fakeSupervisor: b.sup}
+	if r := b.record(b.run("running", container.HostConfig{})); r.State.Pid != 4242 || r.State.Status != container.StateRunning {
+		t.Errorf("state %+v, want running", r.State)
+	}
+	b.e.cfg.Supervisor = lostAnswer{fakeSupervisor: b.sup, exit: &runtime.Exit{Code: 9}}
+	b.until(b.run("ended", container.HostConfig{}), "exited", func(r record) bool { return exited(r) && r.State.ExitCode == 9 })
+}
+
+// A run whose start nobody can tell of is nobody's: it is ended, and its container can be removed.
+func TestStartWithoutAnyAnswer(t *testing.T) {
+	b := newBench(t)
+	b.e.cfg.Supervisor = lostAnswer{fakeSupervisor: b.sup, mute: true}
 	id := b.create("lost", container.HostConfig{})
 	if err := b.e.ContainerStart(t.Context(), id); err == nil {
 		t.Fatal("the start succeeded")
