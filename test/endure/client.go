@@ -30,7 +30,7 @@ type crew struct {
 	*world
 	quiet sync.RWMutex // held by each operation for reading, by an audit for writing
 
-	lossy bool // the supervisor is killed: nobody may have seen an end
+	lost victims // what is killed, and what it knew with it
 
 	mu    sync.Mutex
 	count map[string]int // operations by outcome
@@ -85,7 +85,7 @@ func (c *crew) work(ctx context.Context, stop <-chan struct{}) {
 
 func (c *crew) newJob() *job {
 	n := c.next()
-	j := &job{name: fmt.Sprintf("job-%d", n), unseen: c.lossy, code: 3 + n%120, pause: time.Millisecond, network: []string{"none", "bridge"}[c.pick(2)], rm: c.pick(8) == 0}
+	j := &job{name: fmt.Sprintf("job-%d", n), unseen: c.lost.supervisor, unread: c.lost.supervisor && c.lost.daemon, code: 3 + n%120, pause: time.Millisecond, network: []string{"none", "bridge"}[c.pick(2)], rm: c.pick(8) == 0}
 	if c.pick(2) == 0 {
 		j.lines = 1 + c.pick(300)
 	}
@@ -285,7 +285,7 @@ func (c *crew) exec(ctx context.Context, j *job) error {
 
 // forgiven is an additional process that went with the process that knew it: the daemon forgets it, the supervisor loses its output.
 func (c *crew) forgiven(err error) bool {
-	return errors.Is(err, errUnsure) || cerrdefs.IsNotFound(err) && c.died() || err != nil && c.lossy
+	return errors.Is(err, errUnsure) || cerrdefs.IsNotFound(err) && c.died() || err != nil && c.lost.supervisor
 }
 
 // died says whether anything was killed yet.

@@ -40,7 +40,7 @@ func (w *world) newDirect(ctx context.Context) (*direct, error) {
 		err = os.WriteFile(filepath.Join(d.base, "inside"), bin, 0o755)
 	}
 	if err == nil {
-		d.sup, err = supervisor.Ensure(ctx, w.opts.binary, d.cfg)
+		d.sup, err = supervisor.Ensure(ctx, w.clus.Binary, d.cfg) // the daemon's file: their code is shared memory
 	}
 	if err != nil {
 		return nil, err

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/moby/moby/client"
 )
 
 const (
@@ -76,7 +78,7 @@ func (w *world) kill(ctx context.Context, n int, v victims) error {
 	if err != nil {
 		return err
 	}
-	c := &crew{world: w, count: map[string]int{}, lossy: v.supervisor}
+	c := &crew{world: w, count: map[string]int{}, lost: v}
 	cctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stopping := make(chan struct{})
@@ -145,6 +147,9 @@ func (c *crew) finish(ctx context.Context, base holdings) error {
 	}
 	for id := range k.all {
 		c.breaks("container %.12s is nobody's", id)
+		if _, err := c.api.ContainerRemove(ctx, id, client.ContainerRemoveOptions{Force: true}); err != nil { // the next run begins afresh
+			return err
+		}
 	}
 	return c.asBefore(ctx, base)
 }

@@ -28,7 +28,8 @@ type job struct {
 	startsTried, startsDone int
 	stopped                 bool // asked to end, gently or not
 	killed                  bool // asked to end at once
-	unseen                  bool // the supervisor died during its life: nobody may have seen its end
+	unseen                  bool // supervisors are killed: nobody may have seen its end
+	unread                  bool // daemons are killed with them: who ended meanwhile left its last lines in a pipe that is gone
 }
 
 // spec is the container's configuration.
@@ -109,6 +110,7 @@ func (j *job) check(s *container.State, h history) error {
 	switch {
 	case unknown && j.unseen:
 	case s.ExitCode == j.code && whole && s.Error == "":
+	case s.ExitCode == j.code && j.unread && s.Error == "":
 	case s.ExitCode == 137 && j.killed && s.Error == "":
 	default:
 		fail("exit code %d %q after %d lines (said it ends: %v); its own code is %d of %d lines, stopped %v, killed %v", s.ExitCode, s.Error, last.lines, last.ended, j.code, j.lines, j.stopped, j.killed)
