@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -20,13 +19,16 @@ const bridgeAlias = "skein bridge "
 const defaultBridgeMTU = 1500
 
 // SetBridges makes the node have exactly these single-host networks. Bridges of ours that are not listed are deleted.
-func (d *Driver) SetBridges(_ context.Context, bridges []Bridge) error {
+func (d *Driver) SetBridges(ctx context.Context, bridges []Bridge) error {
 	want := map[string]Bridge{}
 	for _, b := range bridges {
 		if b.Name == "" || len(b.Name) > 15 || strings.ContainsAny(b.Name, "/ :*") || !b.Subnet4.IsValid() || !b.Subnet4.Contains(b.Gateway4) {
 			return fmt.Errorf("bridge network %s: device name %q, subnet %s or gateway %s is not valid: %w", b.ID, b.Name, b.Subnet4, b.Gateway4, errdefs.ErrInvalidArgument)
 		}
 		want[b.ID] = b
+	}
+	if err := d.awaitAllDeparted(ctx); err != nil { // a bridge that goes may have legs on their way out
+		return fmt.Errorf("bridge networks: %w", err)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -113,18 +115,19 @@ func (d *Driver) bridgePlan(s Sandbox, i int, l BridgeLeg) (plan, error) {
 
 func bridgeLegName(sandbox, bridge string) string { return bridgePrefix + tag(sandbox+"@"+bridge) }
 
-func (d *Driver) removeBridgeLegs(id string, b *box) error {
-	var err error
-	bridges := slices.Collect(maps.Keys(d.bridges))
-	if b != nil {
-		for _, l := range b.spec.Bridges {
-			bridges = append(bridges, l.BridgeID)
+// bridgeLegs are a sandbox's legs on bridges, on all of them when it is not known.
+func (d *Driver) bridgeLegs(id string, b *box) []outerLeg {
+	var out []outerLeg
+	if b == nil {
+		for br := range d.bridges {
+			out = append(out, outerLeg{d.conn, bridgeLegName(id, br)})
 		}
+		return out
 	}
-	for _, br := range bridges {
-		err = errors.Join(err, d.conn.DelLink(bridgeLegName(id, br)))
+	for _, l := range b.spec.Bridges {
+		out = append(out, outerLeg{d.conn, bridgeLegName(id, l.BridgeID)})
 	}
-	return err
+	return out
 }
 
 // applyBridgeRules writes table skein_bridge, or deletes it when there is no bridge.

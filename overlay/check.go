@@ -17,7 +17,7 @@ import (
 // Check compares everything with the kernel and mends what differs. Before the first Set it leaves networks alone. It works table by table,
 // so that a change has to wait for one table only.
 func (d *Driver) Check(ctx context.Context) error {
-	errs := []error{d.step(func() error { return d.forgetRetired(time.Now()) }), d.step(d.checkMesh)}
+	errs := []error{d.awaitAllDeparted(ctx), d.step(func() error { return d.forgetRetired(time.Now()) }), d.step(d.checkMesh)}
 	d.mu.Lock()
 	networks := slices.Clone(d.cfg.Networks)
 	d.mu.Unlock()
@@ -66,12 +66,7 @@ func (d *Driver) checkSandboxes(ctx context.Context) error {
 	damaged, err := d.damagedSandboxes()
 	for _, id := range damaged {
 		d.log.Warn("mending the network of a container", "container", id)
-		ns, e := link.OpenNS(d.sandboxFile(id)) // a namespace that is gone cannot be mended under a running container
-		if e == nil {
-			e = d.addSandbox(ctx, d.boxes[id].spec, ns)
-			ns.Close()
-		}
-		if e != nil {
+		if e := d.mendSandbox(ctx, d.boxes[id].spec); e != nil {
 			err = errors.Join(err, fmt.Errorf("network of container %s: %w", id, e))
 		}
 	}
@@ -126,7 +121,10 @@ func (d *Driver) damagedSandboxes() ([]string, error) {
 }
 
 // Leave removes what belongs to the cluster: overlay networks, the mesh, its rules and table. Sandboxes lose those legs; bridges stay.
-func (d *Driver) Leave(context.Context) error {
+func (d *Driver) Leave(ctx context.Context) error {
+	if err := d.awaitAllDeparted(ctx); err != nil {
+		return fmt.Errorf("remove the cluster's networks from this node: %w", err)
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.leave(); err != nil {
@@ -186,9 +184,14 @@ func (d *Driver) Teardown(ctx context.Context) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	boxes, _, err := d.netnsFiles()
+	var all []*departure
 	for _, id := range boxes {
-		err = errors.Join(err, d.removeSandbox(ctx, id), link.RemoveNS(d.sandboxFile(id)))
+		p, e := d.dismiss(ctx, id)
+		err = errors.Join(err, e)
+		all = append(all, p)
 	}
+	_, e := d.finish(all)
+	err = errors.Join(err, e)
 	err = errors.Join(err, d.leave(), d.deleteLinks(func(name string, l link.Link) bool {
 		return strings.HasPrefix(name, bridgePrefix) || strings.HasPrefix(l.Alias, bridgeAlias)
 	}), d.nft.Delete(nft.IPv4, "skein_bridge"))

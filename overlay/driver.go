@@ -53,7 +53,9 @@ type Driver struct {
 
 	ids idLocks // taken before mu
 
-	leaving atomic.Int32 // sandboxes that wait to be removed
+	leaving   atomic.Int32 // sandboxes that wait to be removed
+	departing departures
+	rooms     roomPool
 
 	mu   sync.Mutex
 	cfg  Config
@@ -123,6 +125,8 @@ func (d *Driver) open() (err error) {
 
 // Close ends DNS serving and releases descriptors. The kernel keeps all networks as they are.
 func (d *Driver) Close() error {
+	d.departing.work.Wait()
+	d.rooms.close()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.dns != nil {
@@ -169,10 +173,10 @@ func (d *Driver) netnsFiles() (sandboxes, routers []string, err error) {
 	return sandboxes, routers, nil
 }
 
-// Sandboxes lists the ids of all sandboxes found in the kernel.
+// Sandboxes lists the ids of all sandboxes found in the kernel but those that are on their way out.
 func (d *Driver) Sandboxes() ([]string, error) {
 	boxes, _, err := d.netnsFiles()
-	return boxes, err
+	return slices.DeleteFunc(boxes, d.departs), err
 }
 
 // Set makes the kernel agree with cfg, which must not be changed afterwards. The result has, per network id and for "mesh", the reason why it could not be applied or nil;

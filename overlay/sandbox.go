@@ -29,17 +29,20 @@ func (d *Driver) AddSandbox(ctx context.Context, s Sandbox) (string, error) {
 		return "", err
 	}
 	defer d.ids.lock(s.ID)()
+	if err := d.awaitRoom(ctx, s); err != nil {
+		return "", fmt.Errorf("network of container %s: %w", s.ID, err)
+	}
 	// Making a namespace is the slowest part and needs no order among containers.
-	ns, err := link.CreateNS(d.sandboxFile(s.ID))
+	r, err := d.room(s)
 	if err == nil {
 		err = d.step(func() error {
-			err := d.addSandbox(ctx, s, ns)
-			if errdefs.IsUnavailable(err) && !d.have && complete(ns, s) {
+			err := d.addSandbox(ctx, s, r)
+			if errdefs.IsUnavailable(err) && !d.have && complete(r.conn, s) {
 				d.waiting[s.ID], err = s, nil
 			}
 			return err
 		})
-		ns.Close()
+		r.close()
 	}
 	if err != nil {
 		return "", fmt.Errorf("network of container %s: %w", s.ID, err)
@@ -48,12 +51,7 @@ func (d *Driver) AddSandbox(ctx context.Context, s Sandbox) (string, error) {
 }
 
 // complete tells that a sandbox has its legs on overlay networks and its gateway leg, of which tables are needed to make one.
-func complete(ns *link.NS, s Sandbox) bool {
-	conn, err := link.Dial(ns)
-	if err != nil {
-		return false
-	}
-	defer conn.Close()
+func complete(conn *link.Conn, s Sandbox) bool {
 	links, err := conn.Links()
 	if err != nil {
 		return false
@@ -70,11 +68,7 @@ func complete(ns *link.NS, s Sandbox) bool {
 // takeWaiting takes over the sandboxes of an earlier daemon that came before the config.
 func (d *Driver) takeWaiting(ctx context.Context) {
 	for id, s := range d.waiting {
-		ns, err := link.OpenNS(d.sandboxFile(id))
-		if err == nil {
-			err = d.addSandbox(ctx, s, ns)
-			ns.Close()
-		}
+		err := d.mendSandbox(ctx, s)
 		if err != nil { // tried again after the next Set and at the next Check
 			d.log.Warn("the network of a running container is not taken over yet", "container", id, "error", err)
 			continue
@@ -168,18 +162,29 @@ type plan struct {
 	attach    func(dev int) error // configures the outer end
 }
 
-func (d *Driver) addSandbox(ctx context.Context, s Sandbox, ns *link.NS) error {
-	conn, err := link.Dial(ns)
+// mendSandbox is addSandbox for one whose namespace must exist: one that is gone cannot be mended under a running container.
+func (d *Driver) mendSandbox(ctx context.Context, s Sandbox) error {
+	ns, err := link.OpenNS(d.sandboxFile(s.ID))
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	r := &room{ns: ns}
+	defer r.close()
+	if r.conn, err = link.Dial(ns); err != nil {
+		return err
+	}
+	return d.addSandbox(ctx, s, r)
+}
+
+func (d *Driver) addSandbox(ctx context.Context, s Sandbox, r *room) error {
+	ns, conn := r.ns, r.conn
 	links, err := conn.Links()
 	if err != nil {
 		return err
 	}
-	if !links["lo"].Up {
-		if err := d.setUpSandbox(ns, conn, s); err != nil {
+	six := slices.ContainsFunc(s.Legs, func(l Leg) bool { return l.Addr6.IsValid() })
+	if !links["lo"].Up || six && len(links) == 1 { // new ones are made for IPv4
+		if err := setUpRoom(r, six); err != nil {
 			return err
 		}
 	}
@@ -204,17 +209,6 @@ func (d *Driver) addSandbox(ctx context.Context, s Sandbox, ns *link.NS) error {
 		return err
 	}
 	return d.serveDNS(ctx, ns, s)
-}
-
-func (d *Driver) setUpSandbox(ns *link.NS, conn *link.Conn, s Sandbox) error {
-	set := map[string]string{"ipv4/conf/all/accept_redirects": "0", "ipv4/conf/default/accept_redirects": "0"}
-	if !slices.ContainsFunc(s.Legs, func(l Leg) bool { return l.Addr6.IsValid() }) {
-		set["ipv6/conf/default/disable_ipv6?"] = "1" // no link-local chatter on devices without IPv6
-	}
-	if err := ns.Sysctl(set); err != nil {
-		return err
-	}
-	return conn.Do([]link.Message{link.Up(loopback)})
 }
 
 // plans lists the legs in the order of their device names: overlays, bridges, gateway.
@@ -420,42 +414,59 @@ func (d *Driver) forgetGateways() error {
 	return err
 }
 
-// RemoveSandbox deletes a container's namespace, its legs and DNS sockets. One that does not exist is not an error.
+// RemoveSandbox deletes a container's namespace, its legs and DNS sockets. One that does not exist is not an error. Nothing leads to the
+// container any more when it returns; what the kernel keeps of it goes soon after, see departure.
 func (d *Driver) RemoveSandbox(ctx context.Context, id string) error {
 	if err := validateSandbox(Sandbox{ID: id}); err != nil {
 		return err
 	}
 	defer d.ids.lock(id)()
+	if d.departs(id) {
+		return nil
+	}
 	d.leaving.Add(1)
+	var p *departure
+	known := false
 	err := d.step(func() error {
 		d.leaving.Add(-1)
-		return d.removeSandbox(ctx, id)
+		known = d.boxes[id] != nil
+		var err error
+		p, err = d.dismiss(ctx, id)
+		return err
 	})
-	if err = errors.Join(err, link.RemoveNS(d.sandboxFile(id))); err != nil {
+	d.depart(p)
+	if !known { // nobody knows its addresses, for which others would have to wait
+		err = errors.Join(err, d.awaitDeparted(ctx, func(p *departure) bool { return p.id == id }))
+	}
+	if err != nil {
 		return fmt.Errorf("remove network of container %s: %w", id, err)
 	}
 	return nil
 }
 
-func (d *Driver) removeSandbox(ctx context.Context, id string) error {
+// dismiss ends everything that leads to a sandbox; its devices and its namespace are left to the departure.
+func (d *Driver) dismiss(ctx context.Context, id string) (*departure, error) {
 	b := d.boxes[id]
 	t := tag(id)
+	p := &departure{id: id, legs: []outerLeg{{d.conn, gatewayPrefix + t}}}
 	err := d.stopDNS(ctx, id)
 	for network, r := range d.routers {
 		if b == nil || slices.ContainsFunc(b.spec.Legs, func(l Leg) bool { return l.NetworkID == network }) {
-			err = errors.Join(err, r.conn.DelLink(legPrefix+t))
+			p.legs = append(p.legs, outerLeg{r.conn, legPrefix + t})
 		}
 	}
+	p.legs = append(p.legs, d.bridgeLegs(id, b)...)
 	delete(d.waiting, id)
-	err = errors.Join(err, d.conn.DelLink(gatewayPrefix+t), d.removeBridgeLegs(id, b))
 	delete(d.boxes, id)
-	if b != nil && len(b.spec.Bridges) > 0 {
-		d.updateDNS() // its names on bridges are answered to others
+	if b != nil {
+		p.keys = legKeys(b.spec)
+		if len(b.spec.Bridges) > 0 {
+			d.updateDNS() // its names on bridges are answered to others
+		}
 	}
 	err = errors.Join(err, d.gatewayChanged(id, netip.Addr{}), d.applyBridgeRules(false))
-	d.removeRouters(false)     // a network may have waited for its last leg
 	if d.leaving.Load() == 0 { // else the last of those that leave at the same time does it for all
 		err = errors.Join(err, d.forgetGateways())
 	}
-	return err
+	return p, err
 }

@@ -40,6 +40,7 @@ type localNetworks struct {
 	mu    sync.Mutex
 	byID  map[string]*localNetwork
 	used  map[string]map[netip.Addr]string // network id → address → container id
+	last  map[string]netip.Addr            // network id → address given last
 }
 
 const (
@@ -49,7 +50,8 @@ const (
 )
 
 func loadLocalNetworks(dir string) (*localNetworks, error) {
-	n := &localNetworks{path: filepath.Join(dir, "networks.json"), byID: map[string]*localNetwork{}, used: map[string]map[netip.Addr]string{}}
+	n := &localNetworks{path: filepath.Join(dir, "networks.json"), byID: map[string]*localNetwork{}, used: map[string]map[netip.Addr]string{},
+		last: map[string]netip.Addr{}}
 	b, err := os.ReadFile(n.path)
 	if err == nil {
 		var list []*localNetwork
@@ -135,7 +137,8 @@ func (n *localNetworks) findLocked(ref string) (*localNetwork, error) {
 	return found, nil
 }
 
-// take reserves an address for the container: want if valid, else the lowest free one.
+// take reserves an address for the container: want if valid, else the next free one after the last that was given, so that what leaves has
+// time to go.
 func (n *localNetworks) take(l *localNetwork, containerID string, want netip.Addr) (netip.Prefix, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -157,12 +160,19 @@ func (n *localNetworks) take(l *localNetwork, containerID string, want netip.Add
 		used[want] = containerID
 		return netip.PrefixFrom(want, l.Subnet.Bits()), nil
 	}
-	for a := l.Subnet.Addr().Next(); l.Subnet.Contains(a.Next()); a = a.Next() {
-		if _, taken := used[a]; taken || a == l.Gateway {
-			continue
+	first := l.Subnet.Addr().Next()
+	begin := first
+	if last := n.last[l.ID]; last.IsValid() && l.Subnet.Contains(last.Next().Next()) {
+		begin = last.Next()
+	}
+	for a, again := begin, false; !again || a != begin; {
+		if _, taken := used[a]; !taken && a != l.Gateway {
+			used[a], n.last[l.ID] = containerID, a
+			return netip.PrefixFrom(a, l.Subnet.Bits()), nil
 		}
-		used[a] = containerID
-		return netip.PrefixFrom(a, l.Subnet.Bits()), nil
+		if a = a.Next(); !l.Subnet.Contains(a.Next()) {
+			a, again = first, true
+		}
 	}
 	return netip.Prefix{}, conflict("network %s has no free address left in %s: remove containers or create a larger network", l.Name, l.Subnet)
 }
@@ -333,6 +343,7 @@ func (n *localNetworks) drop(id string) error {
 	}
 	delete(n.byID, id)
 	delete(n.used, id)
+	delete(n.last, id)
 	if err := n.save(); err != nil {
 		n.byID[id] = l
 		return err

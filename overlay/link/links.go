@@ -271,6 +271,33 @@ func (c *Conn) DelLink(name string) error {
 	return nil
 }
 
+// DelLinks deletes devices by name in one go, which costs hardly more than one; missing ones are not an error. It marks them by a device
+// group that must be used for nothing else.
+func (c *Conn) DelLinks(names []string, group uint32) error {
+	if len(names) < 2 {
+		for _, n := range names {
+			return c.DelLink(n)
+		}
+		return nil
+	}
+	msgs := make([]Message, 0, len(names))
+	for _, n := range names {
+		body := Attrs{b: ifinfo(0, 0, 0)}
+		body.Str(unix.IFLA_IFNAME, n)
+		body.U32(unix.IFLA_GROUP, group)
+		msgs = append(msgs, Message{Type: unix.RTM_SETLINK, Body: body.b})
+	}
+	if err := c.Do(msgs, unix.ENODEV); err != nil {
+		return fmt.Errorf("mark links for deletion: %w", err)
+	}
+	body := Attrs{b: ifinfo(0, 0, 0)}
+	body.U32(unix.IFLA_GROUP, group)
+	if err := c.Do([]Message{{Type: unix.RTM_DELLINK, Body: body.b}}, unix.ENODEV); err != nil {
+		return fmt.Errorf("delete %d links: %w", len(names), err)
+	}
+	return nil
+}
+
 func ifinfo(index int, flags, change uint32) []byte {
 	b := make([]byte, unix.SizeofIfInfomsg)
 	binary.NativeEndian.PutUint32(b[4:], uint32(index))

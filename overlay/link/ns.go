@@ -44,30 +44,54 @@ func OpenNS(path string) (*NS, error) {
 	return &NS{f: f}, nil
 }
 
+// NewNS makes a namespace that is gone when nobody holds it any more, at the latest with this process, unless Mount keeps it.
+func NewNS() (*NS, error) {
+	var f *os.File
+	err := onThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("unshare: %w", err)
+		}
+		var err error
+		f, err = os.Open("/proc/thread-self/ns/net")
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("create network namespace: %w", err)
+	}
+	return &NS{f: f}, nil
+}
+
+// Mount keeps a namespace alive by a bind mount at path, where nothing is mounted yet.
+func (n *NS) Mount(path string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("create network namespace: %w", err)
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY|unix.O_NOFOLLOW, 0o444)
+	if err != nil {
+		return fmt.Errorf("create network namespace: %w", err)
+	}
+	f.Close()
+	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", n.FD()), path, "", unix.MS_BIND, ""); err != nil {
+		os.Remove(path)
+		return fmt.Errorf("create network namespace %s: mount: %w", path, err)
+	}
+	return nil
+}
+
 // CreateNS makes a new namespace and keeps it alive by a bind mount at path. An existing namespace at path is opened instead.
 func CreateNS(path string) (*NS, error) {
 	if ns, err := OpenNS(path); err == nil {
 		return ns, nil
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("create network namespace: %w", err)
-	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY|unix.O_NOFOLLOW, 0o444)
+	ns, err := NewNS()
 	if err != nil {
-		return nil, fmt.Errorf("create network namespace: %w", err)
+		return nil, err
 	}
-	f.Close()
-	err = onThread(func() error {
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("unshare: %w", err)
-		}
-		return unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
-	})
-	if err != nil {
-		os.Remove(path)
-		return nil, fmt.Errorf("create network namespace %s: %w", path, err)
+	if err := ns.Mount(path); err != nil {
+		ns.Close()
+		return nil, err
 	}
-	return OpenNS(path)
+	return ns, nil
 }
 
 // RemoveNS unmounts and deletes the file of a namespace; it is gone when nothing else holds it. A missing file is not an error.
