@@ -344,7 +344,7 @@ func TestUnpackWhileSwapping(t *testing.T) {
 		return st
 	}
 	before := st()
-	for i := range manyRounds(400) {
+	for i := range manyRounds(60) {
 		dst := filepath.Join(base, "layer")
 		must(t, os.Mkdir(dst, 0o755))
 		link, file := filepath.Join(base, "link"), filepath.Join(base, "file")
