@@ -300,7 +300,7 @@ func mergeLimits(to, from *container.Resources) {
 	if from.CpusetMems != "" {
 		to.CpusetMems = from.CpusetMems
 	}
-	if from.PidsLimit != nil {
+	if from.PidsLimit != nil && *from.PidsLimit != 0 { // 0 is what docker's command line sends without a wish
 		to.PidsLimit = from.PidsLimit
 	}
 	if from.BlkioWeight != 0 {

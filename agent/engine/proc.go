@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -31,7 +32,7 @@ func processRow(pid int) ([]string, bool) {
 		return nil, false
 	}
 	name := string(b[bytes.IndexByte(b, '(')+1 : end])
-	cmd, _ := os.ReadFile(dir + "/cmdline")
+	cmd := commandLine(dir)
 	line := strings.TrimSpace(string(bytes.ReplaceAll(cmd, []byte{0}, []byte{' '})))
 	if line == "" {
 		line = "[" + name + "]"
@@ -44,6 +45,19 @@ func processRow(pid int) ([]string, bool) {
 		strconv.Itoa(int(uid)), strconv.Itoa(pid), f[1], "0", started.Format("15:04"), "?",
 		fmt.Sprintf("%02d:%02d:%02d", int(cpu.Hours()), int(cpu.Minutes())%60, int(cpu.Seconds())%60), line,
 	}, true
+}
+
+// maxCommandLine bounds what is shown of a process's arguments: thousands of processes may share megabytes of them.
+const maxCommandLine = 4096
+
+func commandLine(dir string) []byte {
+	f, err := os.Open(dir + "/cmdline")
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	b, _ := io.ReadAll(io.LimitReader(f, maxCommandLine)) // a process that is gone has none
+	return b
 }
 
 func bootTime() time.Time {

@@ -137,7 +137,7 @@ func setResources(spec *specs.Spec, r *container.Resources) {
 			res.CPU.Shares = &s
 		}
 	}
-	if r.PidsLimit != nil && *r.PidsLimit > 0 {
+	if r.PidsLimit != nil && *r.PidsLimit != 0 { // 0 is what docker's command line sends without a wish, -1 is no limit
 		res.Pids = &specs.LinuxPids{Limit: r.PidsLimit}
 	}
 }

@@ -25,6 +25,7 @@ type Host struct {
 	v1          map[string]string // controller → mount point
 	v2          string            // mount point, empty without
 	controllers map[string]bool   // of the v2 tree
+	processes   int64             // limit of a container that has none of its own
 }
 
 // nodeLeaf holds the node's own processes: on v2 a group with controllers for its children may not hold processes itself.
@@ -41,7 +42,7 @@ func Probe() (*Host, error) {
 		return nil, fmt.Errorf("find cgroup mounts: %w", err)
 	}
 	defer f.Close()
-	h := &Host{v1: map[string]string{}, controllers: map[string]bool{}}
+	h := &Host{v1: map[string]string{}, controllers: map[string]bool{}, processes: shareOfProcesses()}
 	sc := bufio.NewScanner(f)
 	for sc.Scan() {
 		left, right, ok := strings.Cut(sc.Text(), " - ")
@@ -124,7 +125,8 @@ func (h *Host) Open(parent, id string) (*Group, error) {
 	return g, nil
 }
 
-// Create makes the groups and sets their limits; a failure removes what was made.
+// Create makes the groups and sets their limits; a failure removes what was made. Resources without a word about processes give the group
+// a share of what the host has, where the controller is: no fork bomb takes all. A limit of -1 is none.
 func (h *Host) Create(parent, id string, r *specs.LinuxResources) (*Group, error) {
 	g, err := h.Open(parent, id)
 	if err != nil {
@@ -132,6 +134,9 @@ func (h *Host) Create(parent, id string, r *specs.LinuxResources) (*Group, error
 	}
 	if err := g.make(); err == nil {
 		err = g.Update(r)
+		if err == nil && (r == nil || r.Pids == nil) {
+			err = g.defaultPids()
+		}
 		if err == nil && r != nil {
 			err = g.devices(r.Devices)
 		}

@@ -60,6 +60,29 @@ func (g *Group) value(t *testing.T, controller, v1, v2 string) string {
 	return strings.TrimSpace(string(b))
 }
 
+// TestDefaultProcesses: without a word about processes a group may have a share of the host's; -1 is no limit.
+func TestDefaultProcesses(t *testing.T) {
+	h, parent := host(t)
+	for id, c := range map[string]struct {
+		r    *specs.LinuxResources
+		want string
+	}{
+		"none": {nil, fmt.Sprint(h.processes)}, "silent": {&specs.LinuxResources{}, fmt.Sprint(h.processes)},
+		"free": {&specs.LinuxResources{Pids: &specs.LinuxPids{Limit: ptr(int64(-1))}}, "max"},
+	} {
+		g, err := h.Create(parent, id, c.r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, ok := g.dir("pids"); !ok {
+			t.Skip("no pids controller")
+		}
+		if got := g.value(t, "pids", "pids.max", "pids.max"); got != c.want || h.processes < minDefaultPids {
+			t.Errorf("%s: limit %s, want %s", id, got, c.want)
+		}
+	}
+}
+
 func TestLimits(t *testing.T) {
 	h, parent := host(t)
 	g, err := h.Create(parent, "c", &specs.LinuxResources{

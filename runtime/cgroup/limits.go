@@ -204,6 +204,42 @@ func (g *Group) pids(r *specs.LinuxResources) error {
 	return files(dir, "pids.max", v)
 }
 
+// The share of the host's processes that a group gets without a limit of its own: what init systems give a service.
+const (
+	defaultPidsPercent = 15
+	minDefaultPids     = 1024
+)
+
+// shareOfProcesses is the default limit on this host.
+func shareOfProcesses() int64 {
+	least := int64(0)
+	for _, f := range []string{"pid_max", "threads-max"} {
+		b, err := read("/proc/sys/kernel/" + f)
+		if err != nil {
+			return minDefaultPids
+		}
+		n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+		if err != nil {
+			return minDefaultPids
+		}
+		if least == 0 || n < least {
+			least = n
+		}
+	}
+	if n := least * defaultPidsPercent / 100; n > minDefaultPids {
+		return n
+	}
+	return minDefaultPids
+}
+
+func (g *Group) defaultPids() error {
+	dir, _, ok := g.dir("pids")
+	if !ok {
+		return nil
+	}
+	return files(dir, "pids.max", strconv.FormatInt(g.host.processes, 10))
+}
+
 func (g *Group) blockIO(r *specs.LinuxResources) error {
 	b := r.BlockIO
 	if b == nil {

@@ -101,6 +101,9 @@ type builder struct {
 // Add appends the whole set-up up to a working directory of "/" inside the new root.
 func Add(p *zygote.Program, plan Plan) (Built, error) {
 	b := &builder{Program: p, plan: plan}
+	if err := checkPaths(plan.Spec); err != nil {
+		return b.out, err
+	}
 	b.howPath = p.Words(unix.O_PATH|unix.O_CLOEXEC, 0, resolve)
 	b.howDir = p.Words(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0, resolve)
 	b.root, b.dev, b.pts, b.out.Proc, b.out.Console, b.empty = b.NewSlot(), b.NewSlot(), b.NewSlot(), b.NewSlot(), b.NewSlot(), b.NewSlot()
@@ -158,6 +161,25 @@ func Add(p *zygote.Program, plan Plan) (Built, error) {
 	p.Do("chdir /", unix.SYS_CHDIR, "/")
 	b.propagateRoot()
 	return b.out, nil
+}
+
+// checkPaths refuses paths that no kernel takes before work is spent on them: each directory of a path is a step.
+func checkPaths(s *specs.Spec) error {
+	tooLong := func(what, p string) error {
+		if len(p) < unix.PathMax {
+			return nil
+		}
+		return fmt.Errorf("%s %.64q… has %d bytes, %d are allowed: %w", what, p, len(p), unix.PathMax-1, errdefs.ErrInvalidArgument)
+	}
+	if err := tooLong("working directory", s.Process.Cwd); err != nil {
+		return err
+	}
+	for _, m := range s.Mounts {
+		if err := tooLong("mount on", m.Destination); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // setAttr changes mount attributes of a handle.

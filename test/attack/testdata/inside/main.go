@@ -68,6 +68,15 @@ var actions = map[string]action{
 		w.WriteString("\n")
 		w.Flush()
 	}},
+	"mount": {0, func([]string) {
+		for range 10_000 {
+			if err := unix.Mount("none", "/tmp", "tmpfs", 0, ""); err != nil {
+				fmt.Println("mount", err)
+				return
+			}
+		}
+		fmt.Println("mounted")
+	}},
 	"forkbomb":  {0, func([]string) { forkBomb() }},
 	"zombies":   {1, func(a []string) { zombies(number(a[0])) }},
 	"openfiles": {0, func([]string) { openFiles() }},
