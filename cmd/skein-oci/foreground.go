@@ -175,7 +175,6 @@ type execFlags struct {
 	process, cwd, user           string
 	env, caps, groups            list
 	tty, detach, nnp, ignorePaus bool
-	preserve                     int
 	cgroup, label, apparmor      string
 }
 
@@ -209,7 +208,7 @@ func (e *execFlags) define(f *flag.FlagSet) {
 		f.BoolVar(&e.detach, n, false, "return once it runs")
 	}
 	f.BoolVar(&e.nnp, "no-new-privs", false, "set no_new_privs")
-	f.IntVar(&e.preserve, "preserve-fds", 0, "refused unless 0: nothing but standard streams is passed")
+	f.IntVar(&e.Preserve, "preserve-fds", 0, "pass this `number` of descriptors too, from 3 on")
 }
 
 func execCommand() command {
@@ -221,8 +220,6 @@ func execCommand() command {
 			switch {
 			case len(args) == 0:
 				return errors.New("container id is missing")
-			case e.preserve != 0:
-				return errors.New("--preserve-fds is not offered: only the standard streams are passed")
 			case e.cgroup != "" || e.label != "" || e.apparmor != "":
 				return errors.New("--cgroup, --process-label and --apparmor are not offered")
 			}

@@ -19,8 +19,7 @@ import (
 // createFlags are those of create and run.
 type createFlags struct {
 	oci.CreateOptions
-	noPivot, noKeyring bool
-	preserve           int
+	noPivot bool
 }
 
 func (c *createFlags) define(f *flag.FlagSet) {
@@ -30,16 +29,13 @@ func (c *createFlags) define(f *flag.FlagSet) {
 	f.StringVar(&c.PIDFile, "pid-file", "", "`file` to write the process's number to")
 	f.StringVar(&c.ConsoleSocket, "console-socket", "", "unix `socket` that receives the terminal's master")
 	f.BoolVar(&c.noPivot, "no-pivot", false, "refused: a root entered by chroot can be left again")
-	f.BoolVar(&c.noKeyring, "no-new-keyring", false, "keep the session keyring; no new one is made anyway")
-	f.IntVar(&c.preserve, "preserve-fds", 0, "refused unless 0: nothing but standard streams is passed")
+	f.BoolVar(&c.KeepKeyring, "no-new-keyring", false, "leave the process in this one's session keyring")
+	f.IntVar(&c.Preserve, "preserve-fds", 0, "pass this `number` of descriptors too, from 3 on")
 }
 
 func (c *createFlags) check() error {
 	if c.noPivot {
 		return errors.New("--no-pivot is not offered: the root must be left behind for good")
-	}
-	if c.preserve != 0 {
-		return errors.New("--preserve-fds is not offered: only the standard streams are passed")
 	}
 	return nil
 }

@@ -71,7 +71,7 @@ func (g *Group) cpu(r *specs.LinuxResources) error {
 	if err := g.realtime(c); err != nil {
 		return err
 	}
-	if c.Shares == nil && c.Quota == nil && c.Period == nil {
+	if c.Shares == nil && c.Quota == nil && c.Period == nil && c.Burst == nil && c.Idle == nil {
 		return nil
 	}
 	dir, v1, ok := g.dir("cpu")
@@ -80,6 +80,9 @@ func (g *Group) cpu(r *specs.LinuxResources) error {
 	}
 	if v1 {
 		return g.cpuV1(dir, c)
+	}
+	if err := files(dir, "cpu.idle", itoa(c.Idle)); err != nil {
+		return err
 	}
 	if c.Shares != nil && *c.Shares > 0 {
 		// The customary mapping of 2…262144 to 1…10000.
@@ -90,7 +93,7 @@ func (g *Group) cpu(r *specs.LinuxResources) error {
 		}
 	}
 	if c.Quota == nil && c.Period == nil {
-		return nil
+		return files(dir, "cpu.max.burst", itoa(c.Burst))
 	}
 	quota, period := "max", "100000"
 	if cur, err := os.ReadFile(filepath.Join(dir, "cpu.max")); err == nil {
@@ -107,7 +110,11 @@ func (g *Group) cpu(r *specs.LinuxResources) error {
 	if c.Period != nil && *c.Period > 0 {
 		period = fmt.Sprint(*c.Period)
 	}
-	return files(dir, "cpu.max", quota+" "+period)
+	// A burst above a new quota is refused, and so is a quota below the old burst.
+	if err := files(dir, "cpu.max.burst", itoa(c.Burst), "cpu.max", quota+" "+period); err == nil {
+		return nil
+	}
+	return files(dir, "cpu.max", quota+" "+period, "cpu.max.burst", itoa(c.Burst))
 }
 
 func (g *Group) cpuV1(dir string, c *specs.LinuxCPU) error {
@@ -122,12 +129,18 @@ func (g *Group) cpuV1(dir string, c *specs.LinuxCPU) error {
 	if quota == "0" {
 		quota = "-1"
 	}
-	// A new period may be invalid with the old quota and the other way round.
-	first := files(dir, "cpu.shares", shares, "cpu.cfs_period_us", period, "cpu.cfs_quota_us", quota)
-	if first == nil {
+	if err := files(dir, "cpu.idle", itoa(c.Idle), "cpu.shares", shares); err != nil {
+		return err
+	}
+	// A new period may be invalid with the old quota and the other way round, and a burst with either.
+	burst := itoa(c.Burst)
+	if files(dir, "cpu.cfs_period_us", period, "cpu.cfs_quota_us", quota, "cpu.cfs_burst_us", burst) == nil {
 		return nil
 	}
-	return files(dir, "cpu.cfs_quota_us", quota, "cpu.cfs_period_us", period)
+	if burst != "" {
+		_ = files(dir, "cpu.cfs_burst_us", "0")
+	}
+	return files(dir, "cpu.cfs_quota_us", quota, "cpu.cfs_period_us", period, "cpu.cfs_burst_us", burst)
 }
 
 func (g *Group) memory(r *specs.LinuxResources) error {
@@ -139,11 +152,17 @@ func (g *Group) memory(r *specs.LinuxResources) error {
 	if !ok {
 		return g.missing("memory", "memory")
 	}
+	if err := aboveUsage(dir, v1, m); err != nil {
+		return err
+	}
 	if v1 {
 		return g.memoryV1(dir, m)
 	}
 	if m.DisableOOMKiller != nil && *m.DisableOOMKiller {
 		return fmt.Errorf("disabling the OOM killer needs cgroup v1: %w", errdefs.ErrInvalidArgument)
+	}
+	if m.Swappiness != nil {
+		return fmt.Errorf("memory swappiness %d needs cgroup v1: %w", *m.Swappiness, errdefs.ErrInvalidArgument)
 	}
 	swap := m.Swap
 	if swap != nil && *swap >= 0 { // the specification counts memory and swap together

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -166,4 +167,23 @@ func (g *Group) kernelMemory(r *specs.LinuxResources) error {
 		return nil
 	}
 	return files(dir, "memory.kmem.tcp.limit_in_bytes", itoa(r.Memory.KernelTCP))
+}
+
+// aboveUsage refuses a limit below what is in use, where that is asked for; otherwise the kernel takes memory away or kills.
+func aboveUsage(dir string, v1 bool, m *specs.LinuxMemory) error {
+	if m.CheckBeforeUpdate == nil || !*m.CheckBeforeUpdate || m.Limit == nil || *m.Limit < 0 {
+		return nil
+	}
+	file := "memory.current"
+	if v1 {
+		file = "memory.usage_in_bytes"
+	}
+	b, err := read(filepath.Join(dir, file))
+	if err != nil {
+		return fmt.Errorf("memory limit %d: read what is in use: %w", *m.Limit, err)
+	}
+	if used, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64); err == nil && used > *m.Limit {
+		return fmt.Errorf("memory limit %d is below the %d bytes in use: %w", *m.Limit, used, errdefs.ErrFailedPrecondition)
+	}
+	return nil
 }

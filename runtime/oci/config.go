@@ -5,10 +5,12 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"skein/runtime/rootfs"
 	"skein/runtime/sandbox"
@@ -57,6 +59,7 @@ func complete(s *specs.Spec, bundle string) {
 	if p := s.Linux.CgroupsPath; p != "" && !filepath.IsAbs(p) {
 		s.Linux.CgroupsPath = filepath.Join(cgroupParent, filepath.Join("/", p))
 	}
+	unlimited(s.Linux.Resources)
 }
 
 // cgroupParent holds the groups of containers whose config names no absolute path.
@@ -82,6 +85,15 @@ func refuse(field, why string) error {
 	return fmt.Errorf("config: %s: %s: %w", field, why, errdefs.ErrNotImplemented)
 }
 
+func checkEnv(field string, list []string) error {
+	for i, e := range list {
+		if !strings.Contains(e, "=") || strings.HasPrefix(e, "=") || strings.IndexByte(e, 0) >= 0 {
+			return invalid(fmt.Sprintf("%s[%d]", field, i), "%q: want NAME=value", e)
+		}
+	}
+	return nil
+}
+
 // check refuses a completed config before anything is made.
 func check(s *specs.Spec, hadProcess bool) error {
 	if v := strings.Split(s.Version, "."); len(v) < 3 || v[0] != "1" {
@@ -95,36 +107,96 @@ func check(s *specs.Spec, hadProcess bool) error {
 	} else if !st.IsDir() {
 		return invalid("root.path", "%s is not a directory", s.Root.Path)
 	}
-	for _, f := range []func(*specs.Spec) error{checkLSM, checkUnbuilt, checkNamespaces, checkMounts, checkDevices, checkResources, checkHooks} {
+	for _, f := range []func(*specs.Spec) error{checkUnbuilt, checkPaths, checkNamespaces, checkMounts, checkDevices, checkResources, checkHooks} {
 		if err := f(s); err != nil {
 			return err
 		}
 	}
 	if hadProcess {
-		return checkProcess("process", s.Process)
+		if err := checkProcess(s.Process); err != nil {
+			return err
+		}
+		if err := checkMapped(s); err != nil {
+			return err
+		}
+	}
+	if err := sandbox.CheckComplete(s); err != nil {
+		return fmt.Errorf("config: %w", err)
 	}
 	return nil
 }
 
-func checkProcess(field string, p *specs.Process) error {
+// checkPaths looks at what must be a path inside the container or below the groups' root.
+func checkPaths(s *specs.Spec) error {
+	for field, list := range map[string][]string{"linux.maskedPaths": s.Linux.MaskedPaths, "linux.readonlyPaths": s.Linux.ReadonlyPaths} {
+		for i, p := range list {
+			if !filepath.IsAbs(p) || strings.IndexByte(p, 0) >= 0 {
+				return invalid(fmt.Sprintf("%s[%d]", field, i), "%q is not absolute", p)
+			}
+		}
+	}
+	p := s.Linux.CgroupsPath
+	switch {
+	case p == "":
+	case strings.Contains(p, ".slice:"):
+		return refuse("linux.cgroupsPath", fmt.Sprintf("%q is systemd's form: groups are made directly: give a path like /machine/name", p))
+	case p == "/" || p == cgroupParent || p != filepath.Clean(p) || strings.ContainsAny(p, "\x00\n"):
+		return invalid("linux.cgroupsPath", "%q: want a clean path of a group of the container's own", p)
+	}
+	for k := range s.Annotations {
+		if k == "" {
+			return invalid("annotations", "an empty key")
+		}
+	}
+	return nil
+}
+
+// checkMapped refuses a user that the container's own user namespace does not have.
+func checkMapped(s *specs.Spec) error {
+	own := slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.UserNamespace && n.Path == "" })
+	if !own {
+		return nil
+	}
+	has := func(list []specs.LinuxIDMapping, id uint32) bool {
+		return slices.ContainsFunc(list, func(m specs.LinuxIDMapping) bool {
+			return id >= m.ContainerID && uint64(id) < uint64(m.ContainerID)+uint64(m.Size)
+		})
+	}
+	u := s.Process.User
+	switch {
+	case !has(s.Linux.UIDMappings, 0), !has(s.Linux.GIDMappings, 0):
+		return invalid("linux.uidMappings, linux.gidMappings", "the namespace has no root, who sets it up")
+	case !has(s.Linux.UIDMappings, u.UID):
+		return invalid("process.user.uid", "linux.uidMappings have no %d", u.UID)
+	case !has(s.Linux.GIDMappings, u.GID):
+		return invalid("process.user.gid", "linux.gidMappings have no %d", u.GID)
+	}
+	for i, g := range u.AdditionalGids {
+		if !has(s.Linux.GIDMappings, g) {
+			return invalid(fmt.Sprintf("process.user.additionalGids[%d]", i), "linux.gidMappings have no %d", g)
+		}
+	}
+	return nil
+}
+
+func checkProcess(p *specs.Process) error {
+	const field = "process"
 	switch {
 	case len(p.Args) == 0 || p.Args[0] == "":
 		return invalid(field+".args", "no command")
-	case !filepath.IsAbs(p.Cwd):
+	case !filepath.IsAbs(p.Cwd) || strings.IndexByte(p.Cwd, 0) >= 0:
 		return invalid(field+".cwd", "%q is not absolute", p.Cwd)
+	case strings.IndexByte(strings.Join(p.Args, ""), 0) >= 0:
+		return invalid(field+".args", "%q: a zero byte", p.Args)
 	case p.OOMScoreAdj != nil && (*p.OOMScoreAdj < -1000 || *p.OOMScoreAdj > 1000):
 		return invalid(field+".oomScoreAdj", "%d: want -1000 to 1000", *p.OOMScoreAdj)
 	case p.ApparmorProfile != "" && p.ApparmorProfile != "unconfined":
 		return refuse(field+".apparmorProfile", "profile "+p.ApparmorProfile+": AppArmor is not built yet")
 	case p.SelinuxLabel != "":
 		return refuse(field+".selinuxLabel", "SELinux is not built yet")
-	case p.IOPriority != nil, p.Scheduler != nil, p.ExecCPUAffinity != nil:
-		return refuse(field, "ioPriority, scheduler and execCPUAffinity are not built yet")
 	}
-	for i, e := range p.Env {
-		if !strings.Contains(e, "=") || strings.HasPrefix(e, "=") || strings.IndexByte(e, 0) >= 0 {
-			return invalid(fmt.Sprintf("%s.env[%d]", field, i), "%q: want NAME=value", e)
-		}
+	if err := checkEnv(field+".env", p.Env); err != nil {
+		return err
 	}
 	if err := sandbox.CheckProcess(p); err != nil {
 		return fmt.Errorf("config: %w", err)
@@ -132,22 +204,13 @@ func checkProcess(field string, p *specs.Process) error {
 	return nil
 }
 
-func checkLSM(s *specs.Spec) error {
-	if s.Linux.MountLabel != "" {
-		return refuse("linux.mountLabel", "SELinux is not built yet")
-	}
-	return nil
-}
-
 func checkUnbuilt(s *specs.Spec) error {
 	l := s.Linux
 	switch {
+	case l.MountLabel != "":
+		return refuse("linux.mountLabel", "SELinux is not built yet")
 	case l.IntelRdt != nil:
 		return refuse("linux.intelRdt", "not built yet")
-	case len(l.TimeOffsets) > 0:
-		return refuse("linux.timeOffsets", "not built yet")
-	case l.MemoryPolicy != nil:
-		return refuse("linux.memoryPolicy", "not built yet")
 	case len(l.NetDevices) > 0:
 		return refuse("linux.netDevices", "not built yet")
 	case s.VM != nil, s.Windows != nil, s.Solaris != nil, s.ZOS != nil, s.FreeBSD != nil:
@@ -164,8 +227,16 @@ func checkUnbuilt(s *specs.Spec) error {
 }
 
 func checkNamespaces(s *specs.Spec) error {
-	if _, _, err := sandbox.Split(s); err != nil {
+	_, join, err := sandbox.Split(s)
+	if err != nil {
 		return fmt.Errorf("config: %w", err)
+	}
+	for _, n := range join {
+		fd, err := openNamespace(n)
+		if err != nil {
+			return fmt.Errorf("config: linux.namespaces: %w", err)
+		}
+		unix.Close(fd)
 	}
 	maps := len(s.Linux.UIDMappings) + len(s.Linux.GIDMappings)
 	own := false
@@ -202,9 +273,18 @@ func checkMaps(uidField string, uids []specs.LinuxIDMapping, gidField string, gi
 			if m.Size == 0 || uint64(m.ContainerID)+uint64(m.Size) > 1<<32-1 || uint64(m.HostID)+uint64(m.Size) > 1<<32-1 {
 				return invalid(fmt.Sprintf("%s[%d]", field, i), "size %d does not fit", m.Size)
 			}
+			for j, o := range list[:i] {
+				if overlap(m.ContainerID, o.ContainerID, m.Size, o.Size) || overlap(m.HostID, o.HostID, m.Size, o.Size) {
+					return invalid(fmt.Sprintf("%s[%d]", field, i), "overlaps with line %d", j)
+				}
+			}
 		}
 	}
 	return nil
+}
+
+func overlap(a, b, sizeA, sizeB uint32) bool {
+	return uint64(a) < uint64(b)+uint64(sizeB) && uint64(b) < uint64(a)+uint64(sizeA)
 }
 
 func checkMounts(s *specs.Spec) error {
@@ -226,9 +306,25 @@ func checkMounts(s *specs.Spec) error {
 		if err := checkMaps(field+".uidMappings", m.UIDMappings, field+".gidMappings", m.GIDMappings); err != nil {
 			return err
 		}
-		if mapped(s, m) && !isBind(m) {
-			return refuse(field, "id-mapped mounts that are not bind mounts are not built yet")
+		if mapped(s, m) {
+			if err := checkIDMap(field, s, m); err != nil {
+				return err
+			}
 		}
+		if err := rootfs.CheckMount(m); err != nil {
+			return fmt.Errorf("config: %s.%w", field, err)
+		}
+	}
+	return nil
+}
+
+func checkIDMap(field string, s *specs.Spec, m specs.Mount) error {
+	if !isBind(m) {
+		return refuse(field, "id-mapped mounts that are not bind mounts are not built yet")
+	}
+	uids, gids := mapsOf(s, m)
+	if len(uids) == 0 || len(gids) == 0 {
+		return invalid(field+".uidMappings, "+field+".gidMappings", "an id-mapped mount needs both, its own or those of the user namespace")
 	}
 	return nil
 }
@@ -237,12 +333,17 @@ func checkDevices(s *specs.Spec) error {
 	for i, d := range s.Linux.Devices {
 		field := fmt.Sprintf("linux.devices[%d]", i)
 		switch {
-		case !filepath.IsAbs(d.Path):
-			return invalid(field+".path", "%q is not absolute", d.Path)
+		case !filepath.IsAbs(d.Path) || filepath.Clean(d.Path) == "/" || filepath.Clean(d.Path) == "/dev" || strings.IndexByte(d.Path, 0) >= 0:
+			return invalid(field+".path", "%q: want the absolute path of a node", d.Path)
+		case d.FileMode != nil && *d.FileMode&^0o7777 != 0:
+			return invalid(field+".fileMode", "%#o: want permissions only", uint32(*d.FileMode))
 		case d.Type != "c" && d.Type != "u" && d.Type != "b" && d.Type != "p":
 			return invalid(field+".type", "%q: want c, b, u or p", d.Type)
 		case d.Type != "p" && (d.Major < 0 || d.Minor < 0 || d.Major > 1<<20 || d.Minor > 1<<20):
-			return invalid(field, "device number %d:%d", d.Major, d.Minor)
+			return invalid(field+".major, minor", "device number %d:%d", d.Major, d.Minor)
+		}
+		if _, err := os.Stat(d.Path); err != nil && d.Type != "p" && hasUser(s) {
+			return invalid(field+".path", "in a user namespace the host's node is used: %v", err)
 		}
 	}
 	return nil
@@ -263,49 +364,9 @@ func checkHooks(s *specs.Spec) error {
 			if k.Timeout != nil && *k.Timeout <= 0 {
 				return invalid(field+".timeout", "%d: want more than 0 seconds", *k.Timeout)
 			}
-		}
-	}
-	return nil
-}
-
-func checkResources(s *specs.Spec) error {
-	r := s.Linux.Resources
-	if r == nil {
-		return nil
-	}
-	negative := func(field string, v *int64) error {
-		if v != nil && *v < -1 {
-			return invalid("linux.resources."+field, "%d: want -1 (none) or more", *v)
-		}
-		return nil
-	}
-	if m := r.Memory; m != nil {
-		for f, v := range map[string]*int64{"memory.limit": m.Limit, "memory.reservation": m.Reservation, "memory.swap": m.Swap, "memory.kernel": m.Kernel} {
-			if err := negative(f, v); err != nil {
+			if err := checkEnv(field+".env", k.Env); err != nil {
 				return err
 			}
-		}
-		if m.Swappiness != nil && *m.Swappiness > 100 {
-			return invalid("linux.resources.memory.swappiness", "%d: want 0 to 100", *m.Swappiness)
-		}
-	}
-	if r.CPU != nil {
-		if err := negative("cpu.quota", r.CPU.Quota); err != nil {
-			return err
-		}
-	}
-	if r.Pids != nil {
-		if err := negative("pids.limit", r.Pids.Limit); err != nil {
-			return err
-		}
-	}
-	for i, d := range r.Devices {
-		field := fmt.Sprintf("linux.resources.devices[%d]", i)
-		if d.Type != "" && !strings.Contains("abc", d.Type) || len(d.Type) > 1 {
-			return invalid(field+".type", "%q: want a, b or c", d.Type)
-		}
-		if strings.Trim(d.Access, "rwm") != "" {
-			return invalid(field+".access", "%q: want letters of rwm", d.Access)
 		}
 	}
 	return nil

@@ -30,6 +30,10 @@ type CreateOptions struct {
 	// ConsoleSocket receives the terminal's master; Console does so inside this process. One of them is needed with a terminal.
 	ConsoleSocket string
 	Console       func(master *os.File) error
+	// Preserve counts descriptors of the caller, from 3 on, that the process keeps.
+	Preserve int
+	// KeepKeyring leaves the process in the caller's session keyring.
+	KeepKeyring bool
 	// Forked, when set, is called once the process exists and sets itself up.
 	Forked func()
 }
@@ -89,6 +93,9 @@ func (r *Runtime) Create(o CreateOptions) (_ *Container, err error) {
 	if !spec.Process.Terminal && o.ConsoleSocket != "" {
 		return nil, invalid("process.terminal", "--console-socket is given, but no terminal is wanted")
 	}
+	if err := checkPreserved(o.Preserve); err != nil {
+		return nil, err
+	}
 	c := &creation{Container: &Container{rt: r, dir: dir, conf: spec}, opts: o, spec: spec}
 	if c.filter, err = sandbox.CompileSeccomp(spec.Linux.Seccomp); err != nil {
 		return nil, fmt.Errorf("config: linux.seccomp: %w", err)
@@ -97,6 +104,15 @@ func (r *Runtime) Create(o CreateOptions) (_ *Container, err error) {
 		Empty: !hadProcess, Hooks: hasLaterHooks(spec.Hooks), Notes: spec.Annotations, Cgroup: spec.Linux.CgroupsPath}
 	if c.rec.Cgroup == "" {
 		c.rec.Cgroup = filepath.Join(cgroupParent, o.ID)
+	}
+	if _, err := c.group(); err != nil {
+		return nil, fmt.Errorf("config: linux.%w", err)
+	}
+	if err := c.grp.Check(spec.Linux.Resources); err != nil {
+		return nil, fmt.Errorf("config: linux.resources.%w", err)
+	}
+	if list := sandbox.Unavailable(spec.Process.Capabilities); len(list) > 0 {
+		r.Log.Warn("this process has not all configured capabilities to give: the container goes without", "container", o.ID, "capabilities", list)
 	}
 	if err := c.claim(raw); err != nil {
 		return nil, err
@@ -162,9 +178,6 @@ func (c *creation) undo() error {
 
 // make builds the program first, since that can be refused, then the groups, then the process.
 func (c *creation) make() error {
-	if _, err := c.group(); err != nil {
-		return err
-	}
 	c.groups = groupsOf(c.grp)
 	// Neither waits for the other; what can be refused was refused before.
 	compiled := make(chan error, 1)
@@ -233,18 +246,21 @@ func (c *creation) compile() error {
 	if c.prog, err = pool.Program(); err != nil {
 		return err
 	}
-	n := 4 + c.groups.tasks + len(c.join) + len(c.trees)
+	n := 4 + c.opts.Preserve + c.groups.tasks + len(c.join) + len(c.trees)
 	if c.groups.born {
 		n++
 	}
 	c.child = c.prog.EnterDirect(n)
 	h := c.spec.Hooks
 	c.out, err = sandbox.CompileComplete(c.prog, sandbox.CompleteInput{Host: c.host, Spec: c.spec, Cgroups: c.groups.dirs, Filter: c.filter,
-		Tasks: c.groups.tasks, HasCgroup: c.groups.born, Join: c.join, Trees: c.trees, Steps: h != nil && len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer) > 0})
+		Preserve: c.opts.Preserve, NewKeyring: !c.opts.KeepKeyring, Tasks: c.groups.tasks, HasCgroup: c.groups.born, Join: c.join, Trees: c.trees, Steps: h != nil && len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer) > 0})
 	if err != nil {
 		return err
 	}
 	c.rec.Execs, c.rec.Program = c.out.Execs, c.prog.Record(c.out.Late)
+	if s := c.spec.Linux.Seccomp; c.filter.Notify {
+		c.rec.Listener = &listener{Slot: c.out.Listener, Path: s.ListenerPath, Metadata: s.ListenerMetadata}
+	}
 	return c.prog.Err()
 }
 
@@ -254,7 +270,7 @@ func (c *creation) launch() error {
 	if err != nil {
 		return err
 	}
-	files := []int{0, 1, 2, int(c.gate.Fd())}
+	files := append([]int{0, 1, 2, int(c.gate.Fd())}, preserved(c.opts.Preserve)...)
 	tasks, dir, err := c.grp.OpenTasks()
 	if err != nil {
 		return err

@@ -21,6 +21,9 @@ type ExecOptions struct {
 	PIDFile       string
 	ConsoleSocket string
 	Console       func(master *os.File) error
+	// Preserve and KeepKeyring are as in CreateOptions.
+	Preserve    int
+	KeepKeyring bool
 }
 
 // ReadProcess reads an additional process from a file.
@@ -57,7 +60,10 @@ func (c *Container) Exec(o ExecOptions) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if err := checkProcess("process", o.Process); err != nil {
+	if err := checkProcess(o.Process); err != nil {
+		return 0, err
+	}
+	if err := checkPreserved(o.Preserve); err != nil {
 		return 0, err
 	}
 	if namespacesOf(s)&unix.CLONE_NEWNS == 0 {
@@ -79,6 +85,8 @@ type execution struct {
 	child *zygote.Direct
 	out   sandbox.ExecOutput
 	gate  int
+	// notify: the process stops once more, for its filter's listener.
+	notify bool
 }
 
 func (c *Container) exec(s *specs.Spec, o ExecOptions) (int, error) {
@@ -97,7 +105,7 @@ func (c *Container) exec(s *specs.Spec, o ExecOptions) (int, error) {
 		return 0, setupError(e.prog, zygote.ErrGone)
 	}
 	pid := int(e.prog.Result(e.out.PID))
-	if err := e.drive(pid, o); err != nil {
+	if err := c.driveExec(e, s, pid, o); err != nil {
 		_ = unix.Kill(pid, unix.SIGKILL)
 		reap(pid)
 		return 0, err
@@ -114,6 +122,7 @@ func (c *Container) launchExec(e *execution, s *specs.Spec, o ExecOptions) error
 	if err != nil {
 		return err
 	}
+	e.notify = filter.Notify
 	pool, err := zygote.NewPool(1)
 	if err != nil {
 		return err
@@ -132,6 +141,7 @@ func (c *Container) launchExec(e *execution, s *specs.Spec, o ExecOptions) error
 	e.gate = gate[1]
 	fds := []int{gate[0]}
 	defer func() { closeFDs(fds) }()
+	files := append([]int{0, 1, 2, gate[0]}, preserved(o.Preserve)...)
 	tasks, dir, err := g.OpenTasks()
 	if err != nil {
 		return err
@@ -148,9 +158,10 @@ func (c *Container) launchExec(e *execution, s *specs.Spec, o ExecOptions) error
 	if hasUser(s) {
 		host = sandbox.InUserNamespace(host)
 	}
-	e.child = e.prog.EnterDirect(3 + len(fds))
+	files = append(files, fds[1:]...)
+	e.child = e.prog.EnterDirect(len(files))
 	e.out, err = sandbox.CompileExec(e.prog, sandbox.ExecInput{Host: host, Process: o.Process, Filter: filter, Namespaces: namespacesOf(s),
-		Tasks: len(tasks), HasCgroup: dir >= 0})
+		Tasks: len(tasks), HasCgroup: dir >= 0, Preserve: o.Preserve, NewKeyring: !o.KeepKeyring})
 	if err != nil {
 		return err
 	}
@@ -158,12 +169,12 @@ func (c *Container) launchExec(e *execution, s *specs.Spec, o ExecOptions) error
 	if err != nil {
 		return err
 	}
-	err = e.child.Launch(append([]int{0, 1, 2}, fds...), r, w, 0, dir)
+	err = e.child.Launch(files, r, w, 0, dir)
 	unix.Close(w)
 	return err
 }
 
-func (e *execution) drive(pid int, o ExecOptions) error {
+func (c *Container) driveExec(e *execution, s *specs.Spec, pid int, o ExecOptions) error {
 	deadline := time.Now().Add(setupLimit)
 	if err := e.child.Await(deadline); err != nil {
 		return err
@@ -182,6 +193,19 @@ func (e *execution) drive(pid int, o ExecOptions) error {
 	}
 	if _, err := unix.Write(e.gate, []byte{1}); err != nil {
 		return err
+	}
+	if sec := s.Linux.Seccomp; e.notify {
+		err := e.child.Await(deadline)
+		if err == nil {
+			l := listener{Path: sec.ListenerPath, Metadata: sec.ListenerMetadata}
+			err = l.handOver(pid, int(e.prog.Result(e.out.Listener)), c.State())
+		}
+		if err == nil {
+			_, err = unix.Write(e.gate, []byte{1})
+		}
+		if err != nil {
+			return err
+		}
 	}
 	if err := e.child.Executed(deadline); err != nil {
 		return err

@@ -37,15 +37,17 @@ func mapped(s *specs.Spec, m specs.Mount) bool {
 	return len(m.UIDMappings)+len(m.GIDMappings) > 0 || slices.Contains(m.Options, "idmap") || slices.Contains(m.Options, "ridmap")
 }
 
+// mapsOf are a mount's own maps or else those of the container's user namespace.
+func mapsOf(s *specs.Spec, m specs.Mount) (uids, gids []specs.LinuxIDMapping) {
+	if len(m.UIDMappings)+len(m.GIDMappings) > 0 {
+		return m.UIDMappings, m.GIDMappings
+	}
+	return s.Linux.UIDMappings, s.Linux.GIDMappings
+}
+
 // mappedTree is a detached, id-mapped clone of a bind mount's source. It is made here since a container's own user namespace may not.
 func mappedTree(s *specs.Spec, m specs.Mount) (int, error) {
-	uids, gids := m.UIDMappings, m.GIDMappings
-	if len(uids) == 0 && len(gids) == 0 {
-		uids, gids = s.Linux.UIDMappings, s.Linux.GIDMappings
-	}
-	if len(uids) == 0 || len(gids) == 0 {
-		return -1, invalid("uidMappings, gidMappings", "an id-mapped mount needs both")
-	}
+	uids, gids := mapsOf(s, m)
 	user, err := userNamespace(uids, gids)
 	if err != nil {
 		return -1, err

@@ -345,59 +345,6 @@ func TestHooks(t *testing.T) {
 	w.clean()
 }
 
-// TestRefused: what cannot be served is refused with the field's name, and nothing is made.
-func TestRefused(t *testing.T) {
-	w := newWorld(t)
-	minus := int64(-7)
-	for field, change := range map[string]func(*specs.Spec){
-		"ociVersion":                    func(s *specs.Spec) { s.Version = "2.0.0" },
-		"root.path":                     func(s *specs.Spec) { s.Root.Path = "nosuch" },
-		"process.args":                  func(s *specs.Spec) { s.Process.Args = nil },
-		"process.cwd":                   func(s *specs.Spec) { s.Process.Cwd = "tmp" },
-		"process.env[1]":                func(s *specs.Spec) { s.Process.Env = append(s.Process.Env[:1:1], "=x") },
-		"process.capabilities.bounding": func(s *specs.Spec) { s.Process.Capabilities.Bounding = []string{"CAP_FLY"} },
-		"process.rlimits[1].type": func(s *specs.Spec) {
-			s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_CORE"}, {Type: "RLIMIT_CORE"}}
-		},
-		"process.apparmorProfile": func(s *specs.Spec) { s.Process.ApparmorProfile = "strict" },
-		"process.selinuxLabel":    func(s *specs.Spec) { s.Process.SelinuxLabel = "a:b:c:d" },
-		"linux.mountLabel":        func(s *specs.Spec) { s.Linux.MountLabel = "a:b:c:d" },
-		"linux.namespaces[6]": func(s *specs.Spec) {
-			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: "dream"})
-		},
-		"linux.uidMappings":            func(s *specs.Spec) { s.Linux.UIDMappings = []specs.LinuxIDMapping{{Size: 1}} },
-		"linux.devices[0].type":        func(s *specs.Spec) { s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/x", Type: "q"}} },
-		"linux.resources.memory.limit": func(s *specs.Spec) { s.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &minus} },
-		"linux.seccomp":                func(s *specs.Spec) { s.Linux.Seccomp.DefaultAction = "SCMP_ACT_SING" },
-		"mounts[7].destination":        func(s *specs.Spec) { s.Mounts = append(s.Mounts, specs.Mount{Destination: "x", Type: "tmpfs"}) },
-		"mounts[7].source": func(s *specs.Spec) {
-			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/x", Type: "bind", Source: "/no/such"})
-		},
-		"hooks.poststop[0].path":             func(s *specs.Spec) { s.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "x"}}} },
-		"linux.rootfsPropagation":            func(s *specs.Spec) { s.Linux.RootfsPropagation = "loud" },
-		"sysctl \"kernel.core_pattern\"":     func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"kernel.core_pattern": "x"} },
-		"cgroupsPath":                        func(s *specs.Spec) { s.Linux.CgroupsPath = "/" },
-		"executable file not found in $PATH": func(s *specs.Spec) { s.Process.Args = []string{"nosuch"} },
-		"is not a uts namespace":             func(s *specs.Spec) { s.Linux.Namespaces[4].Path = "/proc/self/ns/ipc" },
-	} {
-		s := w.spec("exit", "0")
-		change(s)
-		c, err := w.create(s)
-		if err == nil {
-			t.Errorf("%s: accepted", field)
-			_ = c.Delete(true)
-		} else if !strings.Contains(err.Error(), field) {
-			t.Errorf("%s: %v", field, err)
-		}
-	}
-	for _, id := range []string{"", "..", "a/b", "ä", strings.Repeat("x", 300)} {
-		if _, err := w.Create(CreateOptions{ID: id, Bundle: w.bundle}); !errdefs.IsInvalidArgument(err) {
-			t.Errorf("id %q: %v", id, err)
-		}
-	}
-	w.clean()
-}
-
 // TestJoin lets a second container share every namespace of the first.
 func TestJoin(t *testing.T) {
 	w := newWorld(t)

@@ -63,13 +63,17 @@ func (c *Container) openGate() error {
 	if err != nil {
 		return fmt.Errorf("its process is gone: %w", err)
 	}
-	_, err = unix.Write(fd, []byte{1})
-	unix.Close(fd)
-	if err != nil {
+	defer unix.Close(fd)
+	if _, err = unix.Write(fd, []byte{1}); err != nil {
 		return err
 	}
 	if err := os.Remove(gate); err != nil {
 		return err
+	}
+	if c.rec.Listener != nil {
+		if err := c.giveListener(reply, fd); err != nil {
+			return err
+		}
 	}
 	if !awaitEnd(reply, time.Now().Add(setupLimit)) {
 		return fmt.Errorf("it did not execute within %v: %w", setupLimit, context.DeadlineExceeded)
@@ -88,6 +92,41 @@ func (c *Container) openGate() error {
 		return ferr
 	}
 	return err
+}
+
+// giveListener hands the seccomp listener over when the process has installed its filter, and lets it go on. A process that failed before
+// has closed its pipe; what failed is then found where all failures are.
+func (c *Container) giveListener(reply, gate int) error {
+	if !awaitReport(reply, time.Now().Add(setupLimit)) {
+		return nil
+	}
+	res, err := zygote.ReadResult(filepath.Join(c.dir, programFile), c.rec.Program)
+	if err != nil {
+		return err
+	}
+	l := c.rec.Listener
+	st := specs.State{Version: specs.Version, ID: c.rec.ID, Status: specs.StateRunning, Pid: c.rec.PID, Bundle: c.rec.Bundle, Annotations: c.rec.Notes}
+	if err := l.handOver(c.rec.PID, int(res.Slot(l.Slot)), st); err != nil {
+		return err
+	}
+	_, err = unix.Write(gate, []byte{1})
+	return err
+}
+
+// awaitReport waits for a report of the process, false at the pipe's end.
+func awaitReport(fd int, deadline time.Time) bool {
+	var b [8]byte
+	for {
+		n, err := unix.Read(fd, b[:])
+		left := int(time.Until(deadline).Milliseconds())
+		switch {
+		case n == len(b):
+			return true
+		case err == nil || left <= 0 || !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR):
+			return false
+		}
+		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, left)
+	}
 }
 
 // awaitEnd reads a pipe to its end.

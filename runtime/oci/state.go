@@ -38,21 +38,23 @@ const (
 
 // record is what is kept of a container.
 type record struct {
-	ID      string            `json:"id"`
-	Bundle  string            `json:"bundle"`
-	PID     int               `json:"pid"`
-	Ticks   uint64            `json:"ticks"`
-	Boot    string            `json:"boot"`
-	Created time.Time         `json:"created"`
-	Rootfs  string            `json:"rootfs"`
-	Version string            `json:"ociVersion"`
-	Cgroup  string            `json:"cgroup"`
-	Made    []string          `json:"made"`  // directories of groups to remove
-	Empty   bool              `json:"empty"` // no process was configured
-	Hooks   bool              `json:"hooks"` // some hook is still to run after creation: the config must be read
-	Execs   sandbox.Execs     `json:"execs"`
-	Program zygote.Record     `json:"program"`
-	Notes   map[string]string `json:"annotations,omitempty"`
+	ID      string        `json:"id"`
+	Bundle  string        `json:"bundle"`
+	PID     int           `json:"pid"`
+	Ticks   uint64        `json:"ticks"`
+	Boot    string        `json:"boot"`
+	Created time.Time     `json:"created"`
+	Rootfs  string        `json:"rootfs"`
+	Version string        `json:"ociVersion"`
+	Cgroup  string        `json:"cgroup"`
+	Made    []string      `json:"made"`  // directories of groups to remove
+	Empty   bool          `json:"empty"` // no process was configured
+	Hooks   bool          `json:"hooks"` // some hook is still to run after creation: the config must be read
+	Execs   sandbox.Execs `json:"execs"`
+	Program zygote.Record `json:"program"`
+	// Listener is set when the process's seccomp filter has one to hand over.
+	Listener *listener         `json:"listener,omitempty"`
+	Notes    map[string]string `json:"annotations,omitempty"`
 }
 
 // Container is one container, its lock held until Close.

@@ -244,6 +244,7 @@ func (b *builder) mount(index int, m specs.Mount) error {
 		}
 		return fmt.Errorf("mount %s: filesystem type %q is not offered: mount it on the host and bind it: %w", m.Destination, m.Type, errdefs.ErrInvalidArgument)
 	}
+	o.set = o.set&^o.recClr | o.recSet // nothing is below a new filesystem
 	// The slots of handles that are used later must outlive this mount's scope; they are reserved by mountRoot.
 	fd := b.NewSlot()
 	switch dst := clean(m.Destination); {

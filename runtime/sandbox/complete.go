@@ -22,8 +22,9 @@ type CompleteInput struct {
 	Spec    *specs.Spec
 	Cgroups []rootfs.CgroupDir
 	Filter  Filter
-	// Tasks, HasCgroup and Join say what the child's descriptors are after stdio and gate: v1 tasks files, the v2 directory, one per
-	// namespace to join, in the order of JoinOrder, then the trees of bind mounts.
+	// Preserve, Tasks, HasCgroup and Join say what the child's descriptors are after stdio and gate: those that the process keeps from 3
+	// on, v1 tasks files, the v2 directory, one per namespace to join, in the order of Split, then the trees of bind mounts.
+	Preserve  int
 	Tasks     int
 	HasCgroup bool
 	Join      []NamespacePath
@@ -31,6 +32,8 @@ type CompleteInput struct {
 	Trees []int
 	// Steps asks for a stop before the root is entered, for hooks.
 	Steps bool
+	// NewKeyring gives the process a session keyring of its own.
+	NewKeyring bool
 }
 
 // Gates are where a child waits for its parent's byte, in this order.
@@ -51,11 +54,16 @@ type CompleteOutput struct {
 	Execs   Execs
 	// Late is the first op after the start gate.
 	Late int
+	// Listener is the slot of the filter's listener, when it has one; the program then has one more gate, after the start's.
+	Listener zygote.Slot
 }
 
 func fullCloneFlag(t specs.LinuxNamespaceType) uint64 {
-	if t == specs.UserNamespace {
+	switch t {
+	case specs.UserNamespace:
 		return unix.CLONE_NEWUSER
+	case specs.TimeNamespace:
+		return unix.CLONE_NEWTIME
 	}
 	return cloneFlag(t)
 }
@@ -67,8 +75,6 @@ func Split(s *specs.Spec) (flags uint64, join []NamespacePath, err error) {
 	for i, n := range s.Linux.Namespaces {
 		f := fullCloneFlag(n.Type)
 		switch {
-		case n.Type == specs.TimeNamespace:
-			return 0, nil, fmt.Errorf("linux.namespaces[%d]: time namespaces are not built yet: %w", i, errdefs.ErrNotImplemented)
 		case f == 0:
 			return 0, nil, fmt.Errorf("linux.namespaces[%d]: type %q is unknown: %w", i, n.Type, errdefs.ErrInvalidArgument)
 		case seen&f != 0:
@@ -87,7 +93,7 @@ func Split(s *specs.Spec) (flags uint64, join []NamespacePath, err error) {
 }
 
 func joinRank(t specs.LinuxNamespaceType) int {
-	return slices.Index([]specs.LinuxNamespaceType{specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.CgroupNamespace,
+	return slices.Index([]specs.LinuxNamespaceType{specs.TimeNamespace, specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.CgroupNamespace,
 		specs.PIDNamespace, specs.MountNamespace, specs.UserNamespace}, t)
 }
 
@@ -104,7 +110,10 @@ func CompileComplete(p *zygote.Program, in CompleteInput) (CompleteOutput, error
 	}
 	p.Enter()
 	gate := zygote.FileFD(3)
-	fd := joinGroups(p, gate+1, in.Tasks, in.HasCgroup)
+	fd := joinGroups(p, gate+1+in.Preserve, in.Tasks, in.HasCgroup)
+	if flags&unix.CLONE_NEWTIME != 0 {
+		newTime(p, s.Linux.TimeOffsets)
+	}
 	fd = out.place(p, in.Join, flags, fd)
 	newUser := flags&unix.CLONE_NEWUSER != 0
 	host := in.Host
@@ -157,10 +166,28 @@ func CompileComplete(p *zygote.Program, in CompleteInput) (CompleteOutput, error
 	return out, err
 }
 
+// newTime makes a time namespace, which holds only children, and sets its clocks while it holds none.
+func newTime(p *zygote.Program, offsets map[string]specs.LinuxTimeOffset) {
+	p.Do("unshare time namespace", unix.SYS_UNSHARE, unix.CLONE_NEWTIME)
+	if len(offsets) == 0 {
+		return
+	}
+	defer p.Scope()()
+	f := p.Get("open /proc/self/timens_offsets", unix.SYS_OPENAT, unix.AT_FDCWD, "/proc/self/timens_offsets", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	for _, clock := range []string{"monotonic", "boottime"} {
+		if o, ok := offsets[clock]; ok {
+			v := fmt.Sprintf("%s %d %d", clock, o.Secs, o.Nanosecs)
+			p.Do("linux.timeOffsets "+v, unix.SYS_WRITE, f, p.String(v), len(v))
+		}
+	}
+	p.Do("close", unix.SYS_CLOSE, f)
+}
+
 // place brings the child into its namespaces. The pid namespace holds only children, and a user namespace's owner may not join others
 // any more: then a second child goes on, a sibling of the first.
 func (out *CompleteOutput) place(p *zygote.Program, join []NamespacePath, flags uint64, fd int) int {
-	out.Flags = flags &^ unix.CLONE_NEWCGROUP
+	out.Flags = flags &^ (unix.CLONE_NEWCGROUP | unix.CLONE_NEWTIME)
+	out.Forks = flags&unix.CLONE_NEWTIME != 0
 	for _, n := range join {
 		out.Forks = out.Forks || n.Type == specs.PIDNamespace || n.Type == specs.UserNamespace || flags&unix.CLONE_NEWUSER != 0
 	}
@@ -185,7 +212,13 @@ func (out *CompleteOutput) finish(p *zygote.Program, in CompleteInput, gate int)
 		d := map[specs.LinuxPersonalityDomain]int{specs.PerLinux: 0, specs.PerLinux32: 8}[in.Spec.Linux.Personality.Domain]
 		p.Do("personality", unix.SYS_PERSONALITY, d)
 	}
-	p.Do("close all", unix.SYS_CLOSE_RANGE, gate+1, uintptr(^uint32(0)), 0)
+	if in.NewKeyring {
+		newKeyring(p)
+	}
+	if err := memoryPolicy(p, in.Spec.Linux.MemoryPolicy); err != nil {
+		return err
+	}
+	p.Do("close all", unix.SYS_CLOSE_RANGE, gate+1+in.Preserve, uintptr(^uint32(0)), 0)
 	p.Do("chdir "+proc.Cwd, unix.SYS_CHDIR, proc.Cwd)
 	if len(proc.Args) > 0 {
 		lookUp(p, proc)
@@ -196,8 +229,14 @@ func (out *CompleteOutput) finish(p *zygote.Program, in CompleteInput, gate int)
 		p.Exit(0)
 		return nil
 	}
+	end := ending{filter: in.Filter}
+	if in.Filter.Notify {
+		out.Listener = p.KeptSlot()
+		end.listener = out.Listener
+	}
+	end.preserve(p, gate, in.Preserve)
 	var err error
-	out.Execs, err = drop(p, in.Host, proc, in.Filter, nil)
+	out.Execs, err = drop(p, in.Host, proc, end)
 	return err
 }
 
@@ -301,31 +340,6 @@ func CompileHook(p *zygote.Program, namespaces uint64, file string, args, env []
 	p.SkipOnSuccess(fork)
 	p.Exit(0)
 	return pid, e
-}
-
-// CheckProcess refuses a process that the compiler would not start, with the field that is at fault.
-func CheckProcess(proc *specs.Process) error {
-	if c := proc.Capabilities; c != nil {
-		for name, list := range map[string][]string{"bounding": c.Bounding, "effective": c.Effective, "permitted": c.Permitted,
-			"inheritable": c.Inheritable, "ambient": c.Ambient} {
-			if _, err := capBits(list); err != nil {
-				return fmt.Errorf("process.capabilities.%s: %w", name, err)
-			}
-		}
-	}
-	seen := map[string]bool{}
-	for i, l := range proc.Rlimits {
-		switch _, ok := rlimitOf(l.Type); {
-		case !ok:
-			return fmt.Errorf("process.rlimits[%d].type: %q is unknown: %w", i, l.Type, errdefs.ErrInvalidArgument)
-		case seen[l.Type]:
-			return fmt.Errorf("process.rlimits[%d].type: %s is listed twice: %w", i, l.Type, errdefs.ErrInvalidArgument)
-		case l.Soft > l.Hard:
-			return fmt.Errorf("process.rlimits[%d].soft: %d is above hard %d: %w", i, l.Soft, l.Hard, errdefs.ErrInvalidArgument)
-		}
-		seen[l.Type] = true
-	}
-	return nil
 }
 
 // InUserNamespace is the host as a process of a user namespace other than ours meets it: it starts with all capabilities, over what the

@@ -26,10 +26,24 @@ type Execs struct {
 	paths   []string
 }
 
-// drop adds everything from limits to execve: after it the process is the user's. With init, which is nil otherwise, the process
-// becomes the init program, and a child of it the command.
-func drop(p *zygote.Program, h Host, proc *specs.Process, filter Filter, init *initProgram) (Execs, error) {
+// ending is how a program ends. With init, which is nil otherwise, the process becomes the init program, and a child of it the command.
+type ending struct {
+	filter Filter
+	init   *initProgram
+	// preserved counts the descriptors from 3 on that the process keeps.
+	preserved int
+	// listener, when set, is a slot for the filter's listener; the program then stops once more, by reply and gate, so that it is taken.
+	listener    zygote.Slot
+	reply, gate int
+}
+
+// drop adds everything from limits to execve: after it the process is the user's.
+func drop(p *zygote.Program, h Host, proc *specs.Process, end ending) (Execs, error) {
+	filter, init := end.filter, end.init
 	if err := rlimits(p, h, proc.Rlimits); err != nil {
+		return Execs{}, err
+	}
+	if err := scheduling(p, proc); err != nil {
 		return Execs{}, err
 	}
 	caps, err := wanted(h, proc.Capabilities)
@@ -56,14 +70,14 @@ func drop(p *zygote.Program, h Host, proc *specs.Process, filter Filter, init *i
 			p.Do("ambient "+capNames()[i], unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, i, 0, 0)
 		}
 	}
-	p.Do("close on exec", unix.SYS_CLOSE_RANGE, 3, uintptr(^uint32(0)), unix.CLOSE_RANGE_CLOEXEC)
+	p.Do("close on exec", unix.SYS_CLOSE_RANGE, 3+end.preserved, uintptr(^uint32(0)), unix.CLOSE_RANGE_CLOEXEC)
 	if init == nil {
 		unblock(p)
 	}
 	if proc.NoNewPrivileges {
 		p.Do("no new privileges", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 	}
-	install(p, filter)
+	install(p, filter, end)
 	if keep != caps {
 		p.Do("capset without CAP_SYS_ADMIN", unix.SYS_CAPSET, p.Bytes(capHeader()), p.Bytes(caps.data()))
 	}
@@ -133,12 +147,17 @@ func (i *initProgram) execute(p *zygote.Program, proc *specs.Process) {
 	p.Do("execve "+initproc.Path, unix.SYS_EXECVEAT, i.fd, "", p.Strings(argv), p.Strings(proc.Env), unix.AT_EMPTY_PATH)
 }
 
-func install(p *zygote.Program, f Filter) {
+func install(p *zygote.Program, f Filter, end ending) {
 	if len(f.Code) == 0 {
 		return
 	}
 	prog := p.Words(uint64(len(f.Code)/8), uint64(p.Bytes(f.Code)))
-	p.Do("seccomp", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(f.Flags), prog)
+	if !f.Notify {
+		p.Do("seccomp", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(f.Flags), prog)
+		return
+	}
+	p.GetInto(end.listener, "seccomp", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(f.Flags|unix.SECCOMP_FILTER_FLAG_NEW_LISTENER), prog)
+	p.GateBy(end.reply, end.gate)
 }
 
 // user changes identity; capabilities are kept over the change and set exactly afterwards.
@@ -287,6 +306,25 @@ func (e Execs) failed(result func(zygote.Slot) int64) (int, error) {
 	return 126, fmt.Errorf("exec: %q: %w", where, found)
 }
 
+// preserve moves n descriptors behind the gate down to 3 and up, and reply pipe and gate out of their way.
+func (e *ending) preserve(p *zygote.Program, gate, n int) {
+	e.reply, e.gate, e.preserved = zygote.ReplyFD, gate, n
+	if n == 0 {
+		return
+	}
+	e.reply, e.gate = gate+1+n, gate+2+n
+	p.Do("move reply pipe", unix.SYS_DUP3, zygote.ReplyFD, e.reply, unix.O_CLOEXEC)
+	p.Do("move gate", unix.SYS_DUP3, gate, e.gate, unix.O_CLOEXEC)
+	for i := range n { // upwards: each has been moved before its place is taken
+		p.Do("preserve descriptor", unix.SYS_DUP3, gate+1+i, 3+i, 0)
+	}
+}
+
+// newKeyring leaves the caller's session keyring, whose keys are not the container's. A kernel without keys has nothing to leave.
+func newKeyring(p *zygote.Program) {
+	p.Try("new session keyring", unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0)
+}
+
 // ExecInput is an additional process for a running container.
 type ExecInput struct {
 	Host    Host
@@ -296,6 +334,10 @@ type ExecInput struct {
 	Namespaces uint64
 	Tasks      int
 	HasCgroup  bool
+	// Preserve counts the descriptors behind the gate that the process keeps, from 3 on.
+	Preserve int
+	// NewKeyring gives it a session keyring of its own.
+	NewKeyring bool
 }
 
 // ExecOutput is where results will be: PID of the process (the first child only joins and ends), terminal master.
@@ -303,9 +345,11 @@ type ExecOutput struct {
 	Execs   Execs
 	PID     zygote.Slot
 	Console zygote.Slot
+	// Listener is the slot of a filter's listener, when it has one; the program then has one more gate, after the start's.
+	Listener zygote.Slot
 }
 
-// CompileExec adds the program of an additional process. Descriptors after stdio: gate, tasks files, v2 directory, pidfd of the
+// CompileExec adds the program of an additional process. Descriptors after stdio: gate, those to preserve, tasks files, v2 directory, pidfd of the
 // container's first process. The child joins the groups and namespaces, and clones once more into the pid namespace; the second child
 // is the supervisor's too.
 func CompileExec(p *zygote.Program, in ExecInput) (ExecOutput, error) {
@@ -313,7 +357,13 @@ func CompileExec(p *zygote.Program, in ExecInput) (ExecOutput, error) {
 	out.PID, out.Console = p.KeptSlot(), p.KeptSlot()
 	p.Enter()
 	gate := zygote.FileFD(3)
-	fd := joinGroups(p, gate+1, in.Tasks, in.HasCgroup)
+	if a := in.Process.ExecCPUAffinity; a != nil {
+		if err := affinity(p, "initial", a.Initial); err != nil {
+			return out, err
+		}
+	}
+	first := gate + 1 + in.Preserve
+	fd := joinGroups(p, first, in.Tasks, in.HasCgroup)
 	p.Do("join the container's namespaces", unix.SYS_SETNS, fd, uintptr(in.Namespaces))
 	args := make([]uint64, 11)
 	args[0] = unix.CLONE_PARENT | unix.CLONE_CLEAR_SIGHAND
@@ -327,13 +377,27 @@ func CompileExec(p *zygote.Program, in ExecInput) (ExecOutput, error) {
 		}, in.Process.ConsoleSize, in.Process.User.UID)
 		p.Gate(gate)
 	}
-	p.Do("close all", unix.SYS_CLOSE_RANGE, gate+1, uintptr(^uint32(0)), 0)
+	if a := in.Process.ExecCPUAffinity; a != nil {
+		if err := affinity(p, "final", a.Final); err != nil {
+			return out, err
+		}
+	}
+	if in.NewKeyring {
+		newKeyring(p)
+	}
+	p.Do("close all", unix.SYS_CLOSE_RANGE, first, uintptr(^uint32(0)), 0)
 	p.Do("chdir "+in.Process.Cwd, unix.SYS_CHDIR, in.Process.Cwd)
 	if !in.Process.Terminal {
 		p.Gate(gate)
 	}
+	end := ending{filter: in.Filter}
+	if in.Filter.Notify {
+		out.Listener = p.KeptSlot()
+		end.listener = out.Listener
+	}
+	end.preserve(p, gate, in.Preserve)
 	var err error
-	out.Execs, err = drop(p, in.Host, in.Process, in.Filter, nil)
+	out.Execs, err = drop(p, in.Host, in.Process, end)
 	p.SkipOnSuccess(fork)
 	p.Exit(0)
 	return out, err

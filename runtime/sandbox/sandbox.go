@@ -218,7 +218,7 @@ func Compile(p *zygote.Program, in Input) (Output, error) {
 	if !s.Process.Terminal {
 		p.Gate(gate)
 	}
-	out.Execs, err = drop(p, in.Host, s.Process, in.Filter, init)
+	out.Execs, err = drop(p, in.Host, s.Process, ending{filter: in.Filter, init: init})
 	return out, err
 }
 

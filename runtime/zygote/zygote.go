@@ -26,6 +26,8 @@ import (
 const (
 	sockFD  = 255 // above the descriptors of a message, at most 253
 	replyFD = 3
+	// ReplyFD is the child's number of the pipe on which it reports.
+	ReplyFD = replyFD
 	// MaxFiles bounds the descriptors of one request.
 	MaxFiles = 200
 	// requestLen is a message's length: addresses of the program, its clone3's arguments, and where the time before that goes.
@@ -232,13 +234,18 @@ const neverStarted = 125
 
 // Gate adds the wait between create and start: report ready, then block until one byte arrives on fd; end of file ends the child.
 func (p *Program) Gate(fd int) {
-	buf := p.Words(ready)
 	p.stamp(1)
-	p.Do("report ready", unix.SYS_WRITE, replyFD, buf, 8)
+	p.GateBy(replyFD, fd)
+	p.stamp(2)
+}
+
+// GateBy is a gate whose reply pipe is at another number than ReplyFD.
+func (p *Program) GateBy(reply, fd int) {
+	buf := p.Words(ready)
+	p.Do("report ready", unix.SYS_WRITE, reply, buf, 8)
 	i := p.Unless0("wait for start", unix.SYS_READ, fd, buf, 1)
 	p.Exit(neverStarted)
 	p.SkipOnSuccess(i)
-	p.stamp(2)
 }
 
 // stamp keeps the n-th of the program's times.
