@@ -116,13 +116,17 @@ type Streams struct {
 
 // Process is an additional process in a running container.
 type Process struct {
-	ID        string
-	Args      []string
-	Env       []string
-	Cwd       string
-	User      specs.User
-	Terminal  bool
-	OpenStdin bool
+	ID       string
+	Args     []string
+	Env      []string
+	Cwd      string
+	User     specs.User
+	Terminal bool
+	// ConsoleSize is the terminal's first size, nil: 0 by 0.
+	ConsoleSize *specs.Box `json:",omitempty"`
+	OpenStdin   bool
+	// Detach says that nobody is going to attach: output is discarded from the start.
+	Detach bool `json:",omitempty"`
 	// Privileged gives all capabilities of the daemon's bounding set and no seccomp filter.
 	Privileged bool
 }

@@ -8,7 +8,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
+
+	"skein/manager/api"
 )
 
 func (h *handlers) execRoutes() []route {
@@ -140,6 +143,19 @@ func (h *handlers) execStart(w http.ResponseWriter, r *http.Request) error {
 	ex, err := h.Containers.ExecInspect(r.Context(), id)
 	if err != nil {
 		return err
+	}
+	c, err := h.Containers.ContainerInspect(r.Context(), ex.ContainerID, false)
+	switch {
+	case err != nil:
+		return err
+	case ex.Running:
+		return api.Errorf(errdefs.ErrConflict, "Error: Exec command %s is already running", id)
+	case ex.ExitCode != nil:
+		return api.Errorf(errdefs.ErrConflict, "Error: Exec command %s has already run", id)
+	case c.State != nil && !c.State.Running:
+		return api.Errorf(errdefs.ErrConflict, "container %s is not running", c.ID)
+	case c.State != nil && c.State.Paused:
+		return api.Errorf(errdefs.ErrConflict, "Container %s is paused, unpause the container before exec", c.ID)
 	}
 	if req.Detach {
 		if err := h.Containers.ExecStart(r.Context(), id, req, Streams{}); err != nil {

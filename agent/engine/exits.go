@@ -16,7 +16,7 @@ import (
 // handleExit takes one record of the supervisor's journal. It is called in order by Run.
 func (e *Engine) handleExit(ev runtime.Event) {
 	if ev.ExecID != "" {
-		e.execs.ended(ev.ContainerID, ev.ExecID, ev.Exit)
+		e.execEnded(ev)
 	} else if c := e.byID(ev.ContainerID); c != nil {
 		if e.current(c, ev.Exit) {
 			e.ended(c, ev.Exit)

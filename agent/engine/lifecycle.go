@@ -79,11 +79,12 @@ func (e *Engine) startFailed(ctx context.Context, c *entry, reason error) {
 // execError is a process that could not be executed: docker's exit codes 126 and 127.
 type execError struct {
 	code int
+	text string
 	err  error
 }
 
 func (x execError) Error() string {
-	return "failed to create task for container: " + x.err.Error()
+	return "failed to create task for container: OCI runtime create failed: unable to start container process: error during container init: " + x.text
 }
 func (x execError) Unwrap() error { return x.err }
 
@@ -132,7 +133,7 @@ func (e *Engine) launch(ctx context.Context, c *entry, r record) error {
 		if st, serr := e.cfg.Supervisor.State(ctx, r.ID); serr == nil && st.Status == runtime.Stopped && st.Exit.Code > 0 {
 			code = st.Exit.Code
 		}
-		return execError{code, err}
+		return execError{code, reason(err, r.ID, ""), err}
 	}
 	if err := e.markStarted(ctx, c, pid, begun); err != nil {
 		// A run that no record knows would be nobody's: its end is journaled, and handleExit cleans up.

@@ -2,50 +2,16 @@ package engine
 
 import (
 	"bufio"
-	"bytes"
 	"fmt"
 	"io"
 	"os"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 )
 
 // clockTick is USER_HZ, 100 on every architecture Linux exports to user space.
 const clockTick = 100
-
-// processRow describes one process as `ps -ef` does; false when it is gone.
-func processRow(pid int) ([]string, bool) {
-	dir := fmt.Sprintf("/proc/%d", pid)
-	st, err := os.Stat(dir)
-	if err != nil {
-		return nil, false
-	}
-	b, err := os.ReadFile(dir + "/stat")
-	if err != nil {
-		return nil, false
-	}
-	end := bytes.LastIndexByte(b, ')')
-	f := strings.Fields(string(b[end+1:]))
-	if end < 0 || len(f) < 20 {
-		return nil, false
-	}
-	name := string(b[bytes.IndexByte(b, '(')+1 : end])
-	cmd := commandLine(dir)
-	line := strings.TrimSpace(string(bytes.ReplaceAll(cmd, []byte{0}, []byte{' '})))
-	if line == "" {
-		line = "[" + name + "]"
-	}
-	ticks := func(i int) int64 { n, _ := strconv.ParseInt(f[i], 10, 64); return n }
-	cpu := time.Duration(ticks(11)+ticks(12)) * time.Second / clockTick
-	started := bootTime().Add(time.Duration(ticks(19)) * time.Second / clockTick)
-	uid := st.Sys().(*syscall.Stat_t).Uid
-	return []string{
-		strconv.Itoa(int(uid)), strconv.Itoa(pid), f[1], "0", started.Format("15:04"), "?",
-		fmt.Sprintf("%02d:%02d:%02d", int(cpu.Hours()), int(cpu.Minutes())%60, int(cpu.Seconds())%60), line,
-	}, true
-}
 
 // maxCommandLine bounds what is shown of a process's arguments: thousands of processes may share megabytes of them.
 const maxCommandLine = 4096

@@ -93,7 +93,7 @@ func (e *Engine) adoptRunning(ctx context.Context, c *entry, r record, st runtim
 // markMissed records a run, from start to end, whose start the last daemon did not live to record.
 func (e *Engine) markMissed(c *entry, st runtime.State) {
 	if st.Exit.Err != "" {
-		e.markFailed(c, execError{st.Exit.Code, errors.New(st.Exit.Err)})
+		e.markFailed(c, execError{st.Exit.Code, st.Exit.Err, errors.New(st.Exit.Err)})
 		return
 	}
 	err := e.update(c, func(r *record) {

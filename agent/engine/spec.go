@@ -28,6 +28,9 @@ func (e *Engine) runtimeConfig(ctx context.Context, r record, rootfs []runtime.M
 	spec.Domainname = r.Config.Domainname
 	p := spec.Process
 	p.Terminal = r.Config.Tty
+	if p.Terminal {
+		p.ConsoleSize = box(&hc.ConsoleSize)
+	}
 	p.Args = append(append([]string{}, r.Config.Entrypoint...), r.Config.Cmd...)
 	p.Cwd = r.Config.WorkingDir
 	if p.Cwd == "" {

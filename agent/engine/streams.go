@@ -3,19 +3,14 @@ package engine
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
-	"os"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
-	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"skein/agent/dockerapi"
 	"skein/runtime"
@@ -77,6 +72,9 @@ func (e *Engine) ContainerAttach(ctx context.Context, ref string, o dockerapi.At
 	if r.State.Status == container.StatePaused {
 		return conflict("container %s is paused, unpause the container before attach", r.ID)
 	}
+	if _, err := parseKeys(o.DetachKeys); err != nil {
+		return err
+	}
 	if o.Logs {
 		err := e.readLogs(ctx, c, dockerapi.LogOptions{Stdout: o.Stdout, Stderr: o.Stderr, Tail: -1}, func(l dockerapi.LogLine) error {
 			w := s.Stdout
@@ -118,7 +116,10 @@ func (e *Engine) ContainerAttach(ctx context.Context, ref string, o dockerapi.At
 		}
 	}
 	e.emit(r, events.ActionAttach, nil)
-	err = e.cfg.Supervisor.Attach(ctx, r.ID, "", st)
+	detached, err := e.attachDetachable(ctx, r.ID, "", r.Config.Tty, o.DetachKeys, st)
+	if detached {
+		e.emit(r, events.ActionDetach, nil)
+	}
 	if !running {
 		st.Attached() // also when it failed: start must not wait for it
 	}
@@ -209,259 +210,4 @@ func (e *Engine) ContainerResize(ctx context.Context, ref string, rows, cols uin
 		return conflict("container %s is not running", r.ID)
 	}
 	return e.cfg.Supervisor.Resize(ctx, r.ID, "", rows, cols)
-}
-
-// execTable remembers additional processes; they are gone with the daemon's memory once their container is.
-type execTable struct {
-	mu sync.Mutex
-	m  map[string]*execEntry
-}
-
-type execEntry struct {
-	id, container string
-	req           container.ExecCreateRequest
-	pid           int
-	started       bool
-	running       bool
-	exit          int
-	done          chan struct{}
-}
-
-// maxExecs bounds what a client that never starts its execs can make us remember, per node.
-const maxExecs = 10000
-
-func newExecTable() *execTable { return &execTable{m: map[string]*execEntry{}} }
-
-func (t *execTable) get(id string) (*execEntry, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	x, ok := t.m[id]
-	if !ok {
-		return nil, notFound("No such exec instance: %s", id)
-	}
-	return x, nil
-}
-
-func (t *execTable) ended(_, id string, exit runtime.Exit) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if x, ok := t.m[id]; ok && x.running {
-		x.running, x.exit, x.pid = false, exit.Code, 0
-		close(x.done)
-	}
-}
-
-func (t *execTable) forget(containerID string) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for id, x := range t.m {
-		if x.container == containerID {
-			delete(t.m, id)
-		}
-	}
-}
-
-func (t *execTable) ids(containerID string) []string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	var out []string
-	for id, x := range t.m {
-		if x.container == containerID && x.running {
-			out = append(out, id)
-		}
-	}
-	return out
-}
-
-// ExecCreate prepares an additional process.
-func (e *Engine) ExecCreate(ctx context.Context, ref string, req container.ExecCreateRequest) (string, error) {
-	c, err := e.find(ref)
-	if err != nil {
-		return "", err
-	}
-	if len(req.Cmd) == 0 {
-		return "", invalid("No exec command specified")
-	}
-	r := c.snapshot()
-	if r.State.Status == container.StatePaused {
-		return "", conflict("container %s is paused, unpause the container before exec", r.ID)
-	}
-	if !r.State.active() {
-		return "", conflict("container %s is not running", r.ID)
-	}
-	x := &execEntry{id: newContainerID(), container: r.ID, req: req, done: make(chan struct{})}
-	e.execs.mu.Lock()
-	defer e.execs.mu.Unlock()
-	if len(e.execs.m) >= maxExecs {
-		for id, old := range e.execs.m {
-			if old.started && !old.running {
-				delete(e.execs.m, id)
-			}
-		}
-		if len(e.execs.m) >= maxExecs {
-			return "", errf(cerrdefs.ErrResourceExhausted, "too many exec instances (%d) on this node: start or drop some", maxExecs)
-		}
-	}
-	e.execs.m[x.id] = x
-	return x.id, nil
-}
-
-// ExecStart runs it; with streams it returns when the process ended and its output is drained.
-func (e *Engine) ExecStart(ctx context.Context, id string, req container.ExecStartRequest, s dockerapi.Streams) error {
-	x, err := e.execs.get(id)
-	if err != nil {
-		return err
-	}
-	c, err := e.find(x.container)
-	if err != nil {
-		return err
-	}
-	r := c.snapshot()
-	p, err := e.execProcess(ctx, r, x)
-	if err != nil {
-		return err
-	}
-	e.execs.mu.Lock()
-	if x.started {
-		e.execs.mu.Unlock()
-		return conflict("exec command %s has already run", id)
-	}
-	x.started, x.running = true, true
-	e.execs.mu.Unlock()
-	pid, err := e.cfg.Supervisor.Exec(ctx, r.ID, p)
-	if err != nil {
-		e.execs.ended(r.ID, id, runtime.Exit{Code: execCode(err)})
-		return fmt.Errorf("OCI runtime exec failed: exec failed: %w", err)
-	}
-	e.execs.mu.Lock()
-	if x.running {
-		x.pid = pid
-	}
-	e.execs.mu.Unlock()
-	e.emit(r, events.Action("exec_start: "+strings.Join(x.req.Cmd, " ")), map[string]string{"execID": id})
-	if req.Detach {
-		return nil
-	}
-	st := runtime.Streams{Stdout: s.Stdout, Stderr: s.Stderr, CloseStdin: true}
-	if x.req.AttachStdin {
-		st.Stdin = s.Stdin
-	}
-	if err := e.cfg.Supervisor.Attach(ctx, r.ID, id, st); err != nil && !cerrdefs.IsNotFound(err) {
-		return err
-	}
-	select {
-	case <-x.done:
-	case <-ctx.Done():
-	}
-	return nil
-}
-
-// execCode is docker's exit code of a process that could not be executed.
-func execCode(err error) int {
-	for _, text := range []string{"executable file not found", "no such file or directory"} {
-		if strings.Contains(err.Error(), text) {
-			return 127
-		}
-	}
-	return 126
-}
-
-func (e *Engine) execProcess(ctx context.Context, r record, x *execEntry) (runtime.Process, error) {
-	cwd := x.req.WorkingDir
-	if cwd == "" {
-		cwd = r.Config.WorkingDir
-	}
-	if cwd == "" {
-		cwd = "/"
-	}
-	var user specs.User
-	home := "/"
-	mounts, err := e.cfg.Images.Mounts(ctx, r.ID)
-	if err != nil {
-		return runtime.Process{}, err
-	}
-	name := x.req.User
-	if name == "" {
-		name = r.Config.User
-	}
-	if user, home, err = resolveUser(mounts, name, r.HostConfig.GroupAdd); err != nil {
-		return runtime.Process{}, err
-	}
-	cfg := *r.Config
-	cfg.Tty = x.req.Tty
-	cfg.Env = mergeEnv(cfg.Env, x.req.Env)
-	return runtime.Process{
-		ID: x.id, Args: x.req.Cmd, Env: processEnv(&cfg, home), Cwd: cwd, User: user, Terminal: x.req.Tty, OpenStdin: x.req.AttachStdin, Privileged: x.req.Privileged,
-	}, nil
-}
-
-// ExecInspect tells how it went.
-func (e *Engine) ExecInspect(ctx context.Context, id string) (container.ExecInspectResponse, error) {
-	x, err := e.execs.get(id)
-	if err != nil {
-		return container.ExecInspectResponse{}, err
-	}
-	e.execs.mu.Lock()
-	defer e.execs.mu.Unlock()
-	out := container.ExecInspectResponse{
-		ID: x.id, Running: x.running, OpenStdin: x.req.AttachStdin, OpenStdout: x.req.AttachStdout, OpenStderr: x.req.AttachStderr,
-		ContainerID: x.container, Pid: x.pid,
-		ProcessConfig: &container.ExecProcessConfig{Tty: x.req.Tty, Entrypoint: x.req.Cmd[0], Arguments: x.req.Cmd[1:], User: x.req.User, Privileged: &x.req.Privileged},
-	}
-	if x.started && !x.running {
-		code := x.exit
-		out.ExitCode = &code
-	}
-	return out, nil
-}
-
-// ExecResize sets the terminal's size.
-func (e *Engine) ExecResize(ctx context.Context, id string, rows, cols uint16) error {
-	x, err := e.execs.get(id)
-	if err != nil {
-		return err
-	}
-	return e.cfg.Supervisor.Resize(ctx, x.container, id, rows, cols)
-}
-
-// ContainerTop lists the container's processes with the columns of ps -ef.
-func (e *Engine) ContainerTop(ctx context.Context, ref string, args []string) (container.TopResponse, error) {
-	c, err := e.find(ref)
-	if err != nil {
-		return container.TopResponse{}, err
-	}
-	r := c.snapshot()
-	if !r.State.active() {
-		return container.TopResponse{}, conflict("container %s is not running", r.ID)
-	}
-	if len(args) > 0 && strings.Join(args, " ") != "-ef" {
-		return container.TopResponse{}, notBuilt("docker top with ps options %q is not supported by this version of skein: leave them out", strings.Join(args, " "))
-	}
-	return processTable(r.State.Pid)
-}
-
-// processTable walks the pid namespace of pid's descendants through /proc.
-func processTable(root int) (container.TopResponse, error) {
-	out := container.TopResponse{Titles: []string{"UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"}}
-	ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", root))
-	if err != nil {
-		return out, conflict("the container's process %d is gone", root)
-	}
-	dirs, err := os.ReadDir("/proc")
-	if err != nil {
-		return out, err
-	}
-	for _, d := range dirs {
-		pid, err := strconv.Atoi(d.Name())
-		if err != nil {
-			continue
-		}
-		if l, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid)); err != nil || l != ns {
-			continue
-		}
-		if row, ok := processRow(pid); ok {
-			out.Processes = append(out.Processes, row)
-		}
-	}
-	return out, nil
 }

@@ -52,7 +52,7 @@ func (c *container) exec(p *runtime.Process) (int, error) {
 // execProcess is the OCI process of an additional one: the container's own confinement unless it is privileged.
 func (c *container) execProcess(p *runtime.Process) (*specs.Process, sandbox.Filter) {
 	own := c.cfg.Spec.Process
-	out := &specs.Process{Args: p.Args, Env: p.Env, Cwd: p.Cwd, User: p.User, Terminal: p.Terminal, Capabilities: own.Capabilities,
+	out := &specs.Process{Args: p.Args, Env: p.Env, Cwd: p.Cwd, User: p.User, Terminal: p.Terminal, ConsoleSize: p.ConsoleSize, Capabilities: own.Capabilities,
 		Rlimits: own.Rlimits, NoNewPrivileges: own.NoNewPrivileges}
 	if out.Cwd == "" {
 		out.Cwd = "/"
@@ -211,11 +211,13 @@ func (c *container) beginExec(np *process, p *runtime.Process, start *pendingSta
 	if _, err := start.execs.Failed(start.prog); err != nil {
 		return err
 	}
-	np.out = c.srv.newOutput(true)
+	np.out = c.srv.newOutput(!p.Detach)
 	np.out.add(io.stdout, frameStdout, nil, nil)
 	np.out.add(io.stderr, frameStderr, nil, nil)
 	np.out.pump()
-	np.hold = time.AfterFunc(attachLimit, np.out.release)
+	if !p.Detach {
+		np.hold = time.AfterFunc(attachLimit, np.out.release)
+	}
 	c.mu.Lock()
 	c.execs[np.id] = np
 	c.rec.Execs = append(c.rec.Execs, execRecord{ID: np.id, PID: np.pid, Ticks: ticks})

@@ -44,12 +44,12 @@ type Node struct {
 	Auth       *registry.AuthConfig
 	Filters    dockerapi.Filters
 	EventsCh   chan events.Message
-	execs      map[string]container.ExecCreateRequest
+	execs      map[string]*execution
 }
 
 // NewNode returns a node with the container "web" (two lines of log) and docker's networks.
 func NewNode() *Node {
-	n := &Node{Containers: map[string]*Container{}, execs: map[string]container.ExecCreateRequest{}, EventsCh: make(chan events.Message, 16)}
+	n := &Node{Containers: map[string]*Container{}, execs: map[string]*execution{}, EventsCh: make(chan events.Message, 16)}
 	at := time.Date(2026, 11, 21, 10, 0, 0, 5, time.UTC)
 	n.Add(&Container{ID: strings.Repeat("ab", 32), Name: "web", Running: true, Lines: []dockerapi.LogLine{
 		{Time: at, Line: []byte("hello\n")}, {Time: at.Add(time.Second), Stderr: true, Line: []byte("oops\n")},
@@ -287,22 +287,35 @@ func (n *Node) ContainerPrune(context.Context, dockerapi.Filters) (container.Pru
 	return container.PruneReport{}, nil
 }
 
+// execution is an additional process; code is set when it was started.
+type execution struct {
+	container string
+	req       container.ExecCreateRequest
+	code      *int
+}
+
 // ExecCreate remembers the request.
 func (n *Node) ExecCreate(_ context.Context, ref string, req container.ExecCreateRequest) (string, error) {
-	if _, err := n.find(ref); err != nil {
+	c, err := n.find(ref)
+	if err != nil {
 		return "", err
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	id := fmt.Sprintf("%064x", 0xe000+len(n.execs))
-	n.execs[id] = req
+	n.execs[id] = &execution{container: c.ID, req: req}
 	return id, nil
 }
 
 // ExecStart prints the command line, then echoes the input. The command "missing" fails.
 func (n *Node) ExecStart(_ context.Context, id string, _ container.ExecStartRequest, s dockerapi.Streams) error {
 	n.mu.Lock()
-	req := n.execs[id]
+	x := n.execs[id]
+	req, code := x.req, 0
+	if req.Cmd[0] == "missing" {
+		code = 127
+	}
+	x.code = &code
 	n.mu.Unlock()
 	if req.Cmd[0] == "missing" {
 		return api.Errorf(errdefs.ErrInvalidArgument, "exec: %q: executable file not found in $PATH", req.Cmd[0])
@@ -320,15 +333,12 @@ func (n *Node) ExecStart(_ context.Context, id string, _ container.ExecStartRequ
 func (n *Node) ExecInspect(_ context.Context, id string) (container.ExecInspectResponse, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	req, ok := n.execs[id]
+	x, ok := n.execs[id]
 	if !ok {
 		return container.ExecInspectResponse{}, api.Errorf(errdefs.ErrNotFound, "No such exec instance: %s", id)
 	}
-	code := 0
-	if req.Cmd[0] == "missing" {
-		code = 127
-	}
-	return container.ExecInspectResponse{ID: id, ExitCode: &code, OpenStdin: req.AttachStdin, OpenStdout: req.AttachStdout, OpenStderr: req.AttachStderr}, nil
+	return container.ExecInspectResponse{ID: id, ContainerID: x.container, ExitCode: x.code, OpenStdin: x.req.AttachStdin, OpenStdout: x.req.AttachStdout,
+		OpenStderr: x.req.AttachStderr}, nil
 }
 
 // ExecResize does nothing.
