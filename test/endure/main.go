@@ -102,6 +102,8 @@ func endure(ctx context.Context, o options) (broken int, err error) {
 	if err != nil {
 		return 0, err
 	}
+	ctx, w.giveUp = context.WithCancel(ctx)
+	defer w.giveUp()
 	var table []string
 	for _, r := range chosen {
 		n := r.n

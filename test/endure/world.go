@@ -30,6 +30,8 @@ import (
 const (
 	upTime   = time.Minute
 	pollStep = 20 * time.Millisecond
+
+	maxBroken = 50 // promises, after which the program ends
 )
 
 // world is a development node under test.
@@ -45,6 +47,7 @@ type world struct {
 
 	run     string // the run under way
 	figures []string
+	giveUp  context.CancelFunc // ends the program early
 
 	mu     sync.Mutex // guards what follows
 	rand   *rand.Rand
@@ -55,7 +58,7 @@ type world struct {
 }
 
 func newWorld(ctx context.Context, o options) (w *world, err error) {
-	w = &world{opts: o, begun: time.Now(), rand: rand.New(rand.NewPCG(o.seed, 0xe2d)), up: make(chan struct{})}
+	w = &world{opts: o, begun: time.Now(), rand: rand.New(rand.NewPCG(o.seed, 0xe2d)), up: make(chan struct{}), giveUp: func() {}}
 	close(w.up)
 	w.say("seed %d", o.seed)
 	defer func() {
@@ -167,6 +170,9 @@ func (w *world) breaks(format string, args ...any) {
 	msg := w.run + ": " + fmt.Sprintf(format, args...)
 	w.broken = append(w.broken, msg)
 	w.say("BROKEN %s", msg)
+	if len(w.broken) >= maxBroken { // more tells nothing
+		w.giveUp()
+	}
 }
 
 func (w *world) figure(format string, args ...any) {
