@@ -255,7 +255,15 @@ func (c *client) Update(ctx context.Context, id string, r *specs.LinuxResources)
 }
 
 func (c *client) Delete(ctx context.Context, id string) error {
-	_, err := c.call(ctx, &request{Op: "delete", ID: id})
+	r := &request{Op: "delete", ID: id}
+	_, err := c.call(ctx, r)
+	if ok, cause := c.again(ctx, err); ok { // it died over it: what is left is removed, and nothing left is right, too
+		if _, err = c.once(ctx, r); errdefs.IsNotFound(err) {
+			err = nil
+		}
+	} else {
+		err = cause
+	}
 	if err == nil || errdefs.IsNotFound(err) {
 		c.letGo(id)
 	}

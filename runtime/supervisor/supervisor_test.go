@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -543,6 +544,35 @@ func TestDeleteWhenTold(t *testing.T) {
 		if err := e.sup.Delete(e.ctx, id); err != nil {
 			t.Fatalf("delete after the end was told: %v", err)
 		}
+	}
+}
+
+// A deletion whose answer died with the supervisor is asked for again, and is done if the container is gone.
+func TestDeleteIsRepeated(t *testing.T) {
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "s"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for i := 0; ; i++ {
+			conn, err := l.AcceptUnix()
+			if err != nil {
+				return
+			}
+			_, _ = conn.Read(make([]byte, 4096))
+			if i > 0 {
+				_ = newWire(conn).writeJSON(frameResponse, toResponse(errdefs.ErrNotFound))
+			}
+			conn.Close()
+		}
+	}()
+	c := &client{socket: l.Addr().String(), done: make(chan struct{}), revive: func(context.Context) error { return nil }}
+	if err := c.Delete(t.Context(), "c"); err != nil {
+		t.Errorf("delete: %v", err)
+	}
+	if err := c.Delete(t.Context(), "c"); !errdefs.IsNotFound(err) {
+		t.Errorf("delete of what is not there: %v", err)
 	}
 }
 
