@@ -105,6 +105,9 @@ func (c *Container) exec(s *specs.Spec, o ExecOptions) (int, error) {
 		return 0, setupError(e.prog, zygote.ErrGone)
 	}
 	pid := int(e.prog.Result(e.out.PID))
+	if err := ownChild(pid); err != nil {
+		return 0, err
+	}
 	if err := c.driveExec(e, s, pid, o); err != nil {
 		_ = unix.Kill(pid, unix.SIGKILL)
 		reap(pid)
@@ -172,6 +175,14 @@ func (c *Container) launchExec(e *execution, s *specs.Spec, o ExecOptions) error
 	err = e.child.Launch(files, r, w, 0, dir)
 	unix.Close(w)
 	return err
+}
+
+// ownChild makes sure that pid is a child of this process: others may have written into the process that says so.
+func ownChild(pid int) error {
+	if pid <= 0 || unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil) != nil {
+		return fmt.Errorf("process %d is not the one that was started: the container tampered with it: %w", pid, errdefs.ErrFailedPrecondition)
+	}
+	return nil
 }
 
 func (c *Container) driveExec(e *execution, s *specs.Spec, pid int, o ExecOptions) error {

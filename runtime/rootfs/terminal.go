@@ -10,6 +10,17 @@ import (
 // AddTerminal makes the terminal whose master open puts into the slot the controlling terminal and descriptors 0-2 of the process. The
 // peer is opened from the master's handle, never by a path of the container.
 func AddTerminal(p *zygote.Program, master zygote.Slot, open func(), size *specs.Box, uid uint32) {
+	OpenTerminal(p, master, open, size, uid)
+	TakeTerminal(p)
+}
+
+// TakeTerminal makes the terminal that is standard input the one that controls the process, a session's leader.
+func TakeTerminal(p *zygote.Program) {
+	p.Do("controlling terminal", unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 0)
+}
+
+// OpenTerminal is AddTerminal without TakeTerminal.
+func OpenTerminal(p *zygote.Program, master zygote.Slot, open func(), size *specs.Box, uid uint32) {
 	open()
 	p.Do("unlock terminal", unix.SYS_IOCTL, master, unix.TIOCSPTLCK, p.Words(0))
 	slave := p.Get("open terminal", unix.SYS_IOCTL, master, unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY)
@@ -23,6 +34,5 @@ func AddTerminal(p *zygote.Program, master zygote.Slot, open func(), size *specs
 	for fd := range 3 {
 		p.Do("terminal as stdio", unix.SYS_DUP3, slave, fd, 0)
 	}
-	p.Do("controlling terminal", unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 0)
 	p.Do("close", unix.SYS_CLOSE, slave)
 }

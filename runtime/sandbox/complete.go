@@ -219,7 +219,7 @@ func (out *CompleteOutput) finish(p *zygote.Program, in CompleteInput, gate int)
 		return err
 	}
 	p.Do("close all", unix.SYS_CLOSE_RANGE, gate+1+in.Preserve, uintptr(^uint32(0)), 0)
-	p.Do("chdir "+proc.Cwd, unix.SYS_CHDIR, proc.Cwd)
+	chdir(p, proc.Cwd)
 	if len(proc.Args) > 0 {
 		lookUp(p, proc)
 	}

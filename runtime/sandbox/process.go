@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -39,16 +40,41 @@ type ending struct {
 
 // drop adds everything from limits to execve: after it the process is the user's.
 func drop(p *zygote.Program, h Host, proc *specs.Process, end ending) (Execs, error) {
-	filter, init := end.filter, end.init
-	if err := rlimits(p, h, proc.Rlimits); err != nil {
+	s, err := shed(p, h, proc, end)
+	if err != nil {
 		return Execs{}, err
 	}
+	if end.init == nil {
+		unblock(p)
+	}
+	s.confine(p, end)
+	if end.init == nil {
+		execs := execve(p, proc)
+		p.Exit(127)
+		return execs, nil
+	}
+	end.init.split(p, proc.Terminal)
+	execs := execve(p, proc)
+	p.Exit(127)
+	end.init.execute(p, proc)
+	return execs, nil
+}
+
+// shedding is what a process that gave up its privileges has yet to give up when its filter is there.
+type shedding struct{ keep, caps capSets }
+
+// shed takes from the process all privileges that the user's program shall not have, but for what confine needs.
+func shed(p *zygote.Program, h Host, proc *specs.Process, end ending) (shedding, error) {
+	var s shedding
+	if err := rlimits(p, h, proc.Rlimits); err != nil {
+		return s, err
+	}
 	if err := scheduling(p, proc); err != nil {
-		return Execs{}, err
+		return s, err
 	}
 	caps, err := wanted(h, proc.Capabilities)
 	if err != nil {
-		return Execs{}, err
+		return s, err
 	}
 	for i := range capNames() {
 		if h.Bounding&^caps.bounding>>i&1 != 0 {
@@ -60,7 +86,7 @@ func drop(p *zygote.Program, h Host, proc *specs.Process, end ending) (Execs, er
 	// Without no_new_privs a filter needs CAP_SYS_ADMIN: that one is kept until it is installed, and capset is the only call the filter
 	// must let pass besides execve.
 	keep := caps
-	if !proc.NoNewPrivileges && len(filter.Code) > 0 {
+	if !proc.NoNewPrivileges && len(end.filter.Code) > 0 {
 		keep.effective |= 1 << unix.CAP_SYS_ADMIN
 		keep.permitted |= 1 << unix.CAP_SYS_ADMIN
 	}
@@ -71,23 +97,18 @@ func drop(p *zygote.Program, h Host, proc *specs.Process, end ending) (Execs, er
 		}
 	}
 	p.Do("close on exec", unix.SYS_CLOSE_RANGE, 3+end.preserved, uintptr(^uint32(0)), unix.CLOSE_RANGE_CLOEXEC)
-	if init == nil {
-		unblock(p)
-	}
 	if proc.NoNewPrivileges {
 		p.Do("no new privileges", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 	}
-	install(p, filter, end)
-	if keep != caps {
-		p.Do("capset without CAP_SYS_ADMIN", unix.SYS_CAPSET, p.Bytes(capHeader()), p.Bytes(caps.data()))
+	return shedding{keep, caps}, nil
+}
+
+// confine puts the filter on.
+func (s shedding) confine(p *zygote.Program, end ending) {
+	install(p, end.filter, end)
+	if s.keep != s.caps {
+		p.Do("capset without CAP_SYS_ADMIN", unix.SYS_CAPSET, p.Bytes(capHeader()), p.Bytes(s.caps.data()))
 	}
-	if init == nil {
-		return execve(p, proc), nil
-	}
-	init.split(p, proc.Terminal)
-	execs := execve(p, proc)
-	init.execute(p, proc)
-	return execs, nil
 }
 
 func unblock(p *zygote.Program) {
@@ -273,7 +294,6 @@ func execve(p *zygote.Program, proc *specs.Process) Execs {
 		p.TryInto(s, "execve "+c, unix.SYS_EXECVE, p.String(c), argv, envp)
 		e.slots = append(e.slots, s)
 	}
-	p.Exit(127)
 	return e
 }
 
@@ -350,55 +370,89 @@ type ExecOutput struct {
 }
 
 // CompileExec adds the program of an additional process. Descriptors after stdio: gate, those to preserve, tasks files, v2 directory, pidfd of the
-// container's first process. The child joins the groups and namespaces, and clones once more into the pid namespace; the second child
-// is the supervisor's too.
+// container's first process. The child joins the groups and namespaces, gives up all that the process shall not have, and clones once
+// more into the pid namespace; the second child is the supervisor's too. Processes inside can see that one, and with CAP_SYS_PTRACE do
+// what they like with it: it has no privilege that its program will not have, no directory open, and shares no memory.
 func CompileExec(p *zygote.Program, in ExecInput) (ExecOutput, error) {
 	var out ExecOutput
+	var secret [8]byte
+	if _, err := rand.Read(secret[:]); err != nil {
+		return out, err
+	}
+	mark := binary.LittleEndian.Uint64(secret[:]) | 1
 	out.PID, out.Console = p.KeptSlot(), p.KeptSlot()
-	p.Enter()
+	p.EnterToPart()
+	end := ending{filter: in.Filter.admitting(mark)}
+	if in.Filter.Notify {
+		out.Listener = p.KeptSlot()
+		end.filter, end.listener = in.Filter, out.Listener
+	}
+	if err := in.join(p, out, &end); err != nil {
+		return out, err
+	}
+	s, err := shed(p, in.Host, in.Process, end)
+	if err != nil {
+		return out, err
+	}
+	unblock(p)
+	p.Seclude()
+	if !in.Filter.Notify { // who listens gets the first word: that process cannot be this one
+		p.Mark(mark)
+		s.confine(p, end)
+	}
+	fork := p.Part(out.PID)
+	p.Do("setsid", unix.SYS_SETSID)
+	if in.Process.Terminal {
+		rootfs.TakeTerminal(p)
+	}
+	p.GateBy(end.reply, end.gate)
+	if in.Filter.Notify {
+		s.confine(p, end)
+	}
+	out.Execs = execve(p, in.Process)
+	p.Report(out.Execs.slots)
+	p.Exit(127)
+	p.Parted(fork, out.PID)
+	return out, nil
+}
+
+// join brings the first child where the process shall be: groups, namespaces, terminal, working directory.
+func (in ExecInput) join(p *zygote.Program, out ExecOutput, end *ending) error {
 	gate := zygote.FileFD(3)
-	if a := in.Process.ExecCPUAffinity; a != nil {
+	a := in.Process.ExecCPUAffinity
+	if a != nil {
 		if err := affinity(p, "initial", a.Initial); err != nil {
-			return out, err
+			return err
 		}
 	}
-	first := gate + 1 + in.Preserve
-	fd := joinGroups(p, first, in.Tasks, in.HasCgroup)
+	fd := joinGroups(p, gate+1+in.Preserve, in.Tasks, in.HasCgroup)
 	p.Do("join the container's namespaces", unix.SYS_SETNS, fd, uintptr(in.Namespaces))
-	args := make([]uint64, 11)
-	args[0] = unix.CLONE_PARENT | unix.CLONE_CLEAR_SIGHAND
-	fork := p.Fork(out.PID, "clone3", unix.SYS_CLONE3, p.Words(args...), 8*len(args))
-	p.Do("setsid", unix.SYS_SETSID)
 	p.Do("close", unix.SYS_CLOSE, fd)
+	end.preserve(p, gate, in.Preserve)
 	if in.Process.Terminal {
 		how := p.Words(unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0, unix.RESOLVE_NO_MAGICLINKS)
-		rootfs.AddTerminal(p, out.Console, func() {
+		rootfs.OpenTerminal(p, out.Console, func() {
 			p.GetInto(out.Console, "open /dev/pts/ptmx", unix.SYS_OPENAT2, unix.AT_FDCWD, "/dev/pts/ptmx", how, 24)
 		}, in.Process.ConsoleSize, in.Process.User.UID)
-		p.Gate(gate)
 	}
-	if a := in.Process.ExecCPUAffinity; a != nil {
+	if a != nil {
 		if err := affinity(p, "final", a.Final); err != nil {
-			return out, err
+			return err
 		}
 	}
 	if in.NewKeyring {
 		newKeyring(p)
 	}
-	p.Do("close all", unix.SYS_CLOSE_RANGE, first, uintptr(^uint32(0)), 0)
-	p.Do("chdir "+in.Process.Cwd, unix.SYS_CHDIR, in.Process.Cwd)
-	if !in.Process.Terminal {
-		p.Gate(gate)
-	}
-	end := ending{filter: in.Filter}
-	if in.Filter.Notify {
-		out.Listener = p.KeptSlot()
-		end.listener = out.Listener
-	}
-	end.preserve(p, gate, in.Preserve)
-	var err error
-	out.Execs, err = drop(p, in.Host, in.Process, end)
-	p.SkipOnSuccess(fork)
-	p.Exit(0)
-	return out, err
+	chdir(p, in.Process.Cwd)
+	return nil
+}
+
+// chdir enters the working directory. It is found without magic links: none leads to a directory that this process, which may more than
+// its program, has open or can reach through another process.
+func chdir(p *zygote.Program, dir string) {
+	defer p.Scope()()
+	how := p.Words(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0, unix.RESOLVE_NO_MAGICLINKS)
+	fd := p.Get("chdir "+dir, unix.SYS_OPENAT2, unix.AT_FDCWD, dir, how, 24)
+	p.Do("chdir "+dir, unix.SYS_FCHDIR, fd)
+	p.Do("close", unix.SYS_CLOSE, fd)
 }

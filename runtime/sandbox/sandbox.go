@@ -214,7 +214,7 @@ func Compile(p *zygote.Program, in Input) (Output, error) {
 	init := addInit(p, in.Init, at.fd, gate+1)
 	// No directory is open when the working directory is entered: no way out by /proc/self/fd.
 	p.Do("close all", unix.SYS_CLOSE_RANGE, gate+1+init.files(), uintptr(^uint32(0)), 0)
-	p.Do("chdir "+s.Process.Cwd, unix.SYS_CHDIR, s.Process.Cwd)
+	chdir(p, s.Process.Cwd)
 	if !s.Process.Terminal {
 		p.Gate(gate)
 	}

@@ -196,3 +196,40 @@ func TestSeccompRefusals(t *testing.T) {
 		}
 	}
 }
+
+// TestAdmitting: the calls between a filter and an execve pass by their mark and nothing else does.
+func TestAdmitting(t *testing.T) {
+	if nativeArch != specs.ArchX86_64 {
+		t.Skip("numbers of another architecture")
+	}
+	f, err := CompileSeccomp(&specs.LinuxSeccomp{DefaultAction: specs.ActKillProcess, Architectures: []specs.Arch{specs.ArchX86_64},
+		Syscalls: []specs.LinuxSyscall{{Names: []string{"execve"}, Action: specs.ActAllow}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const mark, kill = uint64(0x1234567890abcdef), uint32(unix.SECCOMP_RET_KILL_PROCESS)
+	m := [6]uint64{5: mark}
+	clone, shared, tty := m, m, m
+	clone[0], shared[0], tty[1] = unix.CLONE_PARENT, unix.CLONE_PARENT|unix.CLONE_NEWUSER, unix.TIOCSCTTY
+	g := f.admitting(mark)
+	for _, tc := range []struct {
+		nr   uint32
+		args [6]uint64
+		want uint32
+	}{
+		{unix.SYS_WRITE, m, allow}, {unix.SYS_READ, m, allow}, {unix.SYS_SETSID, m, allow}, {unix.SYS_EXIT_GROUP, m, allow}, {unix.SYS_CLONE, clone, allow},
+		{unix.SYS_IOCTL, tty, allow}, {unix.SYS_EXECVE, m, allow}, {unix.SYS_EXECVE, [6]uint64{}, allow},
+		{unix.SYS_WRITE, [6]uint64{}, kill}, {unix.SYS_WRITE, [6]uint64{5: mark + 1}, kill}, {unix.SYS_WRITE, [6]uint64{5: mark ^ 1<<63}, kill},
+		{unix.SYS_CLONE, shared, kill}, {unix.SYS_CLONE, m, kill}, {unix.SYS_IOCTL, m, kill}, {unix.SYS_UNSHARE, m, kill},
+	} {
+		if got := eval(t, g, call{nr: tc.nr, arch: amd64, args: tc.args}); got != tc.want {
+			t.Errorf("call %d%v: %#x, want %#x", tc.nr, tc.args, got, tc.want)
+		}
+	}
+	if got := eval(t, g, call{nr: unix.SYS_WRITE, arch: unix.AUDIT_ARCH_I386, args: m}); got != kill {
+		t.Errorf("another calling convention: %#x", got)
+	}
+	if len((Filter{}).admitting(mark).Code) != 0 {
+		t.Error("no filter became one")
+	}
+}

@@ -3,6 +3,7 @@ package supervisor
 import (
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -133,28 +134,28 @@ func (c *container) spawnExec(p *runtime.Process, init *process) (pid int, err e
 		unix.Close(start.gate)
 		return 0, c.setupError(err)
 	}
-	ready := start.child.Ready(deadline)
-	if ready != nil {
+	pid, err = start.child.Parted(deadline)
+	if err != nil {
 		_ = unix.Kill(start.child.PID, unix.SIGKILL)
 	}
 	reap(start.child.PID) // it ends when it has made the process, or could not
-	pid = int(prog.Result(out.PID))
-	if pid <= 0 {
+	if err == nil {
+		err = c.joined(pid, init)
+	}
+	if err != nil {
 		start.release()
-		return 0, c.setupError(errors.Join(ready, errIfNil(ready)))
+		return 0, c.setupError(err)
 	}
 	c.srv.orphans.add(pid)
 	np := &process{id: p.ID, pid: pid, ours: true, stdin: io.stdin, done: make(chan struct{})}
 	io.closeChild()
-	if err = ready; err == nil {
+	if err = start.child.Ready(deadline); err == nil {
 		err = c.beginExec(np, p, start, out, io)
 	}
 	if err != nil {
 		_ = unix.Kill(pid, unix.SIGKILL)
-		reap(pid)
-		c.srv.orphans.remove(pid)
 		_ = start.child.Executed(time.Now().Add(drainLimit))
-		np.closeAll()
+		c.srv.bury(np)
 	}
 	start.release()
 	if err != nil {
@@ -168,6 +169,50 @@ func errIfNil(err error) error {
 		return zygote.ErrGone
 	}
 	return nil
+}
+
+// joined makes sure that pid is a child of ours in the container's pid namespace: others may have written into the process that says so.
+func (c *container) joined(pid int, init *process) error {
+	tampered := func(err error) error {
+		c.srv.orphans.always() // there may be a child that nobody knows
+		return errors.Join(fmt.Errorf("process %d is not the one that was started: the container tampered with it: %w", pid, errdefs.ErrFailedPrecondition), err)
+	}
+	if err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil); err != nil {
+		return tampered(err)
+	}
+	own, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid))
+	if err != nil {
+		return tampered(err)
+	}
+	theirs, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", init.pid))
+	if err != nil || own != theirs {
+		return tampered(err)
+	}
+	return nil
+}
+
+// bury waits for a killed process, and leaves it to a watcher when it does not go: one that a process inside traces stays a zombie until
+// its tracer lets go of it or ends.
+func (s *server) bury(p *process) {
+	gone := make(chan struct{})
+	s.work.Go(func() {
+		defer close(gone)
+		if p.fd == nil {
+			reap(p.pid)
+		} else if err := awaitEnd(p.fd); err != nil {
+			s.log.Error("cannot wait for a process that was not started", "pid", p.pid, "error", err)
+		} else {
+			reap(p.pid)
+		}
+		s.orphans.remove(p.pid)
+		p.closeAll()
+	})
+	t := time.NewTimer(drainLimit)
+	defer t.Stop()
+	select {
+	case <-gone:
+	case <-t.C:
+	}
 }
 
 // closeAll is close for a process that never ran.

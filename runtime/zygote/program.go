@@ -57,6 +57,9 @@ type Program struct {
 	err    error
 	trace  bool
 	direct bool // see EnterDirect
+	mark   uint64
+	alone  bool   // see Seclude
+	report []Slot // of a secluded program, in the order in which they are reported
 	args   []string
 	built  uintptr // of one that an earlier program of this process built, see Resume: where its arena was
 	file   int     // of the same: the memory it lies in
@@ -207,6 +210,9 @@ func (p *Program) emit(o op, name string, nr uintptr, args []any) int {
 		}
 		binary.LittleEndian.PutUint64(b[8+8*i:], uint64(v))
 	}
+	if p.mark != 0 && len(args) < 6 {
+		binary.LittleEndian.PutUint64(b[48:], p.mark)
+	}
 	if o.ifNonZero {
 		ctl |= 64
 	}
@@ -290,6 +296,9 @@ func (p *Program) Fork(s Slot, name string, nr uintptr, args ...any) int {
 func (p *Program) Unless0(name string, nr uintptr, args ...any) int {
 	return p.emit(op{dst: noSlot, ifNonZero: true}, name, nr, args)
 }
+
+// Mark gives all calls added from now on a sixth argument, for a filter to know them by; no call with fewer arguments looks at it.
+func (p *Program) Mark(m uint64) { p.mark = m }
 
 // SkipOnSuccess makes a success of op i continue at the op added next.
 func (p *Program) SkipOnSuccess(i int) { p.setSkip(i, 16) }

@@ -24,8 +24,9 @@ import (
 )
 
 const (
-	sockFD  = 255 // above the descriptors of a message, at most 253
-	replyFD = 3
+	sockFD   = 255 // above the descriptors of a message, at most 253
+	memoryFD = 254 // the programs' memory, see Seclude
+	replyFD  = 3
 	// ReplyFD is the child's number of the pipe on which it reports.
 	ReplyFD = replyFD
 	// MaxFiles bounds the descriptors of one request.
@@ -34,6 +35,8 @@ const (
 	requestLen = 24
 	// ready is what a child reports when it waits for its start; no pid and no errno looks like it.
 	ready = 0x5245414459
+	// parted is what a child reports before the pid of the process that goes on in its place, or minus errno.
+	parted = 0x504152544544
 )
 
 type cloneArgs struct {
@@ -95,7 +98,7 @@ func (z *Zygote) fork() error {
 		unix.Close(sp[0])
 		return fmt.Errorf("fork zygote: %w", err)
 	}
-	loop(p, sp[1], v)
+	loop(p, sp[1], z.pool.file, v)
 	ca := cloneArgs{flags: unix.CLONE_CLEAR_SIGHAND, exitSignal: uint64(unix.SIGCHLD)}
 	pid, err := clone(p, &ca, v.code)
 	if err != nil {
@@ -118,11 +121,14 @@ func (z *Zygote) died() error {
 
 // loop is the zygote's own program: keep only its socket and the pages it needs, hide the program's file from what it forks, then serve
 // requests for ever.
-func loop(p *Program, sock int, v *veil) {
-	const exe = sockFD - 1
-	p.Do("dup3", unix.SYS_DUP3, sock, firstHigh, unix.O_CLOEXEC)
-	p.Do("dup3", unix.SYS_DUP3, v.file, exe, unix.O_CLOEXEC)
-	p.Do("dup3", unix.SYS_DUP3, firstHigh, sockFD, unix.O_CLOEXEC)
+func loop(p *Program, sock, memory int, v *veil) {
+	const exe = memoryFD - 1
+	for i, fd := range []int{v.file, memory, sock} {
+		p.Do("take descriptor", unix.SYS_DUP3, fd, firstHigh+i, unix.O_CLOEXEC)
+	}
+	for i := range 3 {
+		p.Do("keep descriptor", unix.SYS_DUP3, firstHigh+i, exe+i, unix.O_CLOEXEC)
+	}
 	p.Do("close", unix.SYS_CLOSE_RANGE, 0, exe-1, 0)
 	p.Do("close", unix.SYS_CLOSE_RANGE, sockFD+1, uintptr(^uint32(0)), 0)
 	p.Do("setsid", unix.SYS_SETSID)
@@ -148,7 +154,7 @@ func loop(p *Program, sock int, v *veil) {
 	p.Try("time", unix.SYS_CLOCK_GETTIME, unix.CLOCK_MONOTONIC, begun)
 	p.emit(op{dst: int(result), tolerate: true, enter: true}, "clone3", unix.SYS_CLONE3, []any{args, int(unsafe.Sizeof(cloneArgs{}))})
 	p.Try("reply", unix.SYS_WRITE, replyFD, slotAt+Addr(8*result), 8)
-	p.Do("close", unix.SYS_CLOSE_RANGE, 0, sockFD-1, 0)
+	p.Do("close", unix.SYS_CLOSE_RANGE, 0, memoryFD-1, 0)
 	p.Do("again", opJump, top0)
 	_ = program
 }
@@ -214,6 +220,14 @@ func FileFD(i int) int {
 
 // Enter adds what every program must do first: hide other programs and leave the zygote's session.
 func (p *Program) Enter() {
+	p.EnterToPart()
+	if !p.direct {
+		p.Do("leave the programs", unix.SYS_CLOSE, memoryFD)
+	}
+}
+
+// EnterToPart is Enter for a program with Seclude.
+func (p *Program) EnterToPart() {
 	if p.direct {
 		p.Do("setsid", unix.SYS_SETSID)
 		return
@@ -227,6 +241,53 @@ func (p *Program) Enter() {
 	}
 	p.Do("leave zygote", unix.SYS_CLOSE, sockFD)
 	p.Do("setsid", unix.SYS_SETSID)
+}
+
+// Seclude gives the child a copy of its program in place of the memory that it shares with the supervisor. It comes before Part: who can
+// look at the process that goes on, or write into it, must not get at memory that the supervisor and later programs use. Nothing that
+// the child keeps in slots afterwards is seen, but for Part and Report. A program in a process of its own shares with nobody.
+func (p *Program) Seclude() {
+	if p.direct {
+		return
+	}
+	p.Do("copy the program", unix.SYS_MMAP, Addr(p.base()), arenaLen, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_FIXED,
+		memoryFD, p.index*arenaLen)
+	p.Do("copy the program", unix.SYS_MADVISE, Addr(p.base()), arenaLen, unix.MADV_POPULATE_WRITE)
+	p.Do("leave the programs", unix.SYS_CLOSE, memoryFD)
+	p.alone = true
+}
+
+// PartFlags are those of the clone that Part adds.
+const PartFlags = unix.CLONE_PARENT
+
+// Part adds a fork into the pid namespace that was joined. What is added next runs in the new process, a sibling of this one; Parted
+// must follow where that has ended.
+func (p *Program) Part(s Slot) int {
+	return p.emit(op{dst: int(s), ifNonZero: true, tolerate: p.alone}, "clone", unix.SYS_CLONE, []any{PartFlags, 0, 0, 0, 0})
+}
+
+// Parted adds the end of the process that parted at i: it reports the pid of the other one.
+func (p *Program) Parted(i int, s Slot) {
+	p.SkipOnSuccess(i)
+	if p.alone {
+		p.SkipOnError(i)
+		at := p.Words(parted, 0)
+		p.emit(op{dst: noSlot}, "keep the pid", opStore, []any{at + 8, s})
+		p.Do("report the pid", unix.SYS_WRITE, replyFD, at, 16)
+	}
+	p.Exit(0)
+}
+
+// Report tells what a secluded program kept in slots, which must have been reserved one after the other by KeptSlot.
+func (p *Program) Report(list []Slot) {
+	if !p.alone || len(list) == 0 {
+		return
+	}
+	last := list[len(list)-1] // the lowest
+	for s := last; s <= list[0]; s++ {
+		p.report = append(p.report, s)
+	}
+	p.Do("report results", unix.SYS_WRITE, replyFD, p.SlotAddr(last), 8*len(p.report))
 }
 
 // neverStarted is the exit status of a child whose supervisor died before it was told to go on.
@@ -250,6 +311,9 @@ func (p *Program) GateBy(reply, fd int) {
 
 // stamp keeps the n-th of the program's times.
 func (p *Program) stamp(n int) {
+	if p.alone {
+		return
+	}
 	p.Try("time", unix.SYS_CLOCK_GETTIME, unix.CLOCK_MONOTONIC, Addr(p.base()+timesOff+16*uintptr(n)))
 }
 
@@ -266,6 +330,9 @@ type Child struct {
 	ready bool
 	ended bool
 	took  time.Duration
+
+	parted  int64
+	reports int
 }
 
 // SetUp is the time from the clone3 to the execve of a child that executed, without its wait at a gate.
@@ -373,12 +440,50 @@ func (c *Child) read() (int64, error) {
 		return 0, err
 	}
 	v := int64(binary.LittleEndian.Uint64(b[:]))
-	if v == ready {
+	switch {
+	case v == ready:
 		c.ready = true
-	} else if v > 0 {
-		c.PID = int(v)
+	case v == parted:
+		if _, err := io.ReadFull(c.reply, b[:]); err != nil {
+			return 0, err
+		}
+		if c.parted == 0 {
+			c.parted = int64(binary.LittleEndian.Uint64(b[:]))
+		}
+	case c.PID == 0:
+		c.PID = int(max(v, 0))
+	default:
+		return v, c.result(v)
 	}
 	return v, nil
+}
+
+// result takes one result of a secluded program. More than it can have are not its own: somebody inside the container writes them.
+func (c *Child) result(v int64) error {
+	if c.reports++; c.reports > maxSlots {
+		return errors.New("the process was tampered with from inside the container")
+	}
+	if c.reports <= len(c.prog.report) {
+		binary.LittleEndian.PutUint64(c.prog.mem[slotsOff+8*int(c.prog.report[c.reports-1]):], uint64(v))
+	}
+	return nil
+}
+
+// Parted waits until the child has parted and returns the pid of the process that goes on. It is the word of a process that others may
+// have written into: the caller makes sure that it is a child, and where.
+func (c *Child) Parted(deadline time.Time) (int, error) {
+	if err := c.reply.SetReadDeadline(deadline); err != nil {
+		return 0, err
+	}
+	for c.parted == 0 {
+		if _, err := c.read(); err != nil {
+			return 0, c.why(err)
+		}
+	}
+	if c.parted < 0 {
+		return 0, fmt.Errorf("clone: %w", unix.Errno(-c.parted))
+	}
+	return int(c.parted), nil
 }
 
 // Ready waits until the child stands at its gate.

@@ -329,3 +329,16 @@ func givePtrace(c *runtime.Config) {
 	p := c.Spec.Process.Capabilities
 	p.Bounding, p.Effective, p.Permitted = caps, caps, caps
 }
+
+// exec starts a process in a container and follows its output to its end.
+func (w *world) exec(id string, p runtime.Process) (string, error) {
+	w.t.Helper()
+	if _, err := w.sup.Exec(w.ctx, id, p); err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(w.ctx, time.Minute)
+	defer cancel()
+	var out bytes.Buffer
+	err := w.sup.Attach(ctx, id, p.ID, runtime.Streams{Stdout: &out, Stderr: &out})
+	return out.String(), err
+}

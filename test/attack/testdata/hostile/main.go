@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -267,17 +268,17 @@ func hunt(vandal bool, victim int) {
 	found := seen{}
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM)
+	var told atomic.Bool
+	go func() { <-stop; told.Store(true) }()
 	fmt.Println("ready")
 	before, misses := 0, 0
 	for pid := 2; ; {
-		select {
-		case <-stop:
+		if told.Load() {
 			for f, n := range found {
 				fmt.Println("found", n, f)
 			}
 			fmt.Println("hunted", pid, "processes,", before, "looks before execve")
 			os.Exit(0)
-		default:
 		}
 		dir := "/proc/" + strconv.Itoa(pid)
 		if _, err := os.Lstat(dir); err != nil {
@@ -286,7 +287,7 @@ func hunt(vandal bool, victim int) {
 			}
 			continue
 		}
-		before += stalk(dir, pid, found, vandal, victim)
+		before += stalk(dir, pid, found, vandal, victim, &told)
 		pid++
 	}
 }
@@ -306,8 +307,8 @@ func newest() int {
 }
 
 // stalk looks at one process until it has executed or is gone.
-func stalk(dir string, pid int, found seen, vandal bool, victim int) (looks int) {
-	for range 10000 {
+func stalk(dir string, pid int, found seen, vandal bool, victim int, told *atomic.Bool) (looks int) {
+	for !told.Load() {
 		exe, err := os.Readlink(dir + "/exe")
 		if exe == "/hostile" || os.IsNotExist(err) {
 			return looks
