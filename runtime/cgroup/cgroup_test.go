@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -122,6 +123,104 @@ func TestLimits(t *testing.T) {
 	}
 	if err := g.Remove(); err != nil {
 		t.Errorf("second time: %v", err)
+	}
+}
+
+// groupNames are the groups below parent in a hierarchy.
+func groupNames(t *testing.T, dir string) (out []string) {
+	t.Helper()
+	list, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	for _, e := range list {
+		if e.IsDir() {
+			out = append(out, e.Name())
+		}
+	}
+	return out
+}
+
+// A group from the pool is as one made anew, also when its name is taken, and what waits goes with the pool or with its successor.
+func TestPool(t *testing.T) {
+	h, parent := host(t)
+	if len(h.v1) == 0 {
+		t.Skip("no cgroup v1")
+	}
+	rules := []specs.LinuxDeviceCgroup{{Access: "rwm"}, {Allow: true, Type: "c", Major: ptr(int64(1)), Minor: ptr(int64(3)), Access: "rw"}}
+	devices := filepath.Join(h.v1["devices"], parent)
+	full := func(p *Pool) {
+		t.Helper()
+		for limit := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+			p.mu.Lock()
+			n := len(p.ready)
+			p.mu.Unlock()
+			if n == readyGroups {
+				return
+			}
+			if time.Now().After(limit) {
+				t.Fatalf("%d groups are ready", n)
+			}
+		}
+	}
+	dead, err := h.NewPool(parent, rules)
+	if err != nil {
+		t.Fatal(err)
+	}
+	full(dead) // and is never closed
+	p, err := h.NewPool(parent, rules)
+	if err != nil {
+		t.Fatal(err)
+	}
+	full(p)
+	if n := groupNames(t, devices); len(n) != readyGroups {
+		t.Errorf("groups of a dead pool are left: %v", n)
+	}
+	more := append(rules[:len(rules):len(rules)], specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: ptr(int64(10)), Minor: ptr(int64(200)), Access: "rw"})
+	g, err := p.Create("c", &specs.LinuxResources{Devices: more, Pids: &specs.LinuxPids{Limit: ptr(int64(99))}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := g.value(t, "pids", "pids.max", "pids.max"); got != "99" {
+		t.Errorf("pids limit %s", got)
+	}
+	anew, err := h.Create(parent, "d", &specs.LinuxResources{Devices: more})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range []string{"devices.list", "cpuset.cpus", "cpuset.mems"} {
+		c, _, _ := strings.Cut(f, ".")
+		if a, b := g.value(t, c, f, f), anew.value(t, c, f, f); a != b || a == "" {
+			t.Errorf("%s: %q, made anew %q", f, a, b)
+		}
+	}
+	for _, d := range g.Dirs() {
+		if _, err := os.Stat(d.Path); err != nil {
+			t.Error(err)
+		}
+	}
+	if again, err := p.Create("d", &specs.LinuxResources{Devices: rules}); err != nil || again.value(t, "cpuset", "cpuset.cpus", "") == "" {
+		t.Errorf("a group that exists: %v", err)
+	}
+	if _, err := p.Create("e", &specs.LinuxResources{Devices: rules, Pids: &specs.LinuxPids{Limit: ptr(int64(1 << 60))}}); err == nil {
+		t.Error("an impossible limit was accepted")
+	}
+	free, err := p.Create("f", &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}})
+	if err != nil || free.value(t, "devices", "devices.list", "") != "a *:* rwm" {
+		t.Errorf("other rules: %v", err)
+	}
+	for _, x := range []*Group{g, anew, free} {
+		if err := x.Remove(); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+	for _, dir := range h.roots(parent) {
+		if n := groupNames(t, dir); len(n) != 0 {
+			t.Errorf("left in %s: %v", dir, n)
+		}
 	}
 }
 

@@ -77,7 +77,7 @@ func (s *server) create(cfg *runtime.Config) (err error) {
 	if err != nil {
 		return c.wrap("create", err)
 	}
-	if c.group, err = s.cgroups.Create(s.cfg.Cgroup, c.id, cfg.Spec.Linux.Resources); err != nil {
+	if c.group, err = s.groups.Create(c.id, cfg.Spec.Linux.Resources); err != nil {
 		return c.wrap("create", err)
 	}
 	if err := c.openLog(); err != nil {

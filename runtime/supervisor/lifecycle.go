@@ -147,6 +147,9 @@ func (s *server) shutdown(force bool) error {
 		c.mu.Unlock()
 	}
 	s.work.Wait() // nothing touches the state directory after the answer
+	if err := s.groups.Close(); err != nil {
+		s.log.Error("cannot remove ready groups", "error", err)
+	}
 	if err := os.Remove(s.cfg.SocketPath); err != nil && !errors.Is(err, os.ErrNotExist) {
 		s.log.Error("cannot remove the socket", "error", err)
 	}

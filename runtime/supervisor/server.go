@@ -75,6 +75,7 @@ type server struct {
 	log     *slog.Logger
 	host    sandbox.Host
 	cgroups *cgroup.Host
+	groups  *cgroup.Pool
 	pool    *zygote.Pool
 	zygote  *zygote.Zygote
 	journal *journal
@@ -188,6 +189,9 @@ func (s *server) run(st *state) error {
 	ctx, s.stop = context.WithCancel(context.Background())
 	defer s.stop()
 	s.adopt(events, st)
+	if s.groups, err = s.cgroups.NewPool(s.cfg.Cgroup, sandbox.DefaultDeviceRules()); err != nil {
+		return err
+	}
 	if st == nil {
 		notifyReady()
 	} else {
