@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -11,10 +12,12 @@ import (
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"skein/agent/dockerapi"
 	"skein/runtime"
+	"skein/runtime/image"
 )
 
 const (
@@ -88,18 +91,30 @@ func (x execError) Error() string {
 }
 func (x execError) Unwrap() error { return x.err }
 
+// surroundings makes root filesystem and network at the same time: the one writes to disk, the other waits for the kernel.
+func (e *Engine) surroundings(ctx context.Context, c *entry, r record, img image.Image) (rootfs []runtime.Mount, netns string, err error) {
+	var both errgroup.Group
+	both.Go(func() (err error) {
+		if rootfs, err = e.cfg.Images.Prepare(ctx, r.ID, img); err != nil {
+			err = fmt.Errorf("root filesystem: %w", err)
+		}
+		return err
+	})
+	netns, err = e.connect(ctx, c)
+	if err != nil {
+		err = fmt.Errorf("network: %w", err)
+	}
+	return rootfs, netns, errors.Join(err, both.Wait())
+}
+
 func (e *Engine) launch(ctx context.Context, c *entry, r record) error {
 	img, err := e.cfg.Images.Get(ctx, r.Image)
 	if err != nil {
 		return fmt.Errorf("start container %s: its image: %w", r.Name, err)
 	}
-	rootfs, err := e.cfg.Images.Prepare(ctx, r.ID, img)
+	rootfs, netns, err := e.surroundings(ctx, c, r, img)
 	if err != nil {
-		return fmt.Errorf("start container %s: root filesystem: %w", r.Name, err)
-	}
-	netns, err := e.connect(ctx, c)
-	if err != nil {
-		return fmt.Errorf("start container %s: network: %w", r.Name, err)
+		return fmt.Errorf("start container %s: %w", r.Name, err)
 	}
 	r = c.snapshot()
 	if err := e.writeNetworkFiles(r); err != nil {

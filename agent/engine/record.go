@@ -23,6 +23,9 @@ import (
 	"skein/overlay"
 )
 
+// recordFile is the name of a record in its container's directory.
+const recordFile = "container.json"
+
 // record is what rests on disk of a container, one file each.
 type record struct {
 	ID         string
@@ -113,7 +116,7 @@ func (e *Engine) update(c *entry, f func(*record)) error {
 	f(&c.rec)
 	b, err := json.Marshal(c.rec)
 	if sum := sha256.Sum256(b); err == nil && sum != c.saved {
-		if err = writeFile(filepath.Join(e.containerDir(c.rec.ID), "container.json"), b, durable); err == nil {
+		if err = writeFile(filepath.Join(e.containerDir(c.rec.ID), recordFile), b, durable); err == nil {
 			c.saved = sum
 		}
 	}
@@ -139,7 +142,7 @@ func (e *Engine) loadContainers() error {
 		return fmt.Errorf("read container records: %w", err)
 	}
 	for _, d := range dirs {
-		path := filepath.Join(e.containerDir(d.Name()), "container.json")
+		path := filepath.Join(e.containerDir(d.Name()), recordFile)
 		b, err := os.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) { // crashed while creating or after removing
 			if err := os.RemoveAll(e.containerDir(d.Name())); err != nil {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
@@ -85,7 +87,10 @@ func (e *Engine) remove(ctx context.Context, c *entry, o removal) error {
 		return fmt.Errorf("remove container %s: root filesystem: %w", r.Name, err)
 	}
 	c.mu.Lock()
-	err := os.RemoveAll(e.containerDir(r.ID))
+	err := os.Remove(filepath.Join(e.containerDir(r.ID), recordFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
 	if err == nil {
 		c.removed = true
 		close(c.changed)
@@ -95,6 +100,12 @@ func (e *Engine) remove(ctx context.Context, c *entry, o removal) error {
 	if err != nil {
 		return fmt.Errorf("remove container %s: %w", r.Name, err)
 	}
+	e.work.Go(func() error { // without its record the directory is nobody's; what a crash leaves of it goes at the next start
+		if err := os.RemoveAll(e.containerDir(r.ID)); err != nil {
+			e.log.Error("remove the files of a container", "container", r.Name, "err", err)
+		}
+		return nil
+	})
 	e.unregister(c)
 	e.execs.forget(r.ID)
 	if o.volumes {
