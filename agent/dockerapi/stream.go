@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"time"
 
 	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/api/types"
@@ -119,10 +120,15 @@ func hijack(w http.ResponseWriter, r *http.Request, contentType string) (*hijack
 	return &hijacked{conn: conn, in: io.MultiReader(bytes.NewReader(bytes.Clone(ahead)), conn)}, nil
 }
 
-// close ends the output first, so that what was written arrives, then all.
+// closeWait bounds how long a client may take to close its end.
+const closeWait = 10 * time.Second
+
+// close ends the output, then waits for the client's end and drops what it still says: closing over unread input would reset the
+// connection, and the client might not get our last words.
 func (c *hijacked) close() {
-	if cw, ok := c.conn.(interface{ CloseWrite() error }); ok {
-		_ = cw.CloseWrite()
+	if cw, ok := c.conn.(interface{ CloseWrite() error }); ok && cw.CloseWrite() == nil {
+		_ = c.conn.SetReadDeadline(time.Now().Add(closeWait))
+		_, _ = io.Copy(io.Discard, c.conn)
 	}
 	_ = c.conn.Close()
 }

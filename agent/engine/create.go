@@ -275,7 +275,6 @@ func (e *Engine) checkHostConfig(hc *container.HostConfig) (warnings []string, e
 			err = notBuilt("%s is not supported by this version of skein", what)
 		}
 	}
-	refuse(len(hc.VolumesFrom) > 0, "--volumes-from")
 	refuse(len(hc.Links) > 0, "--link (put both containers on a user-defined network instead)")
 	refuse(hc.UsernsMode != "", "--userns")
 	refuse(hc.CgroupParent != "", "--cgroup-parent")

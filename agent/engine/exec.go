@@ -95,6 +95,9 @@ func (e *Engine) ExecCreate(ctx context.Context, ref string, req container.ExecC
 	if r.State.Status == container.StatePaused {
 		return "", conflict("container %s is paused, unpause the container before exec", r.ID)
 	}
+	if r.State.Status == container.StateRestarting {
+		return "", conflict("Container %s is restarting, wait until the container is running", r.ID)
+	}
 	if !r.State.active() {
 		return "", conflict("container %s is not running", r.ID)
 	}

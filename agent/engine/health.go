@@ -168,14 +168,16 @@ func (e *Engine) probe(ctx context.Context, r record, cfg *container.HealthConfi
 		delete(e.execs.m, x.id)
 		e.execs.mu.Unlock()
 	}()
+	e.emitExec(r, events.ActionExecCreate, x, true, nil)
 	p, err := e.execProcess(ctx, r, x)
 	if err == nil {
 		_, err = e.cfg.Supervisor.Exec(ctx, r.ID, p)
 	}
 	if err != nil {
-		res.ExitCode, res.Output = 126, err.Error()
+		res.ExitCode, res.Output = -1, "OCI runtime exec failed: exec failed: unable to start container process: "+reason(err, r.ID, x.id)
 		return res
 	}
+	e.emitExec(r, events.ActionExecStart, x, true, nil)
 	limit, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	out := &cappedBuffer{}

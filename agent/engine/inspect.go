@@ -31,11 +31,14 @@ func (e *Engine) ContainerInspect(ctx context.Context, ref string, size bool) (c
 		RestartCount: r.State.RestartCount, Driver: "overlayfs", Platform: "linux", HostConfig: r.HostConfig, Config: r.Config,
 		Mounts: e.mountPoints(r), ExecIDs: e.execs.ids(r.ID),
 		State: &container.State{
-			Status: r.State.Status, Running: r.State.active(), Paused: r.State.Status == container.StatePaused,
+			Status: r.State.Status, Running: r.State.active() || r.State.Status == container.StateRestarting, Paused: r.State.Status == container.StatePaused,
 			Restarting: r.State.Status == container.StateRestarting, OOMKilled: r.State.OOMKilled, Pid: r.State.Pid, ExitCode: r.State.ExitCode,
 			Error: r.State.Error, StartedAt: stamp(r.State.StartedAt), FinishedAt: stamp(r.State.FinishedAt), Health: c.healthReport(),
 		},
 		NetworkSettings: &container.NetworkSettings{SandboxID: r.ID, Ports: portMap(r), Networks: r.Networks},
+	}
+	if out.State.Health != nil && !r.State.active() {
+		out.State.Health.Status = container.Unhealthy // docker's word for what is not probed any more
 	}
 	if size {
 		rw, all := e.sizes(ctx, r)
@@ -68,6 +71,9 @@ func (e *Engine) mountPoints(r record) []container.MountPoint {
 		if m.Type != mount.TypeVolume {
 			add(m, "")
 		}
+	}
+	for _, m := range r.Inherited {
+		add(m, "")
 	}
 	for _, v := range r.Volumes {
 		out = append(out, container.MountPoint{Type: mount.TypeVolume, Name: v.Name, Source: e.volumes.Path(v.Name), Destination: v.Target, Driver: "local", RW: !v.ReadOnly})

@@ -354,6 +354,9 @@ func (e *Engine) ContainerKill(ctx context.Context, ref, signal string) error {
 		return err
 	}
 	r := c.snapshot()
+	if r.State.Status == container.StateRestarting {
+		return e.cancelRestart(c)
+	}
 	if !r.State.active() {
 		return conflict("cannot kill container: %s: container %s is not running", ref, r.ID)
 	}
@@ -375,6 +378,16 @@ func (e *Engine) ContainerKill(ctx context.Context, ref, signal string) error {
 		return fmt.Errorf("container %s did not end within %v of SIGKILL", r.Name, killWait)
 	}
 	return nil
+}
+
+// cancelRestart is what a signal means to a container that waits for its restart.
+func (e *Engine) cancelRestart(c *entry) error {
+	return e.update(c, func(r *record) {
+		r.State.StoppedByUser = true
+		if r.State.Status == container.StateRestarting {
+			r.State.Status = container.StateExited
+		}
+	})
 }
 
 // ContainerPause freezes the container's processes.

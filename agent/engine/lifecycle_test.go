@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -227,6 +228,21 @@ func TestRestartPolicies(t *testing.T) {
 		t.Errorf("rm while restarting: %v, want conflict", err)
 	}
 	b.until(id, "running again", func(r record) bool { return r.State.active() && r.State.RestartCount == 1 })
+	b.sup.exit(id, runtime.Exit{})
+	b.until(id, "restarting", func(r record) bool { return r.State.Status == container.StateRestarting })
+	if in, err := b.e.ContainerInspect(t.Context(), id, false); err != nil || !in.State.Running || !in.State.Restarting {
+		t.Errorf("inspect while restarting: %+v %v", in.State, err)
+	}
+	if _, err := b.e.ExecCreate(t.Context(), id, container.ExecCreateRequest{Cmd: []string{"true"}}); !cerrdefs.IsConflict(err) || !strings.Contains(err.Error(), "is restarting") {
+		t.Errorf("exec while restarting: %v", err)
+	}
+	if err := b.e.ContainerKill(t.Context(), id, ""); err != nil {
+		t.Errorf("kill while restarting: %v", err)
+	}
+	b.until(id, "killed before its restart", exited)
+	if err := b.e.ContainerStart(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
 	if err := b.e.ContainerStop(t.Context(), id, dockerapi.StopOptions{}); err != nil {
 		t.Fatal(err)
 	}

@@ -217,7 +217,7 @@ func (e *Engine) addMounts(spec *specs.Spec, r record) error {
 		}
 		user = append(user, specs.Mount{Destination: v.Target, Type: "bind", Source: e.volumes.Path(v.Name), Options: opts})
 	}
-	for _, m := range r.HostConfig.Mounts {
+	for _, m := range slices.Concat(r.HostConfig.Mounts, r.Inherited) {
 		if err := add(m); err != nil {
 			return err
 		}

@@ -17,6 +17,7 @@ import (
 
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
 	"golang.org/x/sys/unix"
 
@@ -38,6 +39,7 @@ type record struct {
 	Sandbox    overlay.Sandbox
 	Task       string        `json:",omitempty"` // cluster task this container carries out
 	Volumes    []volumeMount `json:",omitempty"`
+	Inherited  []mount.Mount `json:",omitempty"` // binds of other containers
 	State      state
 }
 

@@ -18,7 +18,7 @@ func parseSignal(s string) (syscall.Signal, error) {
 	}
 	if n, err := strconv.Atoi(s); err == nil {
 		if n < 1 || n > 64 {
-			return 0, invalid("Invalid signal: %s", s)
+			return 0, invalid("invalid signal: %s", s)
 		}
 		return syscall.Signal(n), nil
 	}
@@ -34,7 +34,7 @@ func parseSignal(s string) (syscall.Signal, error) {
 			return syscall.Signal(34 + n), nil
 		}
 	}
-	return 0, invalid("Invalid signal: %s", s)
+	return 0, invalid("invalid signal: %s", s)
 }
 
 func contains(list []string, s string) bool { return slices.Contains(list, s) }

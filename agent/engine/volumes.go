@@ -65,9 +65,9 @@ func checkVolumeDriver(driver string, opts map[string]string) error {
 	return nil
 }
 
-// wishedVolumes lists the volumes of a container to be made: named in binds and mounts, anonymous ones, those its image declares. Two mounts
-// on one target are refused.
-func wishedVolumes(r record) ([]volumeMount, error) {
+// wishedVolumes lists the volumes of a container to be made: named in binds and mounts, anonymous ones, those of other containers, those its
+// image declares. Two mounts on one target are refused; one of the container's own takes the place of another's, which is dropped from in.
+func wishedVolumes(r record, in *inheritance) ([]volumeMount, error) {
 	taken := map[string]bool{}
 	claim := func(target string) error {
 		target = path.Clean(target)
@@ -108,6 +108,16 @@ func wishedVolumes(r record) ([]volumeMount, error) {
 			return nil, err
 		}
 	}
+	for target := range taken {
+		in.drop(target)
+	}
+	out = append(out, in.volumes...)
+	for _, v := range in.volumes {
+		taken[path.Clean(v.Target)] = true
+	}
+	for _, m := range in.binds {
+		taken[path.Clean(m.Target)] = true
+	}
 	for _, target := range sortedKeys(r.Config.Volumes) {
 		if taken[path.Clean(target)] {
 			continue // a mount of the user's takes the place of an image's volume
@@ -125,15 +135,19 @@ func wishedVolumes(r record) ([]volumeMount, error) {
 
 // registerWithVolumes makes the container's volumes and the container visible, in one step as far as removals of volumes go.
 func (e *Engine) registerWithVolumes(c *entry) error {
-	list, err := wishedVolumes(c.rec)
+	e.volumeUse.Lock()
+	defer e.volumeUse.Unlock()
+	in, err := e.inherit(c.rec.HostConfig)
 	if err != nil {
 		return err
 	}
-	e.volumeUse.Lock()
-	defer e.volumeUse.Unlock()
+	list, err := wishedVolumes(c.rec, &in)
+	if err != nil {
+		return err
+	}
 	for i := range list {
 		v := &list[i]
-		if v.Anonymous {
+		if v.Name == "" {
 			v.Name = newContainerID()
 		}
 		made, created, err := e.volumes.Create(v.Name, v.labels, v.Anonymous)
@@ -145,7 +159,7 @@ func (e *Engine) registerWithVolumes(c *entry) error {
 			e.emitVolume(made.Name, events.ActionCreate)
 		}
 	}
-	c.rec.Volumes = list
+	c.rec.Volumes, c.rec.Inherited = list, in.binds
 	if err := e.register(c); err != nil {
 		e.dropAnonymousLocked(c.rec)
 		return err
