@@ -23,6 +23,8 @@ type Config struct {
 	// Rootfs, when set, is mounted on Spec.Root.Path in the container's own mount namespace (overlayfs of the image's layers), so that
 	// no mount stays on the host when everything is killed.
 	Rootfs []Mount
+	// CgroupParent holds the container's groups instead of the supervisor's own: an absolute path below the root of the hierarchies.
+	CgroupParent string
 	// Subpaths names, by the destination of a bind mount, what below its source is mounted: resolved when the container is created, by handle,
 	// never out of the source.
 	Subpaths map[string]string

@@ -277,11 +277,7 @@ func (e *Engine) checkHostConfig(hc *container.HostConfig) (warnings []string, e
 	}
 	refuse(len(hc.Links) > 0, "--link (put both containers on a user-defined network instead)")
 	refuse(hc.UsernsMode != "", "--userns")
-	refuse(hc.CgroupParent != "", "--cgroup-parent")
 	refuse(hc.VolumeDriver != "", "--volume-driver")
-	refuse(hc.BlkioWeight != 0 || len(hc.BlkioWeightDevice)+len(hc.BlkioDeviceReadBps)+len(hc.BlkioDeviceWriteBps)+len(hc.BlkioDeviceReadIOps)+len(hc.BlkioDeviceWriteIOps) > 0, "block I/O limits")
-	refuse(hc.CPURealtimePeriod != 0 || hc.CPURealtimeRuntime != 0, "real-time CPU limits")
-	refuse(hc.MemorySwappiness != nil && *hc.MemorySwappiness != -1, "--memory-swappiness")
 	refuse(hc.Runtime != "" && hc.Runtime != "skein", "runtime "+strconv.Quote(hc.Runtime))
 	if err != nil {
 		return nil, err
@@ -290,6 +286,9 @@ func (e *Engine) checkHostConfig(hc *container.HostConfig) (warnings []string, e
 		return nil, err
 	}
 	if err := checkDevices(hc); err != nil {
+		return nil, err
+	}
+	if err := checkExtraHosts(hc.ExtraHosts); err != nil {
 		return nil, err
 	}
 	if err := checkNamespaces(hc); err != nil {
@@ -301,7 +300,8 @@ func (e *Engine) checkHostConfig(hc *container.HostConfig) (warnings []string, e
 	if hc.AutoRemove && !hc.RestartPolicy.IsNone() {
 		return nil, conflict("conflicting options: cannot specify both --restart and --rm")
 	}
-	if err := checkResources(&hc.Resources); err != nil {
+	warnings, err = checkResources(hc)
+	if err != nil {
 		return nil, err
 	}
 	if hc.LogConfig.Type == "" {
@@ -314,26 +314,6 @@ func (e *Engine) checkHostConfig(hc *container.HostConfig) (warnings []string, e
 		return nil, err
 	}
 	return warnings, nil
-}
-
-func checkResources(r *container.Resources) error {
-	switch {
-	case r.Memory != 0 && r.Memory < 6<<20:
-		return invalid("Minimum memory limit allowed is 6MB")
-	case r.MemorySwap > 0 && r.Memory == 0:
-		return invalid("You should always set the Memory limit when using Memoryswap limit, see usage")
-	case r.MemorySwap > 0 && r.MemorySwap < r.Memory:
-		return invalid("Minimum memoryswap limit should be larger than memory limit, see usage")
-	case r.NanoCPUs < 0 || r.NanoCPUs > int64(runtime.NumCPU())*1e9:
-		return invalid("range of CPUs is from 0.01 to %d.00, as there are only %d CPUs available", runtime.NumCPU(), runtime.NumCPU())
-	case r.NanoCPUs > 0 && (r.CPUPeriod > 0 || r.CPUQuota > 0):
-		return invalid("Conflicting options: Nano CPUs and CPU Period or Quota cannot both be set")
-	case r.CPUPeriod != 0 && (r.CPUPeriod < 1000 || r.CPUPeriod > 1000000):
-		return invalid("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)")
-	case r.CPUQuota > 0 && r.CPUQuota < 1000:
-		return invalid("CPU cfs quota can not be less than 1ms (i.e. 1000)")
-	}
-	return nil
 }
 
 var adjectives = []string{"brisk", "calm", "dawn", "eager", "fleet", "grey", "high", "keen", "light", "north", "quiet", "swift", "tidal", "vivid", "wild", "young"}

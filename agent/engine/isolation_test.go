@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	cerrdefs "github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/blkiodev"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -75,6 +76,43 @@ func TestRefusedHostConfigs(t *testing.T) {
 		"--tmpfs target":       {container.HostConfig{Tmpfs: map[string]string{"x": ""}}, `invalid mount path: 'x' mount path must be absolute`},
 		"--tmpfs root":         {container.HostConfig{Tmpfs: map[string]string{"/": ""}}, `destination can't be '/'`},
 		"duplicate":            {container.HostConfig{Tmpfs: map[string]string{"/x": ""}, Binds: []string{"/tmp:/x"}}, `Duplicate mount point: /x`},
+		"memory":               {container.HostConfig{Resources: container.Resources{Memory: 1}}, `Minimum memory limit allowed is 6MB`},
+		"memory negative":      {container.HostConfig{Resources: container.Resources{Memory: -1}}, `Minimum memory limit allowed is 6MB`},
+		"swap alone":           {container.HostConfig{Resources: container.Resources{MemorySwap: 1 << 30}}, `You should always set the Memory limit`},
+		"swap below":           {container.HostConfig{Resources: container.Resources{Memory: 64 << 20, MemorySwap: 32 << 20}}, `Minimum memoryswap limit should be larger`},
+		"swap negative":        {container.HostConfig{Resources: container.Resources{MemorySwap: -2}}, `invalid memoryswap limit -2`},
+		"swappiness":           {container.HostConfig{Resources: container.Resources{MemorySwappiness: ptr(int64(101))}}, `Invalid value: 101, valid memory swappiness range is 0-100`},
+		"reservation":          {container.HostConfig{Resources: container.Resources{MemoryReservation: -5}}, `Minimum memory reservation allowed is 6MB`},
+		"reservation above":    {container.HostConfig{Resources: container.Resources{Memory: 10 << 20, MemoryReservation: 20 << 20}}, `Minimum memory limit can not be less than memory reservation limit`},
+		"cpus":                 {container.HostConfig{Resources: container.Resources{NanoCPUs: 1 << 50}}, `range of CPUs is from 0.01 to`},
+		"cpus negative":        {container.HostConfig{Resources: container.Resources{NanoCPUs: -1}}, `range of CPUs is from 0.01 to`},
+		"cpus and period":      {container.HostConfig{Resources: container.Resources{NanoCPUs: 1e9, CPUPeriod: 10000}}, `Nano CPUs and CPU Period cannot both be set`},
+		"cpus and quota":       {container.HostConfig{Resources: container.Resources{NanoCPUs: 1e9, CPUQuota: 10000}}, `Nano CPUs and CPU Quota cannot both be set`},
+		"period":               {container.HostConfig{Resources: container.Resources{CPUPeriod: 10}}, `CPU cfs period can not be less than 1ms`},
+		"quota":                {container.HostConfig{Resources: container.Resources{CPUQuota: 10}}, `CPU cfs quota can not be less than 1ms`},
+		"quota negative":       {container.HostConfig{Resources: container.Resources{CPUQuota: -7}}, `invalid CPU cfs quota -7`},
+		"shares":               {container.HostConfig{Resources: container.Resources{CPUShares: -2}}, `invalid CPU shares (-2): value must be a positive integer`},
+		"realtime":             {container.HostConfig{Resources: container.Resources{CPURealtimePeriod: 10, CPURealtimeRuntime: 20}}, `cpu real-time runtime cannot be higher than cpu real-time period`},
+		"realtime negative":    {container.HostConfig{Resources: container.Resources{CPURealtimeRuntime: -1}}, `invalid real-time CPU limit`},
+		"cpuset":               {container.HostConfig{Resources: container.Resources{CpusetCpus: "0-8000"}}, `Requested CPUs are not available - requested 0-8000, available: `},
+		"cpuset text":          {container.HostConfig{Resources: container.Resources{CpusetCpus: "0,a"}}, `Invalid value 0,a for cpuset cpus`},
+		"cpuset backwards":     {container.HostConfig{Resources: container.Resources{CpusetCpus: "1-0"}}, `Invalid value 1-0 for cpuset cpus`},
+		"cpuset endless":       {container.HostConfig{Resources: container.Resources{CpusetCpus: "0-4000000000"}}, `Invalid value 0-4000000000 for cpuset cpus`},
+		"mems":                 {container.HostConfig{Resources: container.Resources{CpusetMems: "77"}}, `Requested memory nodes are not available - requested 77`},
+		"blkio weight":         {container.HostConfig{Resources: container.Resources{BlkioWeight: 5}}, `Range of blkio weight is from 10 to 1000`},
+		"blkio device weight":  {container.HostConfig{Resources: container.Resources{BlkioWeightDevice: []*blkiodev.WeightDevice{{Path: "/dev/null", Weight: 5}}}}, `Range of blkio weight is from 10 to 1000`},
+		"blkio device":         {container.HostConfig{Resources: container.Resources{BlkioDeviceReadBps: []*blkiodev.ThrottleDevice{{Path: "/dev/nope", Rate: 1}}}}, `"/dev/nope": no such file or directory`},
+		"blkio no block":       {container.HostConfig{Resources: container.Resources{BlkioDeviceWriteIOps: []*blkiodev.ThrottleDevice{{Path: "/dev/null", Rate: 1}}}}, `"/dev/null": not a block device`},
+		"ulimit name":          {container.HostConfig{Resources: container.Resources{Ulimits: []*container.Ulimit{{Name: "nope"}}}}, `invalid ulimit type: nope`},
+		"ulimit soft":          {container.HostConfig{Resources: container.Resources{Ulimits: []*container.Ulimit{{Name: "nofile", Soft: 2, Hard: 1}}}}, `ulimit soft limit must be less than or equal to hard limit: 2 > 1`},
+		"ulimit negative":      {container.HostConfig{Resources: container.Resources{Ulimits: []*container.Ulimit{{Name: "nofile", Soft: -5, Hard: -5}}}}, `invalid ulimit nofile: -5:-5`},
+		"cgroup parent":        {container.HostConfig{Resources: container.Resources{CgroupParent: "/a/../.."}}, `invalid cgroup parent "/a/../.."`},
+		"cgroup root":          {container.HostConfig{Resources: container.Resources{CgroupParent: "/"}}, `invalid cgroup parent "/"`},
+		"windows":              {container.HostConfig{Resources: container.Resources{CPUPercent: 1}}, `limits of Windows containers`},
+		"oom score":            {container.HostConfig{OomScoreAdj: 1001}, `range for oom score adj is [-1000, 1000]`},
+		"extra host":           {container.HostConfig{ExtraHosts: []string{"name"}}, `bad format for add-host: "name"`},
+		"extra addr":           {container.HostConfig{ExtraHosts: []string{"name:1.2.3"}}, `invalid IP address in add-host: "1.2.3"`},
+		"extra line":           {container.HostConfig{ExtraHosts: []string{"name:1.2.3.4\nx"}}, `bad format for add-host`},
 	} {
 		t.Run(name, func(t *testing.T) { b.refused(t, tc.hc, tc.want) })
 	}
@@ -304,5 +342,70 @@ func TestMountOf(t *testing.T) {
 	}
 	if err := checkPeers("/proc", mount.PropagationRPrivate); err != nil {
 		t.Error(err)
+	}
+}
+
+func ptr[T any](v T) *T { return &v }
+
+func TestResourcesSpec(t *testing.T) {
+	b := newBench(t)
+	s := b.specOf(t, container.HostConfig{OomScoreAdj: 300, Resources: container.Resources{
+		Memory: 64 << 20, MemoryReservation: 32 << 20, CPUShares: 512, CPUPeriod: 50000, CPUQuota: 25000, CpusetCpus: "0", CpusetMems: "0", PidsLimit: ptr(int64(9)),
+		BlkioWeight: 100, Ulimits: []*container.Ulimit{{Name: "nofile", Soft: 10, Hard: 20}, {Name: "CORE", Soft: 0, Hard: 0}},
+	}})
+	r := s.Linux.Resources
+	if m := r.Memory; *m.Limit != 64<<20 || *m.Swap != 128<<20 || *m.Reservation != 32<<20 {
+		t.Errorf("memory %+v", m)
+	}
+	if c := r.CPU; *c.Shares != 512 || *c.Period != 50000 || *c.Quota != 25000 || c.Cpus != "0" || c.Mems != "0" {
+		t.Errorf("cpu %+v", c)
+	}
+	if *r.Pids.Limit != 9 || *r.BlockIO.Weight != 100 || *s.Process.OOMScoreAdj != 300 {
+		t.Errorf("pids %v, block I/O %+v, oom %v", *r.Pids.Limit, r.BlockIO, *s.Process.OOMScoreAdj)
+	}
+	if l := s.Process.Rlimits; len(l) != 2 || l[0] != (specs.POSIXRlimit{Type: "RLIMIT_NOFILE", Soft: 10, Hard: 20}) || l[1].Type != "RLIMIT_CORE" {
+		t.Errorf("limits %+v", l)
+	}
+	r = b.specOf(t, container.HostConfig{Resources: container.Resources{NanoCPUs: 5e8, PidsLimit: ptr(int64(0)), MemorySwappiness: ptr(int64(-1))}}).Linux.Resources
+	if *r.CPU.Quota != 50000 || *r.CPU.Period != 100000 || r.Memory != nil || r.Pids != nil || r.BlockIO != nil {
+		t.Errorf("half a CPU: %+v", r)
+	}
+	id := b.run("parented", container.HostConfig{Resources: container.Resources{CgroupParent: "web/a"}})
+	if p := b.sup.configs[id].CgroupParent; p != "/web/a" {
+		t.Errorf("cgroup parent %q", p)
+	}
+}
+
+func TestUpdateRules(t *testing.T) {
+	b := newBench(t)
+	id := b.run("", container.HostConfig{Resources: container.Resources{Memory: 64 << 20, NanoCPUs: 1e9}})
+	update := func(r container.Resources) error {
+		_, err := b.e.ContainerUpdate(t.Context(), id, container.UpdateConfig{Resources: r})
+		return err
+	}
+	if err := update(container.Resources{Memory: 128 << 20, MemorySwap: 256 << 20, PidsLimit: ptr(int64(-1)), CpusetCpus: "0", CPUShares: 5, MemoryReservation: 10 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	if r := b.record(id).HostConfig.Resources; r.Memory != 128<<20 || r.MemorySwap != 256<<20 || *r.PidsLimit != -1 || r.CpusetCpus != "0" || r.CPUShares != 5 || r.NanoCPUs != 1e9 {
+		t.Errorf("after the update: %+v", r)
+	}
+	for want, r := range map[string]container.Resources{
+		"Memory limit should be smaller than already set memoryswap limit": {Memory: 1 << 30},
+		"CPU Quota cannot be updated as NanoCPUs has already been set":     {CPUQuota: 5000},
+		"Ulimits cannot be updated":                                        {Ulimits: []*container.Ulimit{{Name: "core"}}},
+		"Devices cannot be updated":                                        {Devices: []container.DeviceMapping{{}}},
+		"Requested CPUs are not available":                                 {CpusetCpus: "8000"},
+	} {
+		before := b.record(id).HostConfig.Resources
+		if err := update(r); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %s", err, want)
+		}
+		if after := b.record(id).HostConfig.Resources; after.Memory != before.Memory || after.CPUQuota != before.CPUQuota || after.CpusetCpus != before.CpusetCpus {
+			t.Errorf("a refused update changed %+v", after)
+		}
+	}
+	b.sup.set("update", cerrdefs.ErrInternal)
+	if err := update(container.Resources{CPUShares: 7}); err == nil || b.record(id).HostConfig.CPUShares != 5 {
+		t.Errorf("an update that the kernel refused: %v, shares %d", err, b.record(id).HostConfig.CPUShares)
 	}
 }

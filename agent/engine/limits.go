@@ -254,13 +254,18 @@ func (e *Engine) ContainerUpdate(ctx context.Context, ref string, req container.
 		}
 		hc.RestartPolicy = req.RestartPolicy
 	}
-	mergeLimits(&hc.Resources, &req.Resources)
-	if _, err := e.checkHostConfig(&hc); err != nil {
+	if err := mergeLimits(&hc.Resources, &req.Resources); err != nil {
+		return container.UpdateResponse{}, err
+	}
+	warnings, err := e.checkHostConfig(&hc)
+	if err != nil {
 		return container.UpdateResponse{}, err
 	}
 	if r.State.active() {
 		spec := &specs.Spec{Linux: &specs.Linux{}}
-		setResources(spec, &hc.Resources)
+		if err := setResources(spec, &hc.Resources); err != nil {
+			return container.UpdateResponse{}, err
+		}
 		if err := e.cfg.Supervisor.Update(ctx, r.ID, spec.Linux.Resources); err != nil {
 			return container.UpdateResponse{}, fmt.Errorf("Cannot update container %s: %w", r.ID, err)
 		}
@@ -269,41 +274,5 @@ func (e *Engine) ContainerUpdate(ctx context.Context, ref string, req container.
 		return container.UpdateResponse{}, err
 	}
 	e.emit(c.snapshot(), events.ActionUpdate, nil)
-	return container.UpdateResponse{}, nil
-}
-
-// mergeLimits puts the limits that a request names over those that hold.
-func mergeLimits(to, from *container.Resources) {
-	set := func(dst *int64, v int64) {
-		if v != 0 {
-			*dst = v
-		}
-	}
-	if from.NanoCPUs != 0 {
-		to.CPUPeriod, to.CPUQuota = 0, 0
-	}
-	if from.CPUPeriod != 0 || from.CPUQuota != 0 {
-		to.NanoCPUs = 0
-	}
-	set(&to.CPUShares, from.CPUShares)
-	set(&to.Memory, from.Memory)
-	set(&to.MemoryReservation, from.MemoryReservation)
-	set(&to.MemorySwap, from.MemorySwap)
-	set(&to.NanoCPUs, from.NanoCPUs)
-	set(&to.CPUPeriod, from.CPUPeriod)
-	set(&to.CPUQuota, from.CPUQuota)
-	set(&to.CPURealtimePeriod, from.CPURealtimePeriod)
-	set(&to.CPURealtimeRuntime, from.CPURealtimeRuntime)
-	if from.CpusetCpus != "" {
-		to.CpusetCpus = from.CpusetCpus
-	}
-	if from.CpusetMems != "" {
-		to.CpusetMems = from.CpusetMems
-	}
-	if from.PidsLimit != nil && *from.PidsLimit != 0 { // 0 is what docker's command line sends without a wish
-		to.PidsLimit = from.PidsLimit
-	}
-	if from.BlkioWeight != 0 {
-		to.BlkioWeight = from.BlkioWeight
-	}
+	return container.UpdateResponse{Warnings: warnings}, nil
 }

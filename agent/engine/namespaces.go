@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -173,4 +174,25 @@ func showAllGroups(spec *specs.Spec) {
 			*m = specs.Mount{Destination: filepath.Clean(m.Destination), Type: "bind", Source: cgroupRoot, Options: append([]string{"rbind", "rprivate"}, m.Options...)}
 		}
 	}
+}
+
+// checkExtraHosts refuses lines for the hosts file that are none: "name:address", an IPv6 address with or without brackets.
+func checkExtraHosts(list []string) error {
+	for _, h := range list {
+		name, addr, ok := strings.Cut(h, ":")
+		if !ok || name == "" || strings.ContainsAny(h, " \t\n\x00") {
+			return invalid("bad format for add-host: %q", h)
+		}
+		if _, err := netip.ParseAddr(unbracket(addr)); err != nil && addr != "host-gateway" {
+			return invalid("invalid IP address in add-host: %q", addr)
+		}
+	}
+	return nil
+}
+
+func unbracket(addr string) string {
+	if in, ok := strings.CutPrefix(addr, "["); ok && strings.HasSuffix(in, "]") {
+		return strings.TrimSuffix(in, "]")
+	}
+	return addr
 }

@@ -427,6 +427,7 @@ func (e *Engine) networkFiles(r record) (map[string][]byte, error) {
 		if !ok {
 			return nil, invalid("invalid extra host %q: want name:address", h)
 		}
+		addr = unbracket(addr)
 		if addr == "host-gateway" {
 			if l, err := e.nets.find(defaultBridge); err == nil {
 				addr = l.Gateway.String()

@@ -74,7 +74,7 @@ func (s *securityOptions) set(key, value, whole string) error {
 	return nil
 }
 
-// checkSecurity refuses capabilities and security options that a start would stumble over.
+// checkSecurity refuses capabilities and security options that a start would stumble over, and fills the paths to mask and protect in.
 func checkSecurity(hc *container.HostConfig) error {
 	so, err := parseSecurityOpts(hc.SecurityOpt)
 	if err != nil {
@@ -93,6 +93,17 @@ func checkSecurity(hc *container.HostConfig) error {
 	}
 	if _, err := sandbox.CompileSeccomp(filter); err != nil {
 		return invalid("invalid --security-opt: seccomp: %v", err)
+	}
+	switch {
+	case hc.Privileged:
+		hc.MaskedPaths, hc.ReadonlyPaths = nil, nil
+	default:
+		if hc.MaskedPaths == nil {
+			hc.MaskedPaths = sandbox.DefaultMaskedPaths()
+		}
+		if hc.ReadonlyPaths == nil {
+			hc.ReadonlyPaths = sandbox.DefaultReadonlyPaths()
+		}
 	}
 	return nil
 }

@@ -55,13 +55,13 @@ func (e *Engine) runtimeConfig(ctx context.Context, r record, rootfs []runtime.M
 	if len(hc.Sysctls) > 0 {
 		spec.Linux.Sysctl = hc.Sysctls
 	}
-	setResources(spec, &hc.Resources)
+	if err := setResources(spec, &hc.Resources); err != nil {
+		return runtime.Config{}, err
+	}
 	if hc.OomScoreAdj != 0 {
 		p.OOMScoreAdj = &hc.OomScoreAdj
 	}
-	for _, u := range hc.Ulimits {
-		p.Rlimits = append(p.Rlimits, specs.POSIXRlimit{Type: "RLIMIT_" + strings.ToUpper(u.Name), Soft: uint64(u.Soft), Hard: uint64(u.Hard)})
-	}
+	p.Rlimits = rlimits(hc.Ulimits)
 	if err := e.addMounts(spec, r); err != nil {
 		return runtime.Config{}, err
 	}
@@ -69,7 +69,7 @@ func (e *Engine) runtimeConfig(ctx context.Context, r record, rootfs []runtime.M
 	if err != nil {
 		return runtime.Config{}, err
 	}
-	cfg := runtime.Config{ID: r.ID, Spec: spec, Rootfs: rootfs, Subpaths: subpaths(r.Volumes), OpenStdin: r.Config.OpenStdin, Init: hc.Init != nil && *hc.Init}
+	cfg := runtime.Config{ID: r.ID, Spec: spec, Rootfs: rootfs, Subpaths: subpaths(r.Volumes), CgroupParent: cgroupParent(hc), OpenStdin: r.Config.OpenStdin, Init: hc.Init != nil && *hc.Init}
 	plan.apply(&cfg, e.logPath(r))
 	return cfg, nil
 }
@@ -100,49 +100,6 @@ func setNetns(spec *specs.Spec, path string) {
 		out = append(out, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: path})
 	}
 	spec.Linux.Namespaces = out
-}
-
-func setResources(spec *specs.Spec, r *container.Resources) {
-	res := spec.Linux.Resources
-	if res == nil {
-		res = &specs.LinuxResources{}
-		spec.Linux.Resources = res
-	}
-	if r.Memory > 0 || r.MemoryReservation > 0 {
-		res.Memory = &specs.LinuxMemory{}
-		if r.Memory > 0 {
-			res.Memory.Limit = &r.Memory
-			swap := r.MemorySwap
-			if swap == 0 {
-				swap = 2 * r.Memory // docker's default: as much swap as memory
-			}
-			res.Memory.Swap = &swap
-		}
-		if r.MemoryReservation > 0 {
-			res.Memory.Reservation = &r.MemoryReservation
-		}
-		res.Memory.DisableOOMKiller = r.OomKillDisable
-	}
-	period, quota := uint64(r.CPUPeriod), r.CPUQuota
-	if r.NanoCPUs > 0 {
-		period, quota = 100000, r.NanoCPUs/10000
-	}
-	if period != 0 || quota != 0 || r.CPUShares != 0 || r.CpusetCpus != "" || r.CpusetMems != "" {
-		res.CPU = &specs.LinuxCPU{Cpus: r.CpusetCpus, Mems: r.CpusetMems}
-		if period != 0 {
-			res.CPU.Period = &period
-		}
-		if quota != 0 {
-			res.CPU.Quota = &quota
-		}
-		if r.CPUShares != 0 {
-			s := uint64(r.CPUShares)
-			res.CPU.Shares = &s
-		}
-	}
-	if r.PidsLimit != nil && *r.PidsLimit != 0 { // 0 is what docker's command line sends without a wish, -1 is no limit
-		res.Pids = &specs.LinuxPids{Limit: r.PidsLimit}
-	}
 }
 
 func parseSize(s string) (int64, error) { return units.RAMInBytes(s) }

@@ -288,7 +288,9 @@ func (g *Group) blockIO(r *specs.LinuxResources) error {
 				err = files(v1dir, "blkio.bfq.weight", w)
 			}
 		} else {
-			err = files(g.v2, "io.bfq.weight", w)
+			if err = files(g.v2, "io.bfq.weight", w); err != nil { // without BFQ, the cost model's weights: 10…1000 to 1…10000
+				err = files(g.v2, "io.weight", fmt.Sprint(1+(uint64(*b.Weight)-min(uint64(*b.Weight), 10))*9999/990))
+			}
 		}
 		if err != nil {
 			return fmt.Errorf("block I/O weight needs the BFQ scheduler: %w", err)

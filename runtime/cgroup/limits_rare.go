@@ -23,7 +23,10 @@ func (g *Group) realtime(c *specs.LinuxCPU) error {
 	if _, err := os.Stat(filepath.Join(dir, "cpu.rt_runtime_us")); err != nil {
 		return fmt.Errorf("realtime CPU limit: this kernel has no realtime group scheduling: %w", errdefs.ErrFailedPrecondition)
 	}
-	return files(dir, "cpu.rt_period_us", itoa(c.RealtimePeriod), "cpu.rt_runtime_us", itoa(c.RealtimeRuntime))
+	if err := files(dir, "cpu.rt_period_us", itoa(c.RealtimePeriod), "cpu.rt_runtime_us", itoa(c.RealtimeRuntime)); err != nil {
+		return fmt.Errorf("realtime CPU limit: it must fit into that of the group above, whose cpu.rt_runtime_us is 0 at first: %w", err)
+	}
+	return nil
 }
 
 // blockIOWeights sets the weights of single devices, and the leaf weights of v1 kernels that have them.

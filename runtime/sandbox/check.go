@@ -121,7 +121,7 @@ func CheckProcess(proc *specs.Process) error {
 func checkRlimits(list []specs.POSIXRlimit) error {
 	seen := map[string]bool{}
 	for i, l := range list {
-		n, ok := rlimitOf(l.Type)
+		n, ok := RlimitNumber(l.Type)
 		var have unix.Rlimit
 		switch {
 		case !ok:

@@ -240,7 +240,8 @@ func (c capSets) data() []byte {
 	return b
 }
 
-func rlimitOf(name string) (int, bool) {
+// RlimitNumber is the kernel's number of a limit such as RLIMIT_NOFILE.
+func RlimitNumber(name string) (int, bool) {
 	n, ok := map[string]int{"RLIMIT_AS": unix.RLIMIT_AS, "RLIMIT_CORE": unix.RLIMIT_CORE, "RLIMIT_CPU": unix.RLIMIT_CPU,
 		"RLIMIT_DATA": unix.RLIMIT_DATA, "RLIMIT_FSIZE": unix.RLIMIT_FSIZE, "RLIMIT_LOCKS": unix.RLIMIT_LOCKS,
 		"RLIMIT_MEMLOCK": unix.RLIMIT_MEMLOCK, "RLIMIT_MSGQUEUE": unix.RLIMIT_MSGQUEUE, "RLIMIT_NICE": unix.RLIMIT_NICE,
@@ -254,7 +255,7 @@ func rlimitOf(name string) (int, bool) {
 func rlimits(p *zygote.Program, h Host, list []specs.POSIXRlimit) error {
 	files := false
 	for _, l := range list {
-		n, ok := rlimitOf(l.Type)
+		n, ok := RlimitNumber(l.Type)
 		if !ok {
 			return fmt.Errorf("limit %q is unknown: %w", l.Type, errdefs.ErrInvalidArgument)
 		}

@@ -77,7 +77,7 @@ func (s *server) create(cfg *runtime.Config) (err error) {
 	if err != nil {
 		return c.wrap("create", err)
 	}
-	if c.group, err = s.groups.Create(c.id, cfg.Spec.Linux.Resources); err != nil {
+	if err := c.makeGroup(cfg.Spec.Linux.Resources); err != nil {
 		return c.wrap("create", err)
 	}
 	if err := c.openLog(); err != nil {
@@ -328,7 +328,7 @@ func setOOMScore(pid int, adj *int) error {
 	}
 	if err := os.WriteFile("/proc/"+strconv.Itoa(pid)+"/oom_score_adj", []byte(strconv.Itoa(v)), 0); err != nil {
 		if errors.Is(err, os.ErrPermission) {
-			return fmt.Errorf("set oom_score_adj to %d: lowering it needs CAP_SYS_RESOURCE: %w", v, errdefs.ErrPermissionDenied)
+			return fmt.Errorf("set oom_score_adj to %d: lowering it needs CAP_SYS_RESOURCE, which the daemon has not: start it with that capability or ask for a higher value: %w", v, errdefs.ErrPermissionDenied)
 		}
 		return fmt.Errorf("set oom_score_adj to %d: %w", v, err)
 	}

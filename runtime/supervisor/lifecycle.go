@@ -200,21 +200,22 @@ func (c *container) load() error {
 	if !validID(c.id) {
 		return fmt.Errorf("name: %w", errdefs.ErrInvalidArgument)
 	}
-	var err error
-	if c.group, err = c.srv.cgroups.Open(c.srv.cfg.Cgroup, c.id); err != nil {
-		return err
-	}
-	for _, f := range []struct {
-		name string
-		to   any
-	}{{"config.json", &c.cfg}, {"state.json", &c.rec}} {
-		b, err := os.ReadFile(filepath.Join(c.dir, f.name))
-		if err == nil {
-			err = json.Unmarshal(b, f.to)
-		}
+	read := func(name string, to any) error {
+		b, err := os.ReadFile(filepath.Join(c.dir, name))
 		if err != nil {
 			return err
 		}
+		return json.Unmarshal(b, to)
+	}
+	err := read("config.json", &c.cfg)
+	if gerr := c.openGroup(); gerr != nil { // also without a configuration: there may be one to remove
+		return gerr
+	}
+	if err == nil {
+		err = read("state.json", &c.rec)
+	}
+	if err != nil {
+		return err
 	}
 	if c.rec.State.ID != c.id || c.cfg.ID != c.id || c.cfg.Spec == nil || c.cfg.Spec.Process == nil || c.cfg.Spec.Linux == nil {
 		return errors.New("incomplete")

@@ -3,8 +3,10 @@ package supervisor
 import (
 	"errors"
 	"fmt"
+	"path"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"skein/runtime/sandbox"
@@ -58,4 +60,27 @@ func openSubpath(source, sub string) (fd int, dir bool, err error) {
 		return -1, false, fmt.Errorf("clone %s/%s: %w", source, sub, err)
 	}
 	return fd, st.Mode&unix.S_IFMT == unix.S_IFDIR, nil
+}
+
+// openGroup names the container's groups: below the supervisor's parent, or below one that others may use too.
+func (c *container) openGroup() (err error) {
+	if p := c.cfg.CgroupParent; p != "" {
+		c.group, err = c.srv.cgroups.OpenPath(path.Join(p, c.id))
+	} else {
+		c.group, err = c.srv.cgroups.Open(c.srv.cfg.Cgroup, c.id)
+	}
+	return err
+}
+
+// makeGroup makes them.
+func (c *container) makeGroup(r *specs.LinuxResources) (err error) {
+	if c.cfg.CgroupParent == "" {
+		c.group, err = c.srv.groups.Create(c.id, r)
+		return err
+	}
+	if err := c.openGroup(); err != nil {
+		return err
+	}
+	_, err = c.group.Make(r)
+	return err
 }
