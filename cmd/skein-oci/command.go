@@ -97,6 +97,9 @@ func run(args []string) int {
 func (s *session) dispatch(args []string) error {
 	all := commands()
 	i := slices.IndexFunc(all, func(c command) bool { return c.name == args[0] })
+	if why := notOffered(args[0]); why != "" {
+		return fmt.Errorf("%s is not offered: %s", args[0], why)
+	}
 	if i < 0 {
 		return fmt.Errorf("%q is not a command of skein-oci: see skein-oci --help", args[0])
 	}
@@ -113,6 +116,19 @@ func (s *session) dispatch(args []string) error {
 		return fmt.Errorf("%s: %w: see skein-oci %s --help", c.name, err, c.name)
 	}
 	return do(f.Args())
+}
+
+// notOffered says why a command that other runtimes have is left out here.
+func notOffered(name string) string {
+	switch name {
+	case "checkpoint", "restore":
+		return "processes are not written to disk and brought back"
+	case "events":
+		return "read the files of the container's groups, see linux.cgroupsPath"
+	case "spec":
+		return "engines write config.json"
+	}
+	return ""
 }
 
 // one is the container's id, which must be the only argument.
