@@ -55,24 +55,29 @@ func newBench(ctx context.Context, o options) (b *bench, err error) {
 	if err := build(ctx, filepath.Join(b.dir, "noop"), "skein/test/bench/noop"); err != nil {
 		return b, err
 	}
-	if err := dev.Down(o.name); err != nil { // of a run that was killed
-		return b, err
+	return b, nil
+}
+
+// up starts the cluster.
+func (b *bench) up(ctx context.Context) (err error) {
+	if err := dev.Down(b.opts.name); err != nil { // of a run that was killed
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, upTime)
 	defer cancel()
 	begun := time.Now()
-	if b.Cluster, err = dev.Up(ctx, dev.Options{Name: o.name, Managers: 3, Binary: b.opts.binary}); err != nil {
-		return b, err
+	if b.Cluster, err = dev.Up(ctx, dev.Options{Name: b.opts.name, Managers: 3, Binary: b.opts.binary}); err != nil {
+		return err
 	}
 	fmt.Printf("cluster of %d managers is up after %v; kernel objects and %d CPUs are shared with whatever else runs here\n", len(b.Nodes), time.Since(begun).Round(time.Millisecond), runtime.NumCPU())
 	for _, n := range b.Nodes {
 		api, err := n.Client()
 		if err != nil {
-			return b, err
+			return err
 		}
 		b.apis = append(b.apis, api)
 	}
-	return b, b.serve()
+	return b.serve()
 }
 
 func build(ctx context.Context, out, pkg string) error {

@@ -1,14 +1,21 @@
-// Command bench measures a real cluster through its API and prints one table: wall times (min, median, p95) and CPU of everything in the
-// nodes' cgroups: daemons, supervisors, containers.
+// Command bench measures and prints one table: wall times (min, median, p95) and CPU. It needs root.
 //
 //	go run ./test/bench -name spd
 //	go run ./test/bench -name spd -only run,scale -rounds 100
 //	go run ./test/bench -name spd -only scale -profile /tmp/scale   # perf record of all nodes while it runs
+//	go run ./test/bench -only supervisor,oci,crowd -rounds 60 -crun /tmp/crun-new
 //
-// It needs root and starts its own development cluster of three managers, which it takes down at the end. The figures of a single
-// runtime step (create, start, exec, delete) are printed by `SKEIN_FIGURES=100 go test ./runtime/supervisor -run TestFigures -v`.
+// The steps supervisor, oci and crowd measure the runtime alone: containers like an engine makes them (all namespaces, default mounts, masks,
+// devices, filter, limits) of a static program that ends at once. What is compared takes turns in one run, once warm, once after 100 ms
+// of rest, which is when kernels' locks are cold. supervisor: each step of a container and of an additional process, by one client, with
+// a supervisor of a few MiB and one of 1 GiB of heap. oci: the commands of skein-oci against crun and runc where they are installed, and
+// against those that -crun and -runc name; on hybrid hosts all of them without the v2 side, which new crun refuses. crowd: a thousand at once.
 //
-// Files: cluster.go (cluster, images, CPU and memory counters), container.go (one node), service.go (services), table.go.
+// The others start a development cluster of three managers, taken down at the end, and measure it through its API; CPU is that of
+// everything in the nodes' cgroups: daemons, supervisors, containers.
+//
+// Files: runtime.go (supervisor, crowd), oci.go (commands), cluster.go (cluster, images, CPU and memory counters), container.go (one node),
+// service.go (services), table.go.
 package main
 
 import (
@@ -30,43 +37,67 @@ type options struct {
 	tasks   int
 	keep    bool
 	profile string
+	crowd   int
+	crun    string
+	runc    string
 }
 
 // step is one measurement.
 type step struct {
-	name string
-	what string
-	run  func(*bench, context.Context) error
+	name  string
+	what  string
+	alone bool // needs no cluster
+	run   func(*bench, context.Context) error
 }
 
 func steps() []step {
 	return []step{
-		{"memory", "idle memory of daemons and supervisors", (*bench).idle},
-		{"run", "run --rm IMAGE true, networks none and bridge", (*bench).runs},
-		{"exec", "exec in a running container", (*bench).execs},
-		{"density", "memory per idle container", (*bench).density},
-		{"scale", "service scale 1→n until all run", (*bench).scale},
-		{"update", "rolling update of 10 tasks, 2 at a time", (*bench).update},
-		{"failover", "a killed node's tasks run elsewhere", (*bench).failover},
+		{"supervisor", "one container after the other, with small and large heap; processes in a container", true, (*bench).supervisors},
+		{"oci", "OCI commands", true, (*bench).oci},
+		{"crowd", "containers at once", true, (*bench).crowd},
+		{"memory", "idle memory of daemons and supervisors", false, (*bench).idle},
+		{"run", "run --rm IMAGE true, networks none and bridge", false, (*bench).runs},
+		{"exec", "exec in a running container", false, (*bench).execs},
+		{"density", "memory per idle container", false, (*bench).density},
+		{"scale", "service scale 1→n until all run", false, (*bench).scale},
+		{"update", "rolling update of 10 tasks, 2 at a time", false, (*bench).update},
+		{"failover", "a killed node's tasks run elsewhere", false, (*bench).failover},
 	}
 }
 
 func main() {
+	var err error
+	switch { // what it starts itself as
+	case len(os.Args) > 1 && os.Args[1] == "supervisor":
+		err = supervise(os.Args[2:])
+	case len(os.Args) == 5 && os.Args[1] == hiddenWord:
+		err = hidden(context.Background(), os.Args[2], os.Args[3], os.Args[4])
+	default:
+		err = byFlags()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// byFlags reads the flags and measures.
+func byFlags() error {
 	var o options
 	flag.StringVar(&o.name, "name", "bench", "name of the development cluster")
 	flag.StringVar(&o.binary, "binary", "", "the skein executable (default: build it)")
 	flag.StringVar(&o.only, "only", "", "measurements to make, separated by commas (default: all)")
 	flag.IntVar(&o.rounds, "rounds", 40, "rounds of short measurements")
 	flag.IntVar(&o.tasks, "tasks", 100, "tasks of the scale measurement")
+	flag.IntVar(&o.crowd, "crowd", 1000, "containers of the crowd measurement")
+	flag.StringVar(&o.crun, "crun", "", "further crun executables, separated by commas")
+	flag.StringVar(&o.runc, "runc", "", "further runc executables, separated by commas")
 	flag.BoolVar(&o.keep, "keep", false, "leave the cluster up")
 	flag.StringVar(&o.profile, "profile", "", "record profiles with perf to this path, one file per measurement")
 	flag.Parse()
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
-	if err := measure(ctx, o); err != nil {
-		fmt.Fprintln(os.Stderr, "bench:", err)
-		os.Exit(1)
-	}
+	return measure(ctx, o)
 }
 
 func measure(ctx context.Context, o options) (err error) {
@@ -83,6 +114,11 @@ func measure(ctx context.Context, o options) (err error) {
 	for _, s := range steps() {
 		if o.only != "" && !contains(want, s.name) {
 			continue
+		}
+		if !s.alone && b.Cluster == nil {
+			if err := b.up(ctx); err != nil {
+				return err
+			}
 		}
 		fmt.Printf("\n%s: %s\n", s.name, s.what)
 		stop, err := b.record(s.name)
