@@ -343,6 +343,24 @@ func TestAdoptRemovesOrphans(t *testing.T) {
 	}
 }
 
+// A daemon may die after it recorded that a run is cleaned up and before the last of its network is gone.
+func TestAdoptRemovesWhatStillDeparted(t *testing.T) {
+	b := newBench(t)
+	id := b.run("one", container.HostConfig{})
+	kept := b.run("two", container.HostConfig{})
+	b.sup.exit(id, runtime.Exit{})
+	b.until(id, "exited", exited)
+	b.stop()
+	b.net.boxes[id] = b.net.boxes[kept]
+	b.up()
+	if _, left := b.net.boxes[id]; left {
+		t.Error("the network of a container that does not run was left")
+	}
+	if _, there := b.net.boxes[kept]; !there {
+		t.Error("the network of a running container was removed")
+	}
+}
+
 // A replayed end of an earlier run does not end the present one.
 func TestReplayedExit(t *testing.T) {
 	b := newBench(t)

@@ -134,14 +134,15 @@ func (e *Engine) removeOrphan(ctx context.Context, s runtime.State) {
 	}
 }
 
-// removeLeftovers deletes sandboxes and snapshots without a record.
+// removeLeftovers deletes sandboxes and snapshots without a record, and sandboxes whose container's record says that its last run is
+// cleaned up: devices and namespaces go after their removal was acknowledged.
 func (e *Engine) removeLeftovers(ctx context.Context) error {
 	boxes, err := e.cfg.Network.Sandboxes()
 	if err != nil {
 		return err
 	}
 	for _, id := range boxes {
-		if e.byID(id) == nil {
+		if c := e.byID(id); c == nil || c.snapshot().State.Clean {
 			if err := e.cfg.Network.RemoveSandbox(ctx, id); err != nil {
 				e.log.Error("remove orphan sandbox", "id", id, "err", err)
 			}
