@@ -168,23 +168,28 @@ func (c *container) watch(p *process) {
 	var code int
 	var err error
 	if p.ours {
-		err = awaitEnd(p.fd)
+		code, err = awaitEnd(p.fd)
 	} else {
 		code, err = awaitOther(p.fd)
 	}
 	c.srv.gate.enter()
 	defer c.srv.gate.leave()
-	if p.ours {
-		if err == nil {
-			code, err = reapEnded(p.fd)
-		}
-		c.srv.orphans.remove(p.pid)
-	}
 	if err != nil {
 		c.srv.log.Error("cannot learn how a process ended", "container", c.id, "exec", p.id, "pid", p.pid, "error", err)
 		code = runtime.UnknownExit
 	}
 	c.record(p, runtime.Exit{Code: code, At: time.Now().UTC()})
+}
+
+// reap lets go of a process whose end is recorded. Until then the kernel keeps its exit code, for the next supervisor if this one dies.
+func (c *container) reap(p *process) {
+	if !p.ours {
+		return
+	}
+	if err := reapEnded(p.fd); err != nil {
+		c.srv.log.Error("cannot reap a process", "container", c.id, "exec", p.id, "pid", p.pid, "error", err)
+	}
+	c.srv.orphans.remove(p.pid)
 }
 
 // record keeps the end of a process and tells it.
@@ -266,6 +271,7 @@ func (c *container) ended(p *process, exit runtime.Exit) {
 	if err := c.srv.journal.appendThen(runtime.Event{ContainerID: c.id, Exit: exit}, stopped); err != nil {
 		c.srv.log.Error("cannot record an exit", "container", c.id, "error", err)
 	}
+	c.reap(p)
 	c.mu.Lock()
 	err := c.save()
 	c.mu.Unlock()

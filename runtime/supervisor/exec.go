@@ -199,7 +199,7 @@ func (s *server) bury(p *process) {
 		defer close(gone)
 		if p.fd == nil {
 			reap(p.pid)
-		} else if err := awaitEnd(p.fd); err != nil {
+		} else if _, err := awaitEnd(p.fd); err != nil {
 			s.log.Error("cannot wait for a process that was not started", "pid", p.pid, "error", err)
 		} else {
 			reap(p.pid)
@@ -315,6 +315,7 @@ func (c *container) execEnded(p *process, exit runtime.Exit) {
 	if err := c.srv.journal.append(runtime.Event{ContainerID: c.id, ExecID: p.id, Exit: exit}); err != nil {
 		c.srv.log.Error("cannot record an exit", "container", c.id, "exec", p.id, "error", err)
 	}
+	c.reap(p)
 	close(p.done)
 	if !attached {
 		c.linger(p)

@@ -53,39 +53,36 @@ func sendSignal(f *os.File, sig int) error {
 	return err
 }
 
-// awaitEnd waits for the end of a child of ours and leaves it to be reaped.
-func awaitEnd(f *os.File) error {
+// awaitEnd waits for the end of a child of ours and returns its exit code; it leaves it to be reaped.
+func awaitEnd(f *os.File) (int, error) {
 	rc, err := f.SyscallConn()
 	if err != nil {
-		return err
+		return 0, err
 	}
+	var info siginfo
 	var werr error
 	err = rc.Read(func(fd uintptr) bool {
-		var info siginfo
 		info, werr = waitID(fd, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT)
 		return werr != nil || info.pid != 0
 	})
-	return errors.Join(err, werr)
-}
-
-// reapEnded reaps a child of ours that has ended and returns its exit code.
-func reapEnded(f *os.File) (int, error) {
-	var info siginfo
-	err := control(f, func(fd int) error {
-		var err error
-		info, err = waitID(uintptr(fd), unix.WEXITED|unix.WNOHANG)
-		return err
-	})
-	if err == nil && info.pid == 0 {
-		err = errors.New("it has not ended")
-	}
-	if err != nil {
+	if err = errors.Join(err, werr); err != nil {
 		return 0, err
 	}
 	if info.code == cldExited {
 		return int(info.status), nil
 	}
 	return 128 + int(info.status), nil
+}
+
+// reapEnded reaps a child of ours that has ended.
+func reapEnded(f *os.File) error {
+	return control(f, func(fd int) error {
+		info, err := waitID(uintptr(fd), unix.WEXITED|unix.WNOHANG)
+		if err == nil && info.pid == 0 {
+			err = errors.New("it has not ended")
+		}
+		return err
+	})
 }
 
 // waitID asks for the end of a process; an empty answer says that it runs.

@@ -974,6 +974,42 @@ func TestEndBetweenSupervisors(t *testing.T) {
 	e.until(func() bool { return !processAlive(pid) }) // and it is no zombie for ever
 }
 
+// TestEndBeforeItIsKept: an end that the supervisor had seen, but not yet recorded when it died, is known to the next one. What keeps it
+// from recording here is a full disk.
+func TestEndBeforeItIsKept(t *testing.T) {
+	e := newEnv(t)
+	_ = e.sup.Close()
+	e.cfg.AdoptOrphans = true
+	e.cfg.StateDir = filepath.Join(e.dir, "small")
+	e.cfg.SocketPath = filepath.Join(e.dir, "small.sock")
+	e.must(os.Mkdir(e.cfg.StateDir, 0o700))
+	e.must(unix.Mount("small", e.cfg.StateDir, "tmpfs", 0, "size=1m"))
+	t.Cleanup(func() { _ = unix.Unmount(e.cfg.StateDir, unix.MNT_DETACH) })
+	e.ensure()
+	t.Cleanup(func() { _ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0) })
+	c := e.config("box", "sleep")
+	pid := e.start(c)
+	fill := filepath.Join(e.cfg.StateDir, "fill")
+	if err := os.WriteFile(fill, make([]byte, 2<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("fill the disk: %v", err)
+	}
+	victim := e.supervisorPID()
+	e.must(unix.Kill(pid, unix.SIGKILL))
+	e.until(func() bool {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		return err != nil || strings.Contains(string(b), ") Z ")
+	})
+	time.Sleep(200 * time.Millisecond) // it tries to record the end
+	e.must(unix.Kill(victim, unix.SIGKILL))
+	e.until(func() bool { return !processAlive(victim) })
+	e.must(os.Remove(fill))
+	if x := e.wait("box"); x.Code != 137 {
+		t.Errorf("end told as %+v, want 137", x)
+	}
+	e.must(e.sup.Delete(e.ctx, "box"))
+	e.must(e.sup.Shutdown(e.ctx, true))
+}
+
 // TestAdoptOrphans: with the daemon as the parent of orphans the exit code of a container is known though its supervisor died.
 func TestAdoptOrphans(t *testing.T) {
 	e := newEnv(t)
