@@ -212,7 +212,7 @@ func (c *crew) happened(ctx context.Context, j *job) (bool, error) {
 	if err != nil {
 		return true, err
 	}
-	h, err := readHistory(j.name, log)
+	h, err := readHistory(j.name, log, j.unseen)
 	return len(h.runs) > j.startsDone, err
 }
 
@@ -272,7 +272,7 @@ func (c *crew) exec(ctx context.Context, j *job) error {
 	if err != nil {
 		return err
 	}
-	h, err := readHistory(name, out)
+	h, err := readHistory(name, out, false)
 	if err != nil {
 		return fmt.Errorf("exec: %w", err)
 	}
@@ -415,7 +415,7 @@ func (c *crew) verify(ctx context.Context, j *job) error {
 	if err != nil {
 		return err
 	}
-	h, err := readHistory(j.name, log)
+	h, err := readHistory(j.name, log, j.unseen)
 	if err != nil {
 		return err
 	}
@@ -425,6 +425,9 @@ func (c *crew) verify(ctx context.Context, j *job) error {
 	c.mu.Lock()
 	c.count["lines"] += strings.Count(log, "\n")
 	c.count["runs"] += len(h.runs)
+	if h.lost > 0 {
+		c.count["lines lost with a supervisor"] += h.lost
+	}
 	c.mu.Unlock()
 	return j.check(in.State, h)
 }

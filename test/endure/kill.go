@@ -108,6 +108,9 @@ func (w *world) kill(ctx context.Context, n int, v victims) error {
 	if err := c.finish(ctx, base); err != nil {
 		return err
 	}
+	if lost := c.count["lines lost with a supervisor"]; lost > len(back) { // a chunk of a few lines, in a moment of microseconds
+		c.breaks("%d lines were lost in %d kills", lost, len(back))
+	}
 	slices.Sort(back)
 	w.figure("%d kills, back after %v (median), %v (most)", len(back), back[len(back)/2].Round(time.Millisecond), back[len(back)-1].Round(time.Millisecond))
 	var parts []string

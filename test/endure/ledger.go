@@ -44,6 +44,7 @@ func (j *job) spec(image string) client.ContainerCreateOptions {
 // history is what a container's log tells: how far each of its runs came.
 type history struct {
 	runs []logRun
+	lost int // lines that are missing, where some may be
 }
 
 type logRun struct {
@@ -51,8 +52,9 @@ type logRun struct {
 	ended bool // said so itself
 }
 
-// readHistory checks that lines are consecutive in each run.
-func readHistory(name, log string) (history, error) {
+// readHistory checks that lines are consecutive in each run. Where a supervisor may have died between reading a chunk of output and writing it
+// down, gaps are counted instead.
+func readHistory(name, log string, gaps bool) (history, error) {
 	var h history
 	for l := range strings.Lines(log) {
 		f := strings.Fields(l)
@@ -68,6 +70,10 @@ func readHistory(name, log string) (history, error) {
 		}
 		r := &h.runs[len(h.runs)-1]
 		n := f[len(f)-1]
+		if at, err := strconv.Atoi(n); gaps && err == nil && at > r.lines {
+			h.lost += at - r.lines
+			r.lines = at
+		}
 		if n != strconv.Itoa(r.lines) {
 			return h, fmt.Errorf("line %q after %d lines of run %d", l, r.lines, len(h.runs))
 		}
