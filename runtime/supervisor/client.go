@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -19,14 +18,12 @@ import (
 	"skein/runtime"
 )
 
-// client calls a supervisor, one connection a call, so that it needs no repair when the supervisor was replaced. It holds the reading
-// ends of all containers' output pipes: while no supervisor runs, writers find the pipes open and wait instead of dying.
+// client calls a supervisor, one connection a call, so that it needs no repair when the supervisor was replaced.
 type client struct {
 	socket string
 	revive func(context.Context) error // starts the supervisor again, nil for Dial
 	mu     sync.Mutex
-	held   map[string][]*os.File
-	dir    string
+	kept   *keeping
 	build  string        // of the supervisor's program
 	closed bool          // or shut down: the supervisor is not started again
 	done   chan struct{} // closed with it
@@ -38,54 +35,23 @@ func Dial(ctx context.Context, socketPath string) (runtime.Supervisor, error) {
 }
 
 func dial(ctx context.Context, socketPath string) (*client, error) {
-	c := &client{socket: socketPath, held: map[string][]*os.File{}, done: make(chan struct{})}
+	c := &client{socket: socketPath, kept: newKeeping(), done: make(chan struct{})}
 	if err := c.hello(ctx); err != nil {
 		return nil, err
 	}
 	return c, nil
 }
 
-// hello checks that a supervisor answers and takes hold of its containers' pipes.
+// hello checks that a supervisor answers.
 func (c *client) hello(ctx context.Context) error {
 	resp, err := c.once(ctx, &request{Op: "hello"})
 	if err != nil {
 		return err
 	}
 	c.mu.Lock()
-	c.dir, c.build = resp.StateDir, resp.Build
-	c.mu.Unlock()
-	list, err := c.once(ctx, &request{Op: "list"})
-	if err != nil {
-		return err
-	}
-	for _, st := range list.States {
-		if st.Status != runtime.Stopped {
-			c.hold(st.ID)
-		}
-	}
+	defer c.mu.Unlock()
+	c.build = resp.Build
 	return nil
-}
-
-func (c *client) hold(id string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed || len(c.held[id]) > 0 || !validID(id) {
-		return
-	}
-	for _, name := range []string{"stdout", "stderr"} {
-		if f, err := openFIFO(filepath.Join(c.dir, "containers", id, name)); err == nil {
-			c.held[id] = append(c.held[id], f)
-		}
-	}
-}
-
-func (c *client) letGo(id string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, f := range c.held[id] {
-		f.Close()
-	}
-	delete(c.held, id)
 }
 
 // Close lets go of everything; containers and supervisor are not touched.
@@ -93,12 +59,6 @@ func (c *client) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.finish()
-	for id, files := range c.held {
-		for _, f := range files {
-			f.Close()
-		}
-		delete(c.held, id)
-	}
 	return nil
 }
 
@@ -222,11 +182,8 @@ func (c *client) answer(ctx context.Context, w *wire, op string) (response, erro
 }
 
 func (c *client) Create(ctx context.Context, cfg runtime.Config) error {
-	if _, err := c.call(ctx, &request{Op: "create", Config: &cfg}); err != nil {
-		return err
-	}
-	c.hold(cfg.ID)
-	return nil
+	_, err := c.call(ctx, &request{Op: "create", Config: &cfg})
+	return err
 }
 
 func (c *client) Start(ctx context.Context, id string) (int, error) {
@@ -263,9 +220,6 @@ func (c *client) Delete(ctx context.Context, id string) error {
 		}
 	} else {
 		err = cause
-	}
-	if err == nil || errdefs.IsNotFound(err) {
-		c.letGo(id)
 	}
 	return err
 }

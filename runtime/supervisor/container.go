@@ -26,6 +26,7 @@ type record struct {
 	State runtime.State
 	Ticks uint64
 	Boot  string
+	Pipes [2]uint64 // which pipes standard output and error are
 	Execs []execRecord
 }
 
@@ -33,6 +34,7 @@ type execRecord struct {
 	ID    string
 	PID   int
 	Ticks uint64
+	Pipes [2]uint64
 }
 
 // container is one container and its processes.
@@ -70,6 +72,7 @@ type process struct {
 	lingers bool          // it has ended, which was told, and its output waits for a client
 	hold    *time.Timer   // lets the output of an additional process go when nobody attaches
 	done    chan struct{} // closed after its exit was journaled
+	gone    bool          // nobody shall keep it any more; guarded by keeper
 }
 
 // pendingStart is a process that waits at its gate.
@@ -284,6 +287,7 @@ func (c *container) ended(p *process, exit runtime.Exit) {
 		}
 		_ = c.log.Close()
 	}
+	c.srv.keeper.drop(c.id, p)
 	p.close()
 	close(p.done)
 }

@@ -121,7 +121,7 @@ func (r *rootMount) close() {
 
 // spawn makes the first process and brings it to its gate.
 func (c *container) spawn(root *rootMount) (err error) {
-	io, err := c.openStdio()
+	io, err := openStdio(c.cfg.Spec.Process.Terminal, c.cfg.OpenStdin, c.cfg.Spec.Process.User.UID)
 	if err != nil {
 		return err
 	}
@@ -182,6 +182,7 @@ func (c *container) spawn(root *rootMount) (err error) {
 	p.out.add(io.stdout, frameStdout, c.log, nil)
 	p.out.add(io.stderr, frameStderr, c.log, nil)
 	p.out.pump()
+	c.srv.keeper.hold(c.id, p)
 	c.mu.Lock()
 	c.init, c.pending = p, start
 	c.trim(c.filter)
@@ -219,7 +220,7 @@ func (c *container) prepare(p *process, start *pendingStart, out sandbox.Output,
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.rec = record{State: runtime.State{ID: c.id, Status: runtime.Created, Pid: p.pid, CreatedAt: time.Now().UTC()}, Ticks: ticks, Boot: c.srv.boot}
+	c.rec = record{State: runtime.State{ID: c.id, Status: runtime.Created, Pid: p.pid, CreatedAt: time.Now().UTC()}, Ticks: ticks, Boot: c.srv.boot, Pipes: io.pipes()}
 	return c.save()
 }
 
@@ -335,44 +336,32 @@ func setOOMScore(pid int, adj *int) error {
 	return nil
 }
 
-// openStdio makes the descriptors of the first process. Output goes through named pipes in the state directory: a new supervisor can
-// open them again, and a daemon that holds their reading ends keeps writers alive in between.
-func (c *container) openStdio() (*stdio, error) {
+// openStdio makes the descriptors of a process.
+func openStdio(terminal, openStdin bool, uid uint32) (*stdio, error) {
 	io := &stdio{}
-	if c.cfg.Spec.Process.Terminal {
+	if terminal {
 		return io, io.null(3)
 	}
-	if c.cfg.OpenStdin {
-		var err error
-		if io.stdin, err = io.pipeIn(); err != nil {
-			return nil, err
-		}
-	} else if err := io.null(1); err != nil {
+	var err error
+	if openStdin {
+		io.stdin, err = io.pipeIn()
+	} else {
+		err = io.null(1)
+	}
+	if err == nil {
+		io.stdout, err = io.pipeOut("stdout")
+	}
+	if err == nil {
+		io.stderr, err = io.pipeOut("stderr")
+	}
+	if err == nil {
+		err = io.own(uid)
+	}
+	if err != nil {
+		io.close()
 		return nil, err
 	}
-	for _, f := range []struct {
-		name string
-		to   **os.File
-	}{{"stdout", &io.stdout}, {"stderr", &io.stderr}} {
-		path := filepath.Join(c.dir, f.name)
-		if err := unix.Mkfifo(path, 0o600); err != nil {
-			io.close()
-			return nil, fmt.Errorf("make %s: %w", f.name, err)
-		}
-		var err error
-		if *f.to, err = openFIFO(path); err != nil {
-			io.close()
-			return nil, err
-		}
-		// For reading, too: whoever holds the other end may die, and then writing waits for the next instead of failing.
-		fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
-		if err != nil {
-			io.close()
-			return nil, fmt.Errorf("open %s: %w", f.name, err)
-		}
-		io.child = append(io.child, fd)
-	}
-	return io, io.own(c.cfg.Spec.Process.User.UID)
+	return io, nil
 }
 
 // own lets a process that is not root open its own output again, through /dev/stdout.
@@ -386,19 +375,10 @@ func (s *stdio) own(uid uint32) error {
 			continue // never the host's null device
 		}
 		if err := unix.Fchown(fd, int(uid), -1); err != nil {
-			s.close()
 			return fmt.Errorf("give the output pipes to user %d: %w", uid, err)
 		}
 	}
 	return nil
-}
-
-func openFIFO(path string) (*os.File, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", filepath.Base(path), err)
-	}
-	return os.NewFile(uintptr(fd), path), nil
 }
 
 // null adds n descriptors of the null device.
@@ -406,7 +386,6 @@ func (s *stdio) null(n int) error {
 	for range n {
 		fd, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
 		if err != nil {
-			s.close()
 			return fmt.Errorf("open /dev/null: %w", err)
 		}
 		s.child = append(s.child, fd)
@@ -428,18 +407,41 @@ func (s *stdio) pipeIn() (*os.File, error) {
 	return os.NewFile(uintptr(p[1]), "stdin"), nil
 }
 
-// pipeOut adds the writing end of a new pipe and returns the reading end.
+// pipeOut adds the writing end of a new pipe and returns the reading end. The writing end is open for reading, too: whoever holds the other
+// may die, and then writing waits for the next instead of failing.
 func (s *stdio) pipeOut(name string) (*os.File, error) {
 	var p [2]int
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("make %s: %w", name, err)
 	}
-	s.child = append(s.child, p[1])
-	if err := unix.SetNonblock(p[0], true); err != nil {
+	fd, err := unix.Open("/proc/self/fd/"+strconv.Itoa(p[1]), unix.O_RDWR|unix.O_CLOEXEC, 0)
+	unix.Close(p[1])
+	if err == nil {
+		s.child = append(s.child, fd)
+		err = unix.SetNonblock(p[0], true)
+	}
+	if err != nil {
 		unix.Close(p[0])
-		return nil, err
+		return nil, fmt.Errorf("make %s: %w", name, err)
 	}
 	return os.NewFile(uintptr(p[0]), name), nil
+}
+
+// pipes are the numbers of the output pipes, by which they are found again.
+func (s *stdio) pipes() (inodes [2]uint64) {
+	for i, f := range []*os.File{s.stdout, s.stderr} {
+		if f == nil {
+			continue
+		}
+		_ = control(f, func(fd int) error {
+			var st unix.Stat_t
+			if unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFIFO {
+				inodes[i] = st.Ino
+			}
+			return nil
+		})
+	}
+	return inodes
 }
 
 // fetchConsole takes the terminal's master from the waiting process and makes sure that it is one.

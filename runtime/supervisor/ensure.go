@@ -2,11 +2,13 @@ package supervisor
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -36,7 +38,7 @@ func Ensure(ctx context.Context, exe string, cfg Config) (runtime.Supervisor, er
 	var once sync.Mutex
 	c, err := dial(ctx, cfg.SocketPath)
 	if errdefs.IsUnavailable(err) {
-		if err = launch(ctx, exe, cfg); err == nil {
+		if err = launch(ctx, exe, cfg, nil); err == nil {
 			c, err = dial(ctx, cfg.SocketPath)
 		}
 	}
@@ -63,7 +65,8 @@ func Ensure(ctx context.Context, exe string, cfg Config) (runtime.Supervisor, er
 			return nil // somebody else did it
 		}
 		cfg.Logger.Warn("the supervisor is gone: starting another, which adopts the containers", "socket", cfg.SocketPath, "error", err)
-		if err := launch(ctx, exe, cfg); err != nil {
+		c.settle()
+		if err := launch(ctx, exe, cfg, c); err != nil {
 			return err
 		}
 		return c.hello(ctx)
@@ -71,7 +74,18 @@ func Ensure(ctx context.Context, exe string, cfg Config) (runtime.Supervisor, er
 	if cfg.AdoptOrphans {
 		go adoptOrphans(c.done, cfg.SocketPath, revived)
 	}
+	c.keepAll(ctx)
 	return c, nil
+}
+
+// keepAll begins to keep what shall outlive the supervisor, and returns when all there is now is kept, or ctx is done.
+func (c *client) keepAll(ctx context.Context) {
+	synced := make(chan struct{})
+	go c.keep(sync.OnceFunc(func() { close(synced) })) // ends with the client
+	select {
+	case <-synced:
+	case <-ctx.Done():
+	}
 }
 
 // matchBuild upgrades a supervisor that runs another build.
@@ -108,8 +122,8 @@ func adoptOrphans(done <-chan struct{}, socket string, revived <-chan struct{}) 
 	}
 }
 
-// launch starts the process and waits until its socket is open.
-func launch(ctx context.Context, exe string, cfg Config) error {
+// launch starts the process and waits until its socket is open. The new supervisor gets what from keeps, unless it does not understand it.
+func launch(ctx context.Context, exe string, cfg Config, from *client) error {
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return fmt.Errorf("start supervisor: %w", err)
 	}
@@ -124,18 +138,11 @@ func launch(ctx context.Context, exe string, cfg Config) error {
 		return fmt.Errorf("start supervisor: %w", err)
 	}
 	defer r.Close()
-	cmd := exec.Command(exe, "supervisor", "--state-dir", cfg.StateDir, "--socket", cfg.SocketPath, "--cgroup", cfg.Cgroup)
-	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", out, out
-	cmd.Env = append(os.Environ(), readyEnv+"=3")
-	cmd.ExtraFiles = []*os.File{w}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = cmd.Start()
+	err = fork(exe, cfg, out, w, from)
 	w.Close()
 	if err != nil {
 		return fmt.Errorf("start supervisor %s: %w", exe, err)
 	}
-	// Reaps the supervisor if it ends before this process does; nobody waits for this.
-	go func() { _ = cmd.Wait() }()
 	deadline := time.Now().Add(readyLimit)
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
 		deadline = d
@@ -148,7 +155,51 @@ func launch(ctx context.Context, exe string, cfg Config) error {
 		if c, derr := dial(ctx, cfg.SocketPath); derr == nil {
 			return c.Close()
 		}
+		if from != nil && errors.Is(err, io.EOF) {
+			cfg.Logger.Error("a supervisor did not start with what was kept of its containers: trying without", "see", logPath)
+			return launch(ctx, exe, cfg, nil)
+		}
 		return fmt.Errorf("start supervisor: it did not open %s: see %s: %w", cfg.SocketPath, logPath, errdefs.ErrUnavailable)
 	}
+	return nil
+}
+
+// The first descriptors of a new supervisor behind the standard ones.
+const (
+	readyFD = 3 + iota
+	keptFD
+	firstKeptFD
+)
+
+// fork starts the process with the standard descriptors, the one to tell on that the socket is open, and what was kept.
+func fork(exe string, cfg Config, out, ready *os.File, from *client) error {
+	null, err := os.OpenFile(os.DevNull, os.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	files := []uintptr{null.Fd(), out.Fd(), out.Fd(), ready.Fd()}
+	args := append([]string{exe}, cfg.args()...)
+	if from != nil {
+		st, fds := from.give(firstKeptFD)
+		defer closeFDs(fds)
+		kept, _, err := st.seal()
+		if err != nil {
+			return err
+		}
+		defer kept.Close()
+		files = append(files, kept.Fd())
+		for _, fd := range fds {
+			files = append(files, uintptr(fd))
+		}
+		args = append(args, "--take-over", strconv.Itoa(keptFD))
+	}
+	pid, err := syscall.ForkExec(exe, args, &syscall.ProcAttr{Dir: "/", Env: append(os.Environ(), fmt.Sprintf("%s=%d", readyEnv, readyFD)), Files: files,
+		Sys: &syscall.SysProcAttr{Setsid: true}})
+	if err != nil {
+		return err
+	}
+	// Reaps the supervisor if it ends before this process does; nobody waits for this.
+	go reap(pid)
 	return nil
 }

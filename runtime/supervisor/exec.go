@@ -74,36 +74,9 @@ func (c *container) execProcess(p *runtime.Process) (*specs.Process, sandbox.Fil
 	return out, sandbox.Filter{}
 }
 
-func (c *container) execStdio(p *runtime.Process) (*stdio, error) {
-	io := &stdio{}
-	if p.Terminal {
-		return io, io.null(3)
-	}
-	var err error
-	if p.OpenStdin {
-		io.stdin, err = io.pipeIn()
-	} else {
-		err = io.null(1)
-	}
-	if err == nil {
-		io.stdout, err = io.pipeOut("stdout")
-	}
-	if err == nil {
-		io.stderr, err = io.pipeOut("stderr")
-	}
-	if err == nil {
-		err = io.own(p.User.UID)
-	}
-	if err != nil {
-		io.close()
-		return nil, err
-	}
-	return io, nil
-}
-
 // spawnExec runs the program of an additional process: a first child joins the container and makes the process, both ours.
 func (c *container) spawnExec(p *runtime.Process, init *process) (pid int, err error) {
-	io, err := c.execStdio(p)
+	io, err := openStdio(p.Terminal, p.OpenStdin, p.User.UID)
 	if err != nil {
 		return 0, err
 	}
@@ -263,9 +236,10 @@ func (c *container) beginExec(np *process, p *runtime.Process, start *pendingSta
 	if !p.Detach {
 		np.hold = time.AfterFunc(attachLimit, np.out.release)
 	}
+	c.srv.keeper.hold(c.id, np)
 	c.mu.Lock()
 	c.execs[np.id] = np
-	c.rec.Execs = append(c.rec.Execs, execRecord{ID: np.id, PID: np.pid, Ticks: ticks})
+	c.rec.Execs = append(c.rec.Execs, execRecord{ID: np.id, PID: np.pid, Ticks: ticks, Pipes: io.pipes()})
 	err = c.save()
 	c.mu.Unlock()
 	if err != nil {
@@ -358,5 +332,6 @@ func (c *container) forgetExec(p *process) {
 	if err != nil {
 		c.srv.log.Error("cannot save a container's state", "container", c.id, "error", err)
 	}
+	c.srv.keeper.drop(c.id, p)
 	p.close()
 }

@@ -191,6 +191,9 @@ func (p *process) save() processState {
 	return ps
 }
 
+// sameProcess says whether an earlier program of this process left the state, and not a client that kept what it could.
+func (st *state) sameProcess() bool { return st != nil && st.Lock >= 0 }
+
 // files are all descriptors of a state.
 func (st *state) files() []int {
 	list := []int{st.Lock, st.Listener, st.Client}

@@ -18,7 +18,7 @@ import (
 )
 
 func (s *server) listen(st *state) (*net.UnixListener, error) {
-	if st != nil {
+	if st.sameProcess() {
 		f := os.NewFile(uintptr(st.Listener), "listener")
 		defer f.Close()
 		l, err := net.FileListener(f)
@@ -173,6 +173,8 @@ func (s *server) dispatch(ctx context.Context, w *wire, r *request, fds []int, f
 		return response{States: s.list()}, false, nil
 	case "events":
 		return resp, true, s.events(ctx, w, r.After, free)
+	case "keep":
+		return resp, true, s.keeper.serve(ctx, s, w, free)
 	case "storefd":
 		return resp, false, s.store.put(r.Name, fds)
 	case "loadfds":

@@ -91,6 +91,7 @@ type server struct {
 	locked   *os.File
 	listener *net.UnixListener
 	build    string // names this program
+	keeper   keeper
 
 	mu         sync.Mutex
 	attached   map[*session]bool
@@ -110,7 +111,8 @@ type flow struct {
 	upgrades sync.Mutex
 }
 
-// serve runs the supervisor in this process until a client shuts it down; given is what an earlier program of this process left, or nil.
+// serve runs the supervisor in this process until a client shuts it down; given is what an earlier program of this process or a client
+// left, or nil.
 // It comes first in a process of its own: it forks its zygote at once, becomes the reaper of orphans, and makes the process not dumpable.
 func serve(cfg Config, given *os.File) error {
 	if err := cfg.validate(); err != nil {
@@ -146,7 +148,8 @@ func newServer(cfg Config) *server {
 		store: fdStore{m: map[string]int{}}, orphans: newOrphans()}
 }
 
-// run serves until shutdown; st is what an earlier program of this process left, or nil.
+// run serves until shutdown; st is what an earlier program of this process left, or what a
+// client kept of an earlier process, or nil.
 func (s *server) run(st *state) error {
 	for _, p := range []struct {
 		what string
@@ -192,10 +195,10 @@ func (s *server) run(st *state) error {
 	if s.groups, err = s.cgroups.NewPool(s.cfg.Cgroup, sandbox.DefaultDeviceRules()); err != nil {
 		return err
 	}
-	if st == nil {
-		notifyReady()
-	} else {
+	if st.sameProcess() {
 		s.tookOver(st)
+	} else {
+		notifyReady()
 	}
 	return s.accept(ctx)
 }
@@ -203,7 +206,7 @@ func (s *server) run(st *state) error {
 // lock keeps a second supervisor off the state directory.
 func (s *server) lock(st *state) (*os.File, error) {
 	path := filepath.Join(s.cfg.StateDir, "lock")
-	if st != nil {
+	if st.sameProcess() {
 		return os.NewFile(uintptr(st.Lock), path), nil // locked all the time
 	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)

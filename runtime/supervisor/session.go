@@ -177,6 +177,7 @@ func (x *session) feed(ctx context.Context, asked <-chan struct{}) bool {
 	}
 	if x.stdinEnd {
 		x.p.stdin.Close()
+		x.srv.keeper.dropStdin(x.req.ID, x.p)
 		x.stdinEnd = false
 	}
 	return true

@@ -337,7 +337,7 @@ func (e *env) until(cond func() bool) {
 
 func TestConfinement(t *testing.T) {
 	e := newEnv(t)
-	c := e.config("box", "host", "status", "fds", "read", "/proc/keys", "ls", "/sys/firmware", "write", "/proc/sys/kernel/hostname", "x",
+	c := e.config("box", "host", "status", "fds", "stdout", "read", "/proc/keys", "ls", "/sys/firmware", "write", "/proc/sys/kernel/hostname", "x",
 		"write", "/proc/irq/default_smp_affinity", "1", "mount", "unshare", "keyctl", "clone3", "personality", "mknod", "write", "/sys/x", "y",
 		"ls", "/dev", "ls", "/sys/fs/cgroup", "rlimit", "ls", "/", "read", "/proc/self/cgroup")
 	x, out := e.run(c)
@@ -346,7 +346,7 @@ func TestConfinement(t *testing.T) {
 		t.Fatalf("exit %+v", x)
 	}
 	for _, want := range []string{"host box pid 1 cwd /\n", "CapEff:\t00000000a80425fb", "CapBnd:\t00000000a80425fb", "CapInh:\t0000000000000000",
-		"CapAmb:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2", "fds 0 1 2\n", "read /proc/keys 0 <nil>", "ls /sys/firmware <nil>",
+		"CapAmb:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2", "fds 0 1 2\n", "stdout pipe:[", "read /proc/keys 0 <nil>", "ls /sys/firmware <nil>",
 		"write /proc/sys/kernel/hostname open", "write /proc/irq/default_smp_affinity open /proc/irq/default_smp_affinity: read-only", "mount operation not permitted",
 		"unshare operation not permitted", "keyctl operation not permitted", "clone3 function not implemented", "personality errno 0 operation not permitted",
 		"mknod <nil> open /disk: operation not permitted", "ls /dev core fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero <nil>",
@@ -728,7 +728,7 @@ func TestExec(t *testing.T) {
 	out, err := exec(runtime.Process{ID: "x1", Args: []string{"/inside", "host", "status", "fds", "read", "/proc/self/cgroup", "mount", "exit", "9"}, Cwd: "/tmp", Env: []string{"A=1"}})
 	e.must(err)
 	t.Log(out)
-	for _, want := range []string{"host box pid ", "cwd /tmp", "CapEff:\t00000000a80425fb", "NoNewPrivs:\t1", "Seccomp:\t2", "fds 0 1 2\n", "0::/\n", "mount operation not permitted"} {
+	for _, want := range []string{"host box pid ", "cwd /tmp", "CapEff:\t00000000a80425fb", "NoNewPrivs:\t1", "Seccomp:\t2", "fds 0 1 2\n", "stdout pipe:[", "0::/\n", "mount operation not permitted"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("exec output lacks %q", want)
 		}

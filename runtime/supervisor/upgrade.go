@@ -37,7 +37,7 @@ func Main(args []string) error {
 	f.StringVar(&cfg.SocketPath, "socket", "", "socket of the daemon")
 	f.StringVar(&cfg.Cgroup, "cgroup", "", "parent of the containers' cgroups")
 	check := f.Int("check-state", -1, "only say whether the state in this descriptor is understood")
-	given := f.Int("take-over", -1, "continue with the state in this descriptor, left by this process's earlier program")
+	given := f.Int("take-over", -1, "continue with the state in this descriptor, left by this process's earlier program or kept by a client")
 	if err := f.Parse(args); err != nil {
 		return err
 	}

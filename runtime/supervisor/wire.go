@@ -23,6 +23,7 @@ const (
 	frameRequest  = 'q'
 	frameResponse = 'r'
 	frameEvent    = 'e'
+	frameKept     = 'k'
 	frameStdin    = 'i'
 	frameStdinEnd = 'c'
 	frameStdout   = 'o'

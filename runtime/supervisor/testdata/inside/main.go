@@ -158,6 +158,17 @@ func run(cmd string, a []string) int {
 			fmt.Println("line", i)
 			time.Sleep(2 * time.Millisecond)
 		}
+	case "shell": // repeats lines; "exit N" exits, "eat N" takes MiB of memory
+		for in := bufio.NewScanner(os.Stdin); in.Scan(); {
+			fmt.Println("said", in.Text())
+			if w := strings.Fields(in.Text()); len(w) == 2 {
+				run(w[0], w[1:])
+			}
+		}
+		os.Exit(3)
+	case "stdout":
+		l, err := os.Readlink("/proc/self/fd/1")
+		fmt.Println("stdout", l, err)
 	case "busy": // lines for ever, numbered, in bursts that end in the middle of a line
 		for i := 0; ; i++ {
 			fmt.Print("busy ", i, "\nbu")
