@@ -107,11 +107,16 @@ func (c *container) spawnExec(p *runtime.Process, init *process) (pid int, err e
 		unix.Close(start.gate)
 		return 0, c.setupError(err)
 	}
+	first := start.child.PID
+	c.srv.orphans.add(first)
+	defer func() {
+		reap(first) // it ends when it has made the process, or could not
+		c.srv.orphans.remove(first)
+	}()
 	pid, err = start.child.Parted(deadline)
 	if err != nil {
 		_ = unix.Kill(start.child.PID, unix.SIGKILL)
 	}
-	reap(start.child.PID) // it ends when it has made the process, or could not
 	if err == nil {
 		err = c.joined(pid, init)
 	}
@@ -122,10 +127,7 @@ func (c *container) spawnExec(p *runtime.Process, init *process) (pid int, err e
 	c.srv.orphans.add(pid)
 	np := &process{id: p.ID, pid: pid, ours: true, stdin: io.stdin, done: make(chan struct{})}
 	io.closeChild()
-	if err = start.child.Ready(deadline); err == nil {
-		err = c.beginExec(np, p, start, out, io)
-	}
-	if err != nil {
+	if err = c.beginExec(np, p, start, out, io, deadline); err != nil {
 		_ = unix.Kill(pid, unix.SIGKILL)
 		_ = start.child.Executed(time.Now().Add(drainLimit))
 		c.srv.bury(np)
@@ -198,13 +200,16 @@ func (p *process) closeAll() {
 	}
 }
 
-// beginExec takes over a process that waits at its gate and lets it execute.
-func (c *container) beginExec(np *process, p *runtime.Process, start *pendingStart, out sandbox.ExecOutput, io *stdio) error {
+// beginExec takes over a process on its way to its gate and lets it execute. The gate may be open before the process comes there.
+func (c *container) beginExec(np *process, p *runtime.Process, start *pendingStart, out sandbox.ExecOutput, io *stdio, deadline time.Time) error {
 	var err error
 	if np.fd, err = openPID(np.pid); err != nil {
 		return err
 	}
 	if p.Terminal {
+		if err := start.child.Ready(deadline); err != nil {
+			return err
+		}
 		if np.console, err = fetchConsole(np.fd, int(start.prog.Result(out.Console))); err != nil {
 			return err
 		}
