@@ -24,7 +24,7 @@ func (h *handlers) networkPrune(w http.ResponseWriter, r *http.Request) error {
 	if v := f["until"]; len(v) > 1 {
 		return invalid("more than one until filter specified")
 	} else if len(v) == 1 {
-		if before, err = untilFilter(v[0]); err != nil {
+		if before, err = ParseUntil(v[0]); err != nil {
 			return err
 		}
 	}
@@ -73,10 +73,15 @@ func (h *handlers) removeNetwork(ctx context.Context, n network.Inspect) error {
 	return err
 }
 
-// untilFilter reads a point in time, or how long it is ago ("24h").
-func untilFilter(v string) (time.Time, error) {
+// ParseUntil reads the filter until: a point in time, in local time where it names no zone, or how long it is ago ("24h").
+func ParseUntil(v string) (time.Time, error) {
 	if ago, err := time.ParseDuration(v); err == nil {
 		return time.Now().Add(-ago), nil
+	}
+	for _, layout := range []string{"2006-01-02", "2006-01-02T15", "2006-01-02T15:04", "2006-01-02T15:04:05"} {
+		if t, err := time.ParseInLocation(layout, v, time.Local); err == nil {
+			return t, nil
+		}
 	}
 	return timeQuery(url.Values{"until": {v}}, "until")
 }

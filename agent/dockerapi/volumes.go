@@ -84,7 +84,7 @@ func (h *handlers) volumeRemove(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (h *handlers) volumesPrune(w http.ResponseWriter, r *http.Request) error {
-	f, err := filtersQuery(r.URL.Query(), "all", "label")
+	f, err := filtersQuery(r.URL.Query(), "all", "label", "label!")
 	if err != nil {
 		return err
 	}

@@ -248,45 +248,6 @@ func (e *Engine) ImageSave(ctx context.Context, refs []string, w io.Writer) erro
 	return e.cfg.Images.Save(ctx, w, refs)
 }
 
-// ImagePrune deletes unused images: untagged ones, or with dangling=false all without a container.
-func (e *Engine) ImagePrune(ctx context.Context, f dockerapi.Filters) (image.PruneReport, error) {
-	all := false
-	for k, v := range f {
-		switch {
-		case k == "dangling" && len(v) == 1:
-			all = v[0] == "false" || v[0] == "0"
-		default:
-			return image.PruneReport{}, notBuilt("image prune filter %q is not supported by this version of skein", k)
-		}
-	}
-	list, err := e.cfg.Images.List(ctx)
-	if err != nil {
-		return image.PruneReport{}, err
-	}
-	used := map[string]bool{}
-	for _, c := range e.all() {
-		used[c.rec.Image] = true
-	}
-	var rep image.PruneReport
-	for _, img := range list {
-		if used[img.ID.String()] || len(img.Tags) > 0 && !all {
-			continue
-		}
-		untagged, deleted, err := e.cfg.Images.Remove(ctx, img.ID.String(), true)
-		if err != nil {
-			return rep, err
-		}
-		for _, u := range untagged {
-			rep.ImagesDeleted = append(rep.ImagesDeleted, image.DeleteResponse{Untagged: u})
-		}
-		for _, d := range deleted {
-			rep.ImagesDeleted = append(rep.ImagesDeleted, image.DeleteResponse{Deleted: d})
-		}
-		rep.SpaceReclaimed += uint64(img.Size)
-	}
-	return rep, nil
-}
-
 // Distribution asks the registry what ref is, for clients that pin digests.
 func (e *Engine) Distribution(ctx context.Context, ref string, auth *registry.AuthConfig) (registry.DistributionInspect, error) {
 	d, platforms, err := e.cfg.Images.Resolve(ctx, ref, storeAuth(auth))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -224,6 +225,11 @@ func (e *Engine) listFilter(ctx context.Context, f dockerapi.Filters) (func(reco
 			}
 			anyOf(values, func(r record, _ *entry, v string) bool { return string(r.State.Status) == v })
 		case "exited":
+			for _, v := range values {
+				if _, err := strconv.Atoi(v); err != nil {
+					return nil, invalid("invalid filter 'exited=%s'", v)
+				}
+			}
 			anyOf(values, func(r record, _ *entry, v string) bool {
 				return r.State.Status == container.StateExited && strconv.Itoa(r.State.ExitCode) == v
 			})
@@ -245,6 +251,11 @@ func (e *Engine) listFilter(ctx context.Context, f dockerapi.Filters) (func(reco
 				return false
 			})
 		case "health":
+			for _, v := range values {
+				if err := container.ValidateHealthStatus(container.HealthStatus(v)); err != nil {
+					return nil, invalid("invalid filter 'health=%s'", v)
+				}
+			}
 			anyOf(values, func(_ record, c *entry, v string) bool {
 				h := c.healthReport()
 				return h == nil && v == "none" || h != nil && string(h.Status) == v
@@ -310,48 +321,35 @@ func (e *Engine) simpleFilter(key string, values []string) (func(record, *entry)
 			return false
 		}, nil
 	}
+	return portFilter(key, values)
+}
+
+// portFilter matches published or exposed ports: FROM[-TO][/PROTOCOL].
+func portFilter(key string, values []string) (func(record, *entry) bool, error) {
+	var want []network.PortRange
+	for _, v := range values {
+		r, err := network.ParsePortRange(v)
+		if err != nil {
+			return nil, invalid("invalid filter '%s=%s': %v", key, v, err)
+		}
+		want = append(want, r)
+	}
+	in := func(number uint16, proto network.IPProtocol) bool {
+		return slices.ContainsFunc(want, func(r network.PortRange) bool {
+			return r.Proto() == proto && r.Start() <= number && number <= r.End()
+		})
+	}
 	return func(r record, _ *entry) bool {
 		for p, bs := range portMap(r) {
-			if key == "expose" && (contains(values, p.String()) || contains(values, strconv.Itoa(int(p.Num())))) {
+			if key == "expose" && in(p.Num(), p.Proto()) {
 				return true
 			}
 			for _, b := range bs {
-				if key == "publish" && (contains(values, b.HostPort) || contains(values, b.HostPort+"/"+string(p.Proto()))) {
+				if n, err := strconv.ParseUint(b.HostPort, 10, 16); err == nil && key == "publish" && in(uint16(n), p.Proto()) {
 					return true
 				}
 			}
 		}
 		return false
 	}, nil
-}
-
-// ContainerPrune removes all containers that do not run.
-func (e *Engine) ContainerPrune(ctx context.Context, f dockerapi.Filters) (container.PruneReport, error) {
-	for k := range f {
-		if k != "label" && k != "label!" && k != "until" {
-			return container.PruneReport{}, invalid("invalid filter '%s'", k)
-		}
-	}
-	if len(f["until"])+len(f["label!"]) > 0 {
-		return container.PruneReport{}, notBuilt("prune filters until and label! are not supported by this version of skein")
-	}
-	rep := container.PruneReport{}
-	for _, c := range e.all() {
-		r := c.snapshot()
-		if r.State.active() || r.State.Status == container.StateRestarting || r.Task != "" {
-			continue
-		}
-		keep := false
-		for _, l := range f["label"] {
-			keep = keep || !labelMatches(r.Config.Labels, l)
-		}
-		if keep {
-			continue
-		}
-		if err := e.ContainerRemove(ctx, r.ID, false, false); err != nil {
-			return rep, err
-		}
-		rep.ContainersDeleted = append(rep.ContainersDeleted, r.ID)
-	}
-	return rep, nil
 }

@@ -442,6 +442,9 @@ func (e *Engine) ContainerRename(ctx context.Context, ref, name string) error {
 	}
 	defer c.op.Unlock()
 	old := c.snapshot().Name
+	if name == old {
+		return invalid("Renaming a container with the same name as its current name")
+	}
 	e.mu.Lock()
 	if id, taken := e.names[name]; taken {
 		e.mu.Unlock()

@@ -364,18 +364,18 @@ func (e *Engine) VolumesPrune(ctx context.Context, f dockerapi.Filters) (volume.
 		switch key {
 		case "all":
 			all = slices.Contains(values, "true") || slices.Contains(values, "1")
-		case "label":
+		case "label", "label!":
 		default:
 			return volume.PruneReport{}, invalid("invalid filter '%s'", key)
 		}
 	}
+	p, err := pruneFilters(f)
+	if err != nil {
+		return volume.PruneReport{}, err
+	}
 	rep := volume.PruneReport{VolumesDeleted: []string{}}
 	for _, v := range e.volumes.List() {
-		keep := !all && !v.Anonymous
-		for _, l := range f["label"] {
-			keep = keep || !labelMatches(e.apiVolume(v).Labels, l)
-		}
-		if keep {
+		if !all && !v.Anonymous || p.keeps(e.apiVolume(v).Labels, time.Time{}) {
 			continue
 		}
 		size := e.volumes.Size(v.Name)
