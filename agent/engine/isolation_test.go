@@ -12,6 +12,7 @@ import (
 	"github.com/moby/moby/api/types/mount"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"skein/manager/api"
 	"skein/runtime/sandbox"
 )
 
@@ -407,5 +408,45 @@ func TestUpdateRules(t *testing.T) {
 	b.sup.set("update", cerrdefs.ErrInternal)
 	if err := update(container.Resources{CPUShares: 7}); err == nil || b.record(id).HostConfig.CPUShares != 5 {
 		t.Errorf("an update that the kernel refused: %v, shares %d", err, b.record(id).HostConfig.CPUShares)
+	}
+}
+
+// TestTaskConfinement: what a service's specification says of confinement reaches the container.
+func TestTaskConfinement(t *testing.T) {
+	b := newBench(t)
+	spec := `{"ContainerSpec":{"Image":"busybox","CapabilityAdd":["CAP_NET_ADMIN"],"CapabilityDrop":["CAP_CHOWN"],"Ulimits":[{"Name":"nofile","Soft":5,"Hard":6}],
+		"Sysctls":{"net.core.somaxconn":"99"},"Init":true,"ReadOnly":true,"OomScoreAdj":100,"Groups":["7"],"Hosts":["1.2.3.4 a b"],
+		"Mounts":[{"Type":"volume","Source":"vol","Target":"/v","VolumeOptions":{"Subpath":"a"}},{"Type":"tmpfs","Target":"/t","TmpfsOptions":{"SizeBytes":4096,"Options":[["exec"]]}}],
+		"Privileges":{"NoNewPrivileges":true,"Seccomp":{"Mode":"unconfined"},"AppArmor":{"Mode":"disabled"},"SELinuxContext":{"Disable":true}}},
+		"Resources":{"Limits":{"MemoryBytes":67108864,"Pids":9},"SwapBytes":1048576,"MemorySwappiness":5}}`
+	c, err := b.e.Controller(&api.Assignment{TaskId: "t1", ServiceName: "web", Slot: 1, SpecJson: []byte(spec)}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req, err := c.(*taskController).createRequest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	hc := req.HostConfig
+	if !hc.ReadonlyRootfs || !*hc.Init || hc.OomScoreAdj != 100 || hc.Sysctls["net.core.somaxconn"] != "99" || len(hc.Ulimits) != 1 || len(hc.Mounts) != 2 ||
+		!slices.Equal(hc.GroupAdd, []string{"7"}) || !slices.Equal(hc.ExtraHosts, []string{"a:1.2.3.4", "b:1.2.3.4"}) || !slices.Equal(hc.CapAdd, []string{"CAP_NET_ADMIN"}) ||
+		!slices.Equal(hc.CapDrop, []string{"CAP_CHOWN"}) || !slices.Equal(hc.SecurityOpt, []string{"no-new-privileges", "seccomp=unconfined", "apparmor=unconfined", "label=disable"}) {
+		t.Errorf("%+v", hc)
+	}
+	if hc.Memory != 64<<20 || hc.MemorySwap != 65<<20 || *hc.MemorySwappiness != 5 || *hc.PidsLimit != 9 {
+		t.Errorf("%+v", hc.Resources)
+	}
+	s := b.specOf(t, *hc)
+	if !s.Process.NoNewPrivileges || s.Linux.Seccomp != nil || !s.Root.Readonly || slices.Contains(s.Process.Capabilities.Bounding, "CAP_CHOWN") {
+		t.Errorf("%+v", s.Process)
+	}
+	for _, p := range []string{`{"SELinuxContext":{"Level":"s0"}}`, `{"Seccomp":{"Mode":"lax"}}`, `{"CredentialSpec":{"File":"x"}}`} {
+		c, err := b.e.Controller(&api.Assignment{TaskId: "t2", SpecJson: []byte(`{"ContainerSpec":{"Image":"busybox","Privileges":` + p + `}}`)}, nil)
+		if err == nil {
+			_, err = c.(*taskController).createRequest()
+		}
+		if !cerrdefs.IsNotImplemented(err) {
+			t.Errorf("%s: %v", p, err)
+		}
 	}
 }

@@ -143,6 +143,7 @@ func (t *taskController) image(ctx context.Context) (image.Image, error) {
 }
 
 func (t *taskController) createRequest() (container.CreateRequest, error) {
+	var err error
 	cs := t.spec.ContainerSpec
 	x := expander{a: t.a, hostname: t.e.cfg.Hostname}
 	cfg := &container.Config{
@@ -185,19 +186,73 @@ func (t *taskController) createRequest() (container.CreateRequest, error) {
 	if d := t.spec.LogDriver; d != nil {
 		hc.LogConfig = container.LogConfig{Type: d.Name, Config: d.Options}
 	}
-	if r := t.spec.Resources; r != nil && r.Limits != nil {
-		hc.Memory, hc.NanoCPUs = r.Limits.MemoryBytes, r.Limits.NanoCPUs
-		if r.Limits.Pids > 0 {
-			hc.PidsLimit = &r.Limits.Pids
-		}
-	}
-	if r := t.spec.Resources; r != nil && r.Reservations != nil {
-		hc.MemoryReservation = r.Reservations.MemoryBytes
+	taskResources(hc, t.spec.Resources)
+	if hc.SecurityOpt, err = taskSecurity(cs.Privileges); err != nil {
+		return container.CreateRequest{}, err
 	}
 	if x.err != nil {
 		return container.CreateRequest{}, x.err
 	}
 	return container.CreateRequest{Config: cfg, HostConfig: hc}, nil
+}
+
+// taskResources are the limits of a service's tasks. Of a reservation only its memory is told to the kernel, the rest is the scheduler's.
+func taskResources(hc *container.HostConfig, r *swarm.ResourceRequirements) {
+	if r == nil {
+		return
+	}
+	if l := r.Limits; l != nil {
+		hc.Memory, hc.NanoCPUs = l.MemoryBytes, l.NanoCPUs
+		if l.Pids > 0 {
+			hc.PidsLimit = &l.Pids
+		}
+	}
+	if r.Reservations != nil {
+		hc.MemoryReservation = r.Reservations.MemoryBytes
+	}
+	if s := r.SwapBytes; s != nil {
+		hc.MemorySwap = *s
+		if *s >= 0 {
+			hc.MemorySwap += hc.Memory // the engine counts both together
+		}
+	}
+	hc.MemorySwappiness = r.MemorySwappiness
+}
+
+// taskSecurity are a service's privileges as security options of a container.
+func taskSecurity(p *swarm.Privileges) ([]string, error) {
+	if p == nil {
+		return nil, nil
+	}
+	var out []string
+	if p.NoNewPrivileges {
+		out = append(out, "no-new-privileges")
+	}
+	if s := p.Seccomp; s != nil {
+		switch s.Mode {
+		case "", swarm.SeccompModeDefault:
+		case swarm.SeccompModeUnconfined:
+			out = append(out, "seccomp=unconfined")
+		case swarm.SeccompModeCustom:
+			out = append(out, "seccomp="+string(s.Profile))
+		default:
+			return nil, notBuilt("seccomp mode %q of services is not supported by this version of skein", s.Mode)
+		}
+	}
+	if a := p.AppArmor; a != nil && a.Mode == swarm.AppArmorModeDisabled {
+		out = append(out, "apparmor=unconfined")
+	}
+	switch l := p.SELinuxContext; {
+	case l == nil:
+	case *l != (swarm.SELinuxContext{Disable: l.Disable}):
+		return nil, notBuilt("SELinux contexts of services are not supported by this version of skein")
+	case l.Disable:
+		out = append(out, "label=disable")
+	}
+	if p.CredentialSpec != nil && *p.CredentialSpec != (swarm.CredentialSpec{}) {
+		return nil, notBuilt("credential specs are not supported by this version of skein")
+	}
+	return out, nil
 }
 
 func (t *taskController) labels() map[string]string {

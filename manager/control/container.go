@@ -1,7 +1,9 @@
 package control
 
 import (
+	"encoding/json"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -9,6 +11,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/swarm"
+	"github.com/moby/sys/capability"
 )
 
 const (
@@ -40,6 +43,9 @@ func validateContainer(c *swarm.ContainerSpec) error {
 	if c.OomScoreAdj < -1000 || c.OomScoreAdj > 1000 {
 		return invalid("ContainerSpec: invalid oom-score-adj %d: want -1000 to 1000", c.OomScoreAdj)
 	}
+	if err := validateConfinement(c); err != nil {
+		return err
+	}
 	if err := validateHealth(c.Healthcheck); err != nil {
 		return err
 	}
@@ -58,14 +64,69 @@ func refuseUnbuilt(c *swarm.ContainerSpec) error {
 	case p == nil:
 	case p.CredentialSpec != nil && *p.CredentialSpec != (swarm.CredentialSpec{}):
 		return notBuilt("credential specs")
-	case p.SELinuxContext != nil && *p.SELinuxContext != (swarm.SELinuxContext{}):
+	case p.SELinuxContext != nil && *p.SELinuxContext != (swarm.SELinuxContext{Disable: p.SELinuxContext.Disable}):
 		return notBuilt("SELinux contexts of services")
-	case p.Seccomp != nil && p.Seccomp.Mode != "" && p.Seccomp.Mode != swarm.SeccompModeDefault:
-		return notBuilt("seccomp mode %q of services", p.Seccomp.Mode)
-	case p.AppArmor != nil && p.AppArmor.Mode != "" && p.AppArmor.Mode != swarm.AppArmorModeDefault:
-		return notBuilt("AppArmor mode %q of services", p.AppArmor.Mode)
 	}
 	return nil
+}
+
+// validateConfinement refuses what no node could carry out. Whether a node has a capability, or lets a limit be that high, is known there.
+func validateConfinement(c *swarm.ContainerSpec) error {
+	for _, x := range []struct {
+		field string
+		list  []string
+	}{{"CapabilityAdd", c.CapabilityAdd}, {"CapabilityDrop", c.CapabilityDrop}} {
+		for _, name := range x.list {
+			if !knownCapability(name) {
+				return invalid("ContainerSpec: invalid %s: unknown capability: %q", x.field, name)
+			}
+		}
+	}
+	for _, u := range c.Ulimits {
+		switch {
+		case u == nil || u.Name == "":
+			return invalid("ContainerSpec: a ulimit has no name")
+		case u.Soft < -1 || u.Hard < -1 || uint64(u.Soft) > uint64(u.Hard):
+			return invalid("ContainerSpec: ulimit %s: soft limit %d and hard limit %d: want -1 for none or a number, the soft one not above", u.Name, u.Soft, u.Hard)
+		}
+	}
+	for name, value := range c.Sysctls {
+		if name == "" || strings.Contains(name, "..") || strings.ContainsAny(name+value, "\n\x00") {
+			return invalid("ContainerSpec: sysctl %q=%q is malformed", name, value)
+		}
+	}
+	for _, h := range c.Hosts {
+		if f := strings.Fields(h); len(f) < 2 || strings.Contains(h, "\n") {
+			return invalid("ContainerSpec: invalid host %q: want an address and names", h)
+		}
+	}
+	p := c.Privileges
+	if p == nil {
+		return nil
+	}
+	if s := p.Seccomp; s != nil {
+		switch s.Mode {
+		case "", swarm.SeccompModeDefault, swarm.SeccompModeUnconfined:
+			if len(s.Profile) > 0 {
+				return invalid("ContainerSpec: a seccomp profile needs the mode %q, not %q", swarm.SeccompModeCustom, s.Mode)
+			}
+		case swarm.SeccompModeCustom:
+			if !json.Valid(s.Profile) {
+				return invalid("ContainerSpec: the seccomp profile is no JSON")
+			}
+		default:
+			return invalid("ContainerSpec: unknown seccomp mode %q", s.Mode)
+		}
+	}
+	if a := p.AppArmor; a != nil && a.Mode != "" && a.Mode != swarm.AppArmorModeDefault && a.Mode != swarm.AppArmorModeDisabled {
+		return invalid("ContainerSpec: unknown AppArmor mode %q", a.Mode)
+	}
+	return nil
+}
+
+func knownCapability(name string) bool {
+	name = strings.TrimPrefix(strings.ToUpper(name), "CAP_")
+	return name == "ALL" || slices.ContainsFunc(capability.ListKnown(), func(c capability.Cap) bool { return strings.EqualFold(c.String(), name) })
 }
 
 func validateHealth(h *container.HealthConfig) error {
