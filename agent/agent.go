@@ -87,7 +87,7 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a := &Agent{cfg: cfg, outbox: newOutbox(), known: newKnowledge()}
 	a.tables = newApplier(cfg.Network, a.currentTables, cfg.Log)
-	a.tasks = task.New(task.Config{Executor: gatedExecutor{cfg.Executor, a.tables}, Report: a.report, Log: cfg.Log})
+	a.tasks = task.New(task.Config{Executor: gatedExecutor{cfg.Executor, a.tables}, Report: a.report, Dependency: a.dependency, Log: cfg.Log})
 	file, err := openJournal(filepath.Join(cfg.StateDir, "agent.journal"), a.replay)
 	if err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
@@ -128,6 +128,13 @@ func (a *Agent) Status() Status {
 	return s
 }
 
+// dependency is a secret or config that the managers sent for a task here; nil before they did.
+func (a *Agent) dependency(id string) *api.DependencyRecord {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.known.dependencies[id]
+}
+
 // Managers returns the managers as last heard.
 func (a *Agent) Managers() []*api.ManagerPeer {
 	a.mu.Lock()
@@ -163,7 +170,7 @@ func (a *Agent) receive(m *api.ManagerMessage) error {
 		if err = a.known.merge(m); err != nil {
 			return nil, false
 		}
-		return []frame{{kind: frameManager, msg: m}}, m.GetHeartbeat() == nil
+		return []frame{{kind: frameManager, msg: m}}, m.GetHeartbeat() == nil && m.GetDependencies() == nil
 	}, a.everything, a.cfg.Log)
 	if err != nil {
 		return err

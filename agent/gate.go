@@ -19,8 +19,8 @@ type gatedExecutor struct {
 	tables *applier
 }
 
-func (g gatedExecutor) Controller(a *api.Assignment, networks map[string]*api.NetworkRecord) (task.Controller, error) {
-	c, err := g.Executor.Controller(a, networks)
+func (g gatedExecutor) Controller(a *api.Assignment, networks map[string]*api.NetworkRecord, dependency task.Dependency) (task.Controller, error) {
+	c, err := g.Executor.Controller(a, networks, dependency)
 	if err != nil {
 		return nil, err
 	}

@@ -18,7 +18,9 @@ type knowledge struct {
 	assignments map[string]*api.Assignment
 	networks    map[string]*api.NetworkRecord
 	reports     map[string]*api.TaskReport // those that a restart must not forget
-	tabs        map[string]*table
+	// Secrets and configs that assignments refer to. In memory only: they are not written to the node's disk, and told anew in each session.
+	dependencies map[string]*api.DependencyRecord
+	tabs         map[string]*table
 }
 
 // table is one endpoint table being merged; handed is the copy given out last, valid until the next change.
@@ -30,7 +32,7 @@ type table struct {
 func newKnowledge() *knowledge {
 	return &knowledge{
 		assignments: map[string]*api.Assignment{}, networks: map[string]*api.NetworkRecord{},
-		reports: map[string]*api.TaskReport{}, tabs: map[string]*table{},
+		reports: map[string]*api.TaskReport{}, dependencies: map[string]*api.DependencyRecord{}, tabs: map[string]*table{},
 	}
 }
 
@@ -43,6 +45,10 @@ func (k *knowledge) merge(m *api.ManagerMessage) error {
 		k.managers = x.Managers.Managers
 	case *api.ManagerMessage_Assignments:
 		return k.mergeAssignments(x.Assignments)
+	case *api.ManagerMessage_Dependencies:
+		for _, d := range x.Dependencies.Set {
+			k.dependencies[d.Id] = d
+		}
 	case *api.ManagerMessage_Table:
 		return k.mergeTable(x.Table)
 	}
@@ -74,7 +80,24 @@ func (k *knowledge) mergeAssignments(u *api.AssignmentUpdate) error {
 	if u.Full {
 		maps.DeleteFunc(k.reports, func(id string, _ *api.TaskReport) bool { return k.assignments[id] == nil })
 	}
+	if u.Full || len(u.Removed) > 0 {
+		k.forgetDependencies()
+	}
 	return nil
+}
+
+// forgetDependencies drops secrets and configs that no assignment refers to.
+func (k *knowledge) forgetDependencies() {
+	if len(k.dependencies) == 0 {
+		return
+	}
+	needed := map[string]bool{}
+	for _, a := range k.assignments {
+		for _, id := range a.Dependencies {
+			needed[id] = true
+		}
+	}
+	maps.DeleteFunc(k.dependencies, func(id string, _ *api.DependencyRecord) bool { return !needed[id] })
 }
 
 // complete keeps what managers leave out of the assignment of an ended task or a removed service.

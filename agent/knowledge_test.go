@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"fmt"
 	"log/slog"
 	"os"
@@ -9,6 +10,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"skein/agent/task"
 	"skein/manager/api"
 )
 
@@ -68,6 +70,44 @@ func TestTablesHandedOutDoNotChange(t *testing.T) {
 	after, _ := k.tables()
 	if len(before.Mesh.Endpoints) != 1 || before.Mesh.Version != 1 || len(after.Mesh.Endpoints) != 0 || after.NodeIndex != 7 {
 		t.Errorf("before %+v, after %+v", before.Mesh, after.Mesh)
+	}
+}
+
+// Secrets stay in memory for as long as a task needs them, and never reach the disk.
+func TestDependenciesStayInMemory(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "agent.journal")
+	a := &Agent{cfg: Config{Log: slog.New(slog.DiscardHandler)}, known: newKnowledge()}
+	a.tasks = task.New(task.Config{Report: func(*api.TaskReport) {}, Log: a.cfg.Log})
+	var err error
+	if a.file, err = openJournal(path, a.replay); err != nil {
+		t.Fatal(err)
+	}
+	say := func(m *api.ManagerMessage) {
+		t.Helper()
+		if err := a.receive(m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	secret := func(id string) {
+		say(&api.ManagerMessage{Kind: &api.ManagerMessage_Dependencies{Dependencies: &api.DependencyUpdate{Set: []*api.DependencyRecord{{Id: id, Kind: "secret", Data: []byte("hunter2")}}}}})
+	}
+	secret("s1")
+	secret("s2")
+	say(assignments(&api.AssignmentUpdate{Sequence: 1, Full: true, Set: []*api.Assignment{{TaskId: "a", Dependencies: []string{"s1", "s2"}}, {TaskId: "b", Dependencies: []string{"s1"}}}}))
+	if a.dependency("s1") == nil || a.dependency("s2") == nil {
+		t.Error("a secret that is needed was forgotten")
+	}
+	say(assignments(&api.AssignmentUpdate{Sequence: 2, Removed: []string{"a"}}))
+	if a.dependency("s1") == nil || a.dependency("s2") != nil {
+		t.Errorf("after the removal of a: s1 %v, s2 %v", a.dependency("s1"), a.dependency("s2"))
+	}
+	if err := a.file.rewrite(a.everything()); err != nil {
+		t.Fatal(err)
+	}
+	secret("s1")
+	a.file.close()
+	if b, err := os.ReadFile(path); err != nil || bytes.Contains(b, []byte("hunter2")) || len(b) == 0 {
+		t.Errorf("the journal of %d bytes holds the secret: %v", len(b), err)
 	}
 }
 

@@ -65,7 +65,7 @@ func New(cfg Config) http.Handler {
 	taken := map[string]bool{}
 	for _, table := range [][]route{
 		h.systemRoutes(), h.containerRoutes(), h.execRoutes(), h.imageRoutes(), h.networkRoutes(), h.swarmRoutes(), h.nodeRoutes(),
-		h.serviceRoutes(), h.taskRoutes(), h.skeinRoutes(), h.volumeRoutes(), h.archiveRoutes(), h.limitRoutes(), missingRoutes(h),
+		h.serviceRoutes(), h.taskRoutes(), h.skeinRoutes(), h.volumeRoutes(), h.archiveRoutes(), h.limitRoutes(), h.dependencyRoutes(), missingRoutes(),
 	} {
 		for _, rt := range table {
 			if taken[rt.pattern] { // an optional backend is there: its route was first

@@ -109,8 +109,10 @@ func TestAnswers(t *testing.T) {
 		{"POST", "/volumes/create", `{}`, 501, `{"message":"the volumes part of the API is not built yet in Skein"}`},
 		{"GET", "/plugins", "", 200, `[]`},
 		{"POST", "/plugins/pull", "", 501, `{"message":"engine plugins are not supported by Skein"}`},
-		{"GET", "/secrets", "", 200, `[]`},
-		{"POST", "/secrets/create", "{}", 501, `{"message":"storing secrets is not built yet in Skein"}`},
+		{"GET", "/secrets", "", 200, `[{"ID":"s1"…`},
+		{"POST", "/secrets/create", "{}", 201, `{"ID":"new-secret"}`},
+		{"POST", "/configs/create", "{}", 201, `{"ID":"new-config"}`},
+		{"POST", "/secrets/x/update", "{}", 400, `{"message":"invalid secret version ''…`},
 		{"GET", "/configs", "", 200, `[]`},
 
 		{"GET", "/services/nope", "", 404, `{"message":"service nope not found"}`},

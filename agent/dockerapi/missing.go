@@ -23,7 +23,7 @@ func missing(text string) handler {
 }
 
 // missingRoutes are docker's operations that Skein knows of and cannot do: lists are empty, the rest is refused by name.
-func missingRoutes(h *handlers) []route {
+func missingRoutes() []route {
 	list := func(v any) handler {
 		return func(w http.ResponseWriter, _ *http.Request) error { return writeJSON(w, http.StatusOK, v) }
 	}
@@ -32,13 +32,9 @@ func missingRoutes(h *handlers) []route {
 		{"GET /plugins", list([]string{})},
 		// Of what there is none, nothing is pruned: docker system prune asks for all kinds.
 		{"POST /build/prune", list(build.CachePruneReport{CachesDeleted: []string{}})},
-		{"GET /secrets", h.onManager(list([]string{}))},
-		{"GET /configs", h.onManager(list([]string{}))},
 		// docker inspect asks for every kind of object until it finds one of the name.
 		{"GET /volumes/{id}", missing("get %s: no such volume")},
 		{"GET /plugins/{id}/json", missing("plugin \"%s\" not found")},
-		{"GET /secrets/{id}", h.onManager(missing("secret %s not found"))},
-		{"GET /configs/{id}", h.onManager(missing("config %s not found"))},
 		{"/plugins/{rest...}", unsupported("engine plugins")},
 		{"/containers/{id}/checkpoints", unsupported("checkpoints")},
 		{"/containers/{id}/checkpoints/{rest...}", unsupported("checkpoints")},
@@ -46,8 +42,6 @@ func missingRoutes(h *handlers) []route {
 	}
 	for pattern, what := range map[string]string{
 		"/volumes/{rest...}":           "the volumes part of the API",
-		"/secrets/{rest...}":           "storing secrets",
-		"/configs/{rest...}":           "storing configs",
 		"POST /auth":                   "logging in through the daemon",
 		"POST /build":                  "building an image",
 		"POST /build/{verb}":           "the build cache",
@@ -64,14 +58,4 @@ func missingRoutes(h *handlers) []route {
 		routes = append(routes, route{pattern, unbuilt(what)})
 	}
 	return routes
-}
-
-// onManager answers only on a manager; elsewhere with docker's text.
-func (h *handlers) onManager(next handler) handler {
-	return func(w http.ResponseWriter, r *http.Request) error {
-		if _, err := h.control(r.Context()); err != nil {
-			return err
-		}
-		return next(w, r)
-	}
 }

@@ -54,6 +54,7 @@ type taskPart struct {
 	id       string
 	sandbox  overlay.Sandbox
 	networks map[string]*network.EndpointSettings
+	files    []depFile
 }
 
 // create validates, merges the image's configuration, and writes the record. task is nil but for a cluster's task.
@@ -91,7 +92,7 @@ func (e *Engine) create(name string, req container.CreateRequest, img image.Imag
 		State: state{Status: container.StateCreated, Clean: true},
 	}
 	if task != nil {
-		rec.Task, rec.Sandbox, rec.Networks = task.id, task.sandbox, task.networks
+		rec.Task, rec.Sandbox, rec.Networks, rec.Files = task.id, task.sandbox, task.networks, task.files
 		rec.Sandbox.ID = id
 	} else if rec.Networks, err = e.endpointSettings(&hc, req.NetworkingConfig); err != nil {
 		return nil, nil, err

@@ -35,6 +35,7 @@ type Network interface {
 // Config of an engine. All members are required but Labels.
 type Config struct {
 	StateDir   string // containers, networks; 0700
+	RunDir     string // what must not be on a disk: secrets
 	Hostname   string
 	Version    string
 	Images     image.Store
@@ -56,6 +57,7 @@ type Engine struct {
 	ports      *portTable
 	volumes    *volumes.Store
 	volumeUse  sync.Mutex // held from a volume's creation until its container is registered, and over removals
+	memory     sync.Mutex // held while the memory for secrets is made
 	logWatcher *logs.Watcher
 
 	mu         sync.RWMutex

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -380,7 +381,7 @@ func newBench(t *testing.T) *bench {
 // up starts an engine over the state directory, as a new daemon does.
 func (b *bench) up() {
 	b.t.Helper()
-	e, err := New(Config{StateDir: b.dir, Hostname: "node1", Images: b.images, Supervisor: b.sup, Network: b.net, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	e, err := New(Config{StateDir: b.dir, RunDir: filepath.Join(b.dir, "run"), Hostname: "node1", Images: b.images, Supervisor: b.sup, Network: b.net, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	if err != nil {
 		b.t.Fatal(err)
 	}

@@ -14,7 +14,7 @@ import (
 func TestTaskOnHostNetwork(t *testing.T) {
 	b := newBench(t)
 	a := &api.Assignment{TaskId: "t1", ServiceName: "web", Slot: 1, SpecJson: []byte(`{"ContainerSpec":{"Image":"busybox"},"Networks":[{"Target":"host"}]}`)}
-	ctl, err := b.e.Controller(a, nil)
+	ctl, err := b.e.Controller(a, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -548,7 +548,7 @@ func TestTaskController(t *testing.T) {
 	a := &api.Assignment{TaskId: "t1", ServiceName: "web", Slot: 1, SpecJson: []byte(`{"ContainerSpec":{"Image":"busybox"}}`),
 		Attachments: []*api.Attachment{{NetworkId: "ov", Addr4: "10.0.0.5/20"}}}
 	nets := map[string]*api.NetworkRecord{"ov": {Id: "ov", Name: "ov"}}
-	ctl, err := b.e.Controller(a, nets)
+	ctl, err := b.e.Controller(a, nets, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -556,7 +556,7 @@ func TestTaskController(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.restart()
-	if ctl, err = b.e.Controller(a, nets); err != nil {
+	if ctl, err = b.e.Controller(a, nets, nil); err != nil {
 		t.Fatal(err)
 	}
 	if s, err := ctl.State(t.Context()); err != nil || !s.Created || s.Running {

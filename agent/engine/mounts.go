@@ -186,7 +186,7 @@ func (e *Engine) addMounts(spec *specs.Spec, r record) error {
 	for _, f := range []string{"hosts", "hostname", "resolv.conf"} {
 		spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/etc/" + f, Type: "bind", Source: filepath.Join(dir, f), Options: []string{"bind", "rprivate"}})
 	}
-	var user []specs.Mount
+	user := fileMounts(r)
 	add := func(m mount.Mount) error {
 		var sm specs.Mount
 		var err error

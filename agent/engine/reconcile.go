@@ -148,6 +148,9 @@ func (e *Engine) removeLeftovers(ctx context.Context) error {
 			}
 		}
 	}
+	if err := e.removeOrphanFiles(); err != nil {
+		e.log.Error("remove orphan secrets and configs", "err", err)
+	}
 	keys, err := e.cfg.Images.Snapshots(ctx)
 	if err != nil {
 		return err

@@ -40,6 +40,7 @@ type record struct {
 	Task       string        `json:",omitempty"` // cluster task this container carries out
 	Volumes    []volumeMount `json:",omitempty"`
 	Inherited  []mount.Mount `json:",omitempty"` // binds of other containers
+	Files      []depFile     `json:",omitempty"` // secrets and configs of a task
 	State      state
 }
 

@@ -86,6 +86,9 @@ func (e *Engine) remove(ctx context.Context, c *entry, o removal) error {
 	if err := e.cfg.Images.RemoveSnapshot(ctx, r.ID); err != nil {
 		return fmt.Errorf("remove container %s: root filesystem: %w", r.Name, err)
 	}
+	if err := e.removeFiles(r.Task); err != nil {
+		return fmt.Errorf("remove container %s: secrets: %w", r.Name, err)
+	}
 	c.mu.Lock()
 	err := os.Remove(filepath.Join(e.containerDir(r.ID), recordFile))
 	if errors.Is(err, fs.ErrNotExist) {

@@ -35,11 +35,13 @@ type taskController struct {
 	a    *api.Assignment
 	nets map[string]*api.NetworkRecord
 	spec swarm.TaskSpec
+
+	dependency task.Dependency
 }
 
 // Controller returns the controller of the assignment's container.
-func (e *Engine) Controller(a *api.Assignment, networks map[string]*api.NetworkRecord) (task.Controller, error) {
-	t := &taskController{e: e, a: a, nets: networks}
+func (e *Engine) Controller(a *api.Assignment, networks map[string]*api.NetworkRecord, dependency task.Dependency) (task.Controller, error) {
+	t := &taskController{e: e, a: a, nets: networks, dependency: dependency}
 	if err := json.Unmarshal(a.SpecJson, &t.spec); err != nil {
 		return nil, task.Fatal{Err: fmt.Errorf("task %s: its specification cannot be read: %w", a.TaskId, err)}
 	}
@@ -115,8 +117,12 @@ func (t *taskController) Prepare(ctx context.Context) error {
 		slot = t.a.NodeId
 	}
 	name := t.a.ServiceName + "." + slot + "." + t.a.TaskId
-	_, _, err = t.e.create(name, req, img, &taskPart{id: t.a.TaskId, sandbox: sb, networks: nets})
+	files, err := t.provide()
+	if err == nil {
+		_, _, err = t.e.create(name, req, img, &taskPart{id: t.a.TaskId, sandbox: sb, networks: nets, files: files})
+	}
 	if err != nil {
+		err = errors.Join(err, t.e.removeFiles(t.a.TaskId))
 		if cerrdefs.IsInvalidArgument(err) || cerrdefs.IsNotImplemented(err) {
 			return task.Fatal{Err: err}
 		}

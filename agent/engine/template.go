@@ -12,13 +12,36 @@ type expander struct {
 	a        *api.Assignment
 	hostname string
 	err      error
+
+	// In the content of configs and secrets:
+	lookup func(kind, target string) (string, error) // the task's own; nil elsewhere
+	env    []string
+}
+
+// funcs are those that swarm's templates of contents know.
+func (x *expander) funcs() template.FuncMap {
+	if x.lookup == nil {
+		return nil
+	}
+	return template.FuncMap{
+		"secret": func(target string) (string, error) { return x.lookup("secret", target) },
+		"config": func(target string) (string, error) { return x.lookup("config", target) },
+		"env": func(name string) string {
+			for _, kv := range x.env {
+				if v, ok := strings.CutPrefix(kv, name+"="); ok {
+					return v
+				}
+			}
+			return ""
+		},
+	}
 }
 
 func (x *expander) expand(s string) string {
 	if x.err != nil || !strings.Contains(s, "{{") {
 		return s
 	}
-	t, err := template.New("").Option("missingkey=error").Parse(s)
+	t, err := template.New("").Option("missingkey=error").Funcs(x.funcs()).Parse(s)
 	var b strings.Builder
 	if err == nil {
 		slot := any(x.a.Slot)

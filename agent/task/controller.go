@@ -13,12 +13,16 @@ type Executor interface {
 	// Describe returns the node's description (JSON of moby swarm.NodeDescription).
 	Describe(ctx context.Context) ([]byte, error)
 	// Controller returns the controller of the task's container. It does nothing yet; a container that exists for the task is adopted.
-	Controller(a *api.Assignment, networks map[string]*api.NetworkRecord) (Controller, error)
+	// dependency tells, when it is asked, what the managers have sent by then.
+	Controller(a *api.Assignment, networks map[string]*api.NetworkRecord, dependency Dependency) (Controller, error)
 	// Tasks lists the ids of tasks that have a container here, for adoption and for removing what nobody asked for.
 	Tasks(ctx context.Context) ([]string, error)
 	// RemoveTask removes the container of a task that is assigned no more and has no controller. Idempotent.
 	RemoveTask(ctx context.Context, taskID string) error
 }
+
+// Dependency returns a secret or config that tasks of this node need, nil while the managers have not sent it.
+type Dependency func(id string) *api.DependencyRecord
 
 // Controller carries one task out. Methods are called in order by one goroutine, Shutdown and Remove from it too; every method may be
 // called again after a crash of the daemon and must then find its work done. Errors that can never heal are Fatal (rejected task).

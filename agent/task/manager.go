@@ -29,7 +29,9 @@ type Config struct {
 	Executor Executor
 	// Report is told each new report of a task. It must not block and must not call the manager. Reports are immutable.
 	Report func(*api.TaskReport)
-	Log    *slog.Logger
+	// Dependency is handed to the executor; nil: there are none.
+	Dependency Dependency
+	Log        *slog.Logger
 }
 
 // Set is the whole of what this node must run.

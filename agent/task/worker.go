@@ -57,7 +57,7 @@ func (w *worker) accept(ctx context.Context) stage {
 	err := w.attempt(ctx, func(ctx context.Context) error {
 		var err error
 		if w.ctl == nil {
-			if w.ctl, err = w.cfg.Executor.Controller(w.assignment(), w.networks); err != nil {
+			if w.ctl, err = w.cfg.Executor.Controller(w.assignment(), w.networks, w.cfg.Dependency); err != nil {
 				w.ctl = nil
 				return err
 			}

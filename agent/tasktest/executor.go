@@ -61,7 +61,7 @@ func (e *Executor) Describe(context.Context) ([]byte, error) {
 }
 
 // Controller returns the controller of a task.
-func (e *Executor) Controller(a *api.Assignment, _ map[string]*api.NetworkRecord) (task.Controller, error) {
+func (e *Executor) Controller(a *api.Assignment, _ map[string]*api.NetworkRecord, _ task.Dependency) (task.Controller, error) {
 	var s Script
 	if e.Script != nil {
 		s = e.Script(a)

@@ -52,7 +52,7 @@ func Run(ctx context.Context, cfg Config, version string) error {
 		return fmt.Errorf("network: %w", err)
 	}
 	eng, err := engine.New(engine.Config{
-		StateDir: filepath.Join(cfg.StateDir, "engine"), Hostname: cfg.Hostname, Version: version, Images: images, Supervisor: sup, Network: network,
+		StateDir: filepath.Join(cfg.StateDir, "engine"), RunDir: cfg.RunDir, Hostname: cfg.Hostname, Version: version, Images: images, Supervisor: sup, Network: network,
 		Insecure: cfg.Insecure, Labels: cfg.Labels, Logger: log.With("component", "engine"),
 	})
 	if err != nil {

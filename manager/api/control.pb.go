@@ -60,6 +60,126 @@ func (*Empty) Descriptor() ([]byte, []int) {
 	return file_control_proto_rawDescGZIP(), []int{0}
 }
 
+type DependencyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // "secret" | "config"
+	Ref           string                 `protobuf:"bytes,2,opt,name=ref,proto3" json:"ref,omitempty"`   // id, unique id prefix, or name
+	Version       uint64                 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	SpecJson      []byte                 `protobuf:"bytes,4,opt,name=spec_json,json=specJson,proto3" json:"spec_json,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DependencyRequest) Reset() {
+	*x = DependencyRequest{}
+	mi := &file_control_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DependencyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DependencyRequest) ProtoMessage() {}
+
+func (x *DependencyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DependencyRequest.ProtoReflect.Descriptor instead.
+func (*DependencyRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *DependencyRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *DependencyRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *DependencyRequest) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *DependencyRequest) GetSpecJson() []byte {
+	if x != nil {
+		return x.SpecJson
+	}
+	return nil
+}
+
+type DependencyListRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Filters       map[string]*StringList `protobuf:"bytes,2,rep,name=filters,proto3" json:"filters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DependencyListRequest) Reset() {
+	*x = DependencyListRequest{}
+	mi := &file_control_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DependencyListRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DependencyListRequest) ProtoMessage() {}
+
+func (x *DependencyListRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DependencyListRequest.ProtoReflect.Descriptor instead.
+func (*DependencyListRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *DependencyListRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *DependencyListRequest) GetFilters() map[string]*StringList {
+	if x != nil {
+		return x.Filters
+	}
+	return nil
+}
+
 type Object struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Json          []byte                 `protobuf:"bytes,1,opt,name=json,proto3" json:"json,omitempty"`
@@ -69,7 +189,7 @@ type Object struct {
 
 func (x *Object) Reset() {
 	*x = Object{}
-	mi := &file_control_proto_msgTypes[1]
+	mi := &file_control_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -81,7 +201,7 @@ func (x *Object) String() string {
 func (*Object) ProtoMessage() {}
 
 func (x *Object) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[1]
+	mi := &file_control_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -94,7 +214,7 @@ func (x *Object) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Object.ProtoReflect.Descriptor instead.
 func (*Object) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{1}
+	return file_control_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Object) GetJson() []byte {
@@ -113,7 +233,7 @@ type Objects struct {
 
 func (x *Objects) Reset() {
 	*x = Objects{}
-	mi := &file_control_proto_msgTypes[2]
+	mi := &file_control_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -125,7 +245,7 @@ func (x *Objects) String() string {
 func (*Objects) ProtoMessage() {}
 
 func (x *Objects) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[2]
+	mi := &file_control_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -138,7 +258,7 @@ func (x *Objects) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Objects.ProtoReflect.Descriptor instead.
 func (*Objects) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{2}
+	return file_control_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Objects) GetJson() [][]byte {
@@ -158,7 +278,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_control_proto_msgTypes[3]
+	mi := &file_control_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -170,7 +290,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[3]
+	mi := &file_control_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -183,7 +303,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{3}
+	return file_control_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *GetRequest) GetRef() string {
@@ -210,7 +330,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_control_proto_msgTypes[4]
+	mi := &file_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -222,7 +342,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[4]
+	mi := &file_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -235,7 +355,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{4}
+	return file_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ListRequest) GetFilters() map[string]*StringList {
@@ -261,7 +381,7 @@ type StringList struct {
 
 func (x *StringList) Reset() {
 	*x = StringList{}
-	mi := &file_control_proto_msgTypes[5]
+	mi := &file_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -273,7 +393,7 @@ func (x *StringList) String() string {
 func (*StringList) ProtoMessage() {}
 
 func (x *StringList) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[5]
+	mi := &file_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -286,7 +406,7 @@ func (x *StringList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StringList.ProtoReflect.Descriptor instead.
 func (*StringList) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{5}
+	return file_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *StringList) GetValues() []string {
@@ -306,7 +426,7 @@ type CreateRequest struct {
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_control_proto_msgTypes[6]
+	mi := &file_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -318,7 +438,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[6]
+	mi := &file_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -331,7 +451,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{6}
+	return file_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CreateRequest) GetSpecJson() []byte {
@@ -358,7 +478,7 @@ type Created struct {
 
 func (x *Created) Reset() {
 	*x = Created{}
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -370,7 +490,7 @@ func (x *Created) String() string {
 func (*Created) ProtoMessage() {}
 
 func (x *Created) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -383,7 +503,7 @@ func (x *Created) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Created.ProtoReflect.Descriptor instead.
 func (*Created) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{7}
+	return file_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Created) GetId() string {
@@ -416,7 +536,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -428,7 +548,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -441,7 +561,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{8}
+	return file_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *UpdateRequest) GetRef() string {
@@ -509,7 +629,7 @@ type UnlockKey struct {
 
 func (x *UnlockKey) Reset() {
 	*x = UnlockKey{}
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -521,7 +641,7 @@ func (x *UnlockKey) String() string {
 func (*UnlockKey) ProtoMessage() {}
 
 func (x *UnlockKey) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -534,7 +654,7 @@ func (x *UnlockKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnlockKey.ProtoReflect.Descriptor instead.
 func (*UnlockKey) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{9}
+	return file_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *UnlockKey) GetText() string {
@@ -553,7 +673,7 @@ type Updated struct {
 
 func (x *Updated) Reset() {
 	*x = Updated{}
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -565,7 +685,7 @@ func (x *Updated) String() string {
 func (*Updated) ProtoMessage() {}
 
 func (x *Updated) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -578,7 +698,7 @@ func (x *Updated) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Updated.ProtoReflect.Descriptor instead.
 func (*Updated) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{10}
+	return file_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Updated) GetWarnings() []string {
@@ -598,7 +718,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -610,7 +730,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -623,7 +743,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{11}
+	return file_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RemoveRequest) GetRef() string {
@@ -649,7 +769,7 @@ type NetStatusReply struct {
 
 func (x *NetStatusReply) Reset() {
 	*x = NetStatusReply{}
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -661,7 +781,7 @@ func (x *NetStatusReply) String() string {
 func (*NetStatusReply) ProtoMessage() {}
 
 func (x *NetStatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -674,7 +794,7 @@ func (x *NetStatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetStatusReply.ProtoReflect.Descriptor instead.
 func (*NetStatusReply) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{12}
+	return file_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *NetStatusReply) GetRows() []*NetStatusRow {
@@ -698,7 +818,7 @@ type NetStatusRow struct {
 
 func (x *NetStatusRow) Reset() {
 	*x = NetStatusRow{}
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -710,7 +830,7 @@ func (x *NetStatusRow) String() string {
 func (*NetStatusRow) ProtoMessage() {}
 
 func (x *NetStatusRow) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -723,7 +843,7 @@ func (x *NetStatusRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetStatusRow.ProtoReflect.Descriptor instead.
 func (*NetStatusRow) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{13}
+	return file_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *NetStatusRow) GetNodeId() string {
@@ -777,7 +897,7 @@ type RootCA struct {
 
 func (x *RootCA) Reset() {
 	*x = RootCA{}
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -789,7 +909,7 @@ func (x *RootCA) String() string {
 func (*RootCA) ProtoMessage() {}
 
 func (x *RootCA) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -802,7 +922,7 @@ func (x *RootCA) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RootCA.ProtoReflect.Descriptor instead.
 func (*RootCA) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{14}
+	return file_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RootCA) GetCertPem() []byte {
@@ -826,7 +946,7 @@ type IssueRequest struct {
 
 func (x *IssueRequest) Reset() {
 	*x = IssueRequest{}
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -838,7 +958,7 @@ func (x *IssueRequest) String() string {
 func (*IssueRequest) ProtoMessage() {}
 
 func (x *IssueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -851,7 +971,7 @@ func (x *IssueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueRequest.ProtoReflect.Descriptor instead.
 func (*IssueRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{15}
+	return file_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *IssueRequest) GetToken() string {
@@ -909,7 +1029,7 @@ type IssueReply struct {
 
 func (x *IssueReply) Reset() {
 	*x = IssueReply{}
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -921,7 +1041,7 @@ func (x *IssueReply) String() string {
 func (*IssueReply) ProtoMessage() {}
 
 func (x *IssueReply) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -934,7 +1054,7 @@ func (x *IssueReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueReply.ProtoReflect.Descriptor instead.
 func (*IssueReply) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{16}
+	return file_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *IssueReply) GetNodeId() string {
@@ -982,7 +1102,7 @@ type MemberRequest struct {
 
 func (x *MemberRequest) Reset() {
 	*x = MemberRequest{}
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -994,7 +1114,7 @@ func (x *MemberRequest) String() string {
 func (*MemberRequest) ProtoMessage() {}
 
 func (x *MemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1007,7 +1127,7 @@ func (x *MemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberRequest.ProtoReflect.Descriptor instead.
 func (*MemberRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{17}
+	return file_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *MemberRequest) GetNodeId() string {
@@ -1033,7 +1153,7 @@ type MemberReply struct {
 
 func (x *MemberReply) Reset() {
 	*x = MemberReply{}
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1045,7 +1165,7 @@ func (x *MemberReply) String() string {
 func (*MemberReply) ProtoMessage() {}
 
 func (x *MemberReply) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1058,7 +1178,7 @@ func (x *MemberReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberReply.ProtoReflect.Descriptor instead.
 func (*MemberReply) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{18}
+	return file_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *MemberReply) GetManagers() []*ManagerPeer {
@@ -1083,7 +1203,7 @@ type TaskLogsRequest struct {
 
 func (x *TaskLogsRequest) Reset() {
 	*x = TaskLogsRequest{}
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1095,7 +1215,7 @@ func (x *TaskLogsRequest) String() string {
 func (*TaskLogsRequest) ProtoMessage() {}
 
 func (x *TaskLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1108,7 +1228,7 @@ func (x *TaskLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskLogsRequest.ProtoReflect.Descriptor instead.
 func (*TaskLogsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{19}
+	return file_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *TaskLogsRequest) GetTaskId() string {
@@ -1171,7 +1291,7 @@ type LogChunk struct {
 
 func (x *LogChunk) Reset() {
 	*x = LogChunk{}
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1183,7 +1303,7 @@ func (x *LogChunk) String() string {
 func (*LogChunk) ProtoMessage() {}
 
 func (x *LogChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1196,7 +1316,7 @@ func (x *LogChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogChunk.ProtoReflect.Descriptor instead.
 func (*LogChunk) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{20}
+	return file_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *LogChunk) GetTime() int64 {
@@ -1225,7 +1345,18 @@ var File_control_proto protoreflect.FileDescriptor
 const file_control_proto_rawDesc = "" +
 	"\n" +
 	"\rcontrol.proto\x12\fskein.api.v1\x1a\x10dispatcher.proto\"\a\n" +
-	"\x05Empty\"\x1c\n" +
+	"\x05Empty\"p\n" +
+	"\x11DependencyRequest\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x10\n" +
+	"\x03ref\x18\x02 \x01(\tR\x03ref\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x04R\aversion\x12\x1b\n" +
+	"\tspec_json\x18\x04 \x01(\fR\bspecJson\"\xcd\x01\n" +
+	"\x15DependencyListRequest\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12J\n" +
+	"\afilters\x18\x02 \x03(\v20.skein.api.v1.DependencyListRequest.FiltersEntryR\afilters\x1aT\n" +
+	"\fFiltersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
+	"\x05value\x18\x02 \x01(\v2\x18.skein.api.v1.StringListR\x05value:\x028\x01\"\x1c\n" +
 	"\x06Object\x12\x12\n" +
 	"\x04json\x18\x01 \x01(\fR\x04json\"\x1d\n" +
 	"\aObjects\x12\x12\n" +
@@ -1308,7 +1439,7 @@ const file_control_proto_rawDesc = "" +
 	"\bLogChunk\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x16\n" +
 	"\x06stream\x18\x02 \x01(\rR\x06stream\x12\x12\n" +
-	"\x04line\x18\x03 \x01(\fR\x04line2\xd7\t\n" +
+	"\x04line\x18\x03 \x01(\fR\x04line2\xcf\f\n" +
 	"\aControl\x12<\n" +
 	"\n" +
 	"GetCluster\x12\x18.skein.api.v1.GetRequest\x1a\x14.skein.api.v1.Object\x12A\n" +
@@ -1332,7 +1463,12 @@ const file_control_proto_rawDesc = "" +
 	"\n" +
 	"GetNetwork\x12\x18.skein.api.v1.GetRequest\x1a\x14.skein.api.v1.Object\x12C\n" +
 	"\rCreateNetwork\x12\x1b.skein.api.v1.CreateRequest\x1a\x15.skein.api.v1.Created\x12A\n" +
-	"\rRemoveNetwork\x12\x1b.skein.api.v1.RemoveRequest\x1a\x13.skein.api.v1.Empty\x12D\n" +
+	"\rRemoveNetwork\x12\x1b.skein.api.v1.RemoveRequest\x1a\x13.skein.api.v1.Empty\x12N\n" +
+	"\x10ListDependencies\x12#.skein.api.v1.DependencyListRequest\x1a\x15.skein.api.v1.Objects\x12F\n" +
+	"\rGetDependency\x12\x1f.skein.api.v1.DependencyRequest\x1a\x14.skein.api.v1.Object\x12J\n" +
+	"\x10CreateDependency\x12\x1f.skein.api.v1.DependencyRequest\x1a\x15.skein.api.v1.Created\x12H\n" +
+	"\x10UpdateDependency\x12\x1f.skein.api.v1.DependencyRequest\x1a\x13.skein.api.v1.Empty\x12H\n" +
+	"\x10RemoveDependency\x12\x1f.skein.api.v1.DependencyRequest\x1a\x13.skein.api.v1.Empty\x12D\n" +
 	"\tNetStatus\x12\x19.skein.api.v1.ListRequest\x1a\x1c.skein.api.v1.NetStatusReply2\xd0\x01\n" +
 	"\x02CA\x126\n" +
 	"\tGetRootCA\x12\x13.skein.api.v1.Empty\x1a\x14.skein.api.v1.RootCA\x12H\n" +
@@ -1358,94 +1494,109 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_control_proto_goTypes = []any{
-	(*Empty)(nil),           // 0: skein.api.v1.Empty
-	(*Object)(nil),          // 1: skein.api.v1.Object
-	(*Objects)(nil),         // 2: skein.api.v1.Objects
-	(*GetRequest)(nil),      // 3: skein.api.v1.GetRequest
-	(*ListRequest)(nil),     // 4: skein.api.v1.ListRequest
-	(*StringList)(nil),      // 5: skein.api.v1.StringList
-	(*CreateRequest)(nil),   // 6: skein.api.v1.CreateRequest
-	(*Created)(nil),         // 7: skein.api.v1.Created
-	(*UpdateRequest)(nil),   // 8: skein.api.v1.UpdateRequest
-	(*UnlockKey)(nil),       // 9: skein.api.v1.UnlockKey
-	(*Updated)(nil),         // 10: skein.api.v1.Updated
-	(*RemoveRequest)(nil),   // 11: skein.api.v1.RemoveRequest
-	(*NetStatusReply)(nil),  // 12: skein.api.v1.NetStatusReply
-	(*NetStatusRow)(nil),    // 13: skein.api.v1.NetStatusRow
-	(*RootCA)(nil),          // 14: skein.api.v1.RootCA
-	(*IssueRequest)(nil),    // 15: skein.api.v1.IssueRequest
-	(*IssueReply)(nil),      // 16: skein.api.v1.IssueReply
-	(*MemberRequest)(nil),   // 17: skein.api.v1.MemberRequest
-	(*MemberReply)(nil),     // 18: skein.api.v1.MemberReply
-	(*TaskLogsRequest)(nil), // 19: skein.api.v1.TaskLogsRequest
-	(*LogChunk)(nil),        // 20: skein.api.v1.LogChunk
-	nil,                     // 21: skein.api.v1.ListRequest.FiltersEntry
-	(*ManagerPeer)(nil),     // 22: skein.api.v1.ManagerPeer
+	(*Empty)(nil),                 // 0: skein.api.v1.Empty
+	(*DependencyRequest)(nil),     // 1: skein.api.v1.DependencyRequest
+	(*DependencyListRequest)(nil), // 2: skein.api.v1.DependencyListRequest
+	(*Object)(nil),                // 3: skein.api.v1.Object
+	(*Objects)(nil),               // 4: skein.api.v1.Objects
+	(*GetRequest)(nil),            // 5: skein.api.v1.GetRequest
+	(*ListRequest)(nil),           // 6: skein.api.v1.ListRequest
+	(*StringList)(nil),            // 7: skein.api.v1.StringList
+	(*CreateRequest)(nil),         // 8: skein.api.v1.CreateRequest
+	(*Created)(nil),               // 9: skein.api.v1.Created
+	(*UpdateRequest)(nil),         // 10: skein.api.v1.UpdateRequest
+	(*UnlockKey)(nil),             // 11: skein.api.v1.UnlockKey
+	(*Updated)(nil),               // 12: skein.api.v1.Updated
+	(*RemoveRequest)(nil),         // 13: skein.api.v1.RemoveRequest
+	(*NetStatusReply)(nil),        // 14: skein.api.v1.NetStatusReply
+	(*NetStatusRow)(nil),          // 15: skein.api.v1.NetStatusRow
+	(*RootCA)(nil),                // 16: skein.api.v1.RootCA
+	(*IssueRequest)(nil),          // 17: skein.api.v1.IssueRequest
+	(*IssueReply)(nil),            // 18: skein.api.v1.IssueReply
+	(*MemberRequest)(nil),         // 19: skein.api.v1.MemberRequest
+	(*MemberReply)(nil),           // 20: skein.api.v1.MemberReply
+	(*TaskLogsRequest)(nil),       // 21: skein.api.v1.TaskLogsRequest
+	(*LogChunk)(nil),              // 22: skein.api.v1.LogChunk
+	nil,                           // 23: skein.api.v1.DependencyListRequest.FiltersEntry
+	nil,                           // 24: skein.api.v1.ListRequest.FiltersEntry
+	(*ManagerPeer)(nil),           // 25: skein.api.v1.ManagerPeer
 }
 var file_control_proto_depIdxs = []int32{
-	21, // 0: skein.api.v1.ListRequest.filters:type_name -> skein.api.v1.ListRequest.FiltersEntry
-	13, // 1: skein.api.v1.NetStatusReply.rows:type_name -> skein.api.v1.NetStatusRow
-	22, // 2: skein.api.v1.MemberReply.managers:type_name -> skein.api.v1.ManagerPeer
-	5,  // 3: skein.api.v1.ListRequest.FiltersEntry.value:type_name -> skein.api.v1.StringList
-	3,  // 4: skein.api.v1.Control.GetCluster:input_type -> skein.api.v1.GetRequest
-	8,  // 5: skein.api.v1.Control.UpdateCluster:input_type -> skein.api.v1.UpdateRequest
-	0,  // 6: skein.api.v1.Control.GetUnlockKey:input_type -> skein.api.v1.Empty
-	4,  // 7: skein.api.v1.Control.ListNodes:input_type -> skein.api.v1.ListRequest
-	3,  // 8: skein.api.v1.Control.GetNode:input_type -> skein.api.v1.GetRequest
-	8,  // 9: skein.api.v1.Control.UpdateNode:input_type -> skein.api.v1.UpdateRequest
-	11, // 10: skein.api.v1.Control.RemoveNode:input_type -> skein.api.v1.RemoveRequest
-	4,  // 11: skein.api.v1.Control.ListServices:input_type -> skein.api.v1.ListRequest
-	3,  // 12: skein.api.v1.Control.GetService:input_type -> skein.api.v1.GetRequest
-	6,  // 13: skein.api.v1.Control.CreateService:input_type -> skein.api.v1.CreateRequest
-	8,  // 14: skein.api.v1.Control.UpdateService:input_type -> skein.api.v1.UpdateRequest
-	11, // 15: skein.api.v1.Control.RemoveService:input_type -> skein.api.v1.RemoveRequest
-	4,  // 16: skein.api.v1.Control.ListTasks:input_type -> skein.api.v1.ListRequest
-	3,  // 17: skein.api.v1.Control.GetTask:input_type -> skein.api.v1.GetRequest
-	4,  // 18: skein.api.v1.Control.ListNetworks:input_type -> skein.api.v1.ListRequest
-	3,  // 19: skein.api.v1.Control.GetNetwork:input_type -> skein.api.v1.GetRequest
-	6,  // 20: skein.api.v1.Control.CreateNetwork:input_type -> skein.api.v1.CreateRequest
-	11, // 21: skein.api.v1.Control.RemoveNetwork:input_type -> skein.api.v1.RemoveRequest
-	4,  // 22: skein.api.v1.Control.NetStatus:input_type -> skein.api.v1.ListRequest
-	0,  // 23: skein.api.v1.CA.GetRootCA:input_type -> skein.api.v1.Empty
-	15, // 24: skein.api.v1.CA.IssueCertificate:input_type -> skein.api.v1.IssueRequest
-	15, // 25: skein.api.v1.CA.RenewCertificate:input_type -> skein.api.v1.IssueRequest
-	17, // 26: skein.api.v1.Membership.Join:input_type -> skein.api.v1.MemberRequest
-	17, // 27: skein.api.v1.Membership.Leave:input_type -> skein.api.v1.MemberRequest
-	19, // 28: skein.api.v1.Agent.TaskLogs:input_type -> skein.api.v1.TaskLogsRequest
-	0,  // 29: skein.api.v1.Agent.Ping:input_type -> skein.api.v1.Empty
-	1,  // 30: skein.api.v1.Control.GetCluster:output_type -> skein.api.v1.Object
-	0,  // 31: skein.api.v1.Control.UpdateCluster:output_type -> skein.api.v1.Empty
-	9,  // 32: skein.api.v1.Control.GetUnlockKey:output_type -> skein.api.v1.UnlockKey
-	2,  // 33: skein.api.v1.Control.ListNodes:output_type -> skein.api.v1.Objects
-	1,  // 34: skein.api.v1.Control.GetNode:output_type -> skein.api.v1.Object
-	0,  // 35: skein.api.v1.Control.UpdateNode:output_type -> skein.api.v1.Empty
-	0,  // 36: skein.api.v1.Control.RemoveNode:output_type -> skein.api.v1.Empty
-	2,  // 37: skein.api.v1.Control.ListServices:output_type -> skein.api.v1.Objects
-	1,  // 38: skein.api.v1.Control.GetService:output_type -> skein.api.v1.Object
-	7,  // 39: skein.api.v1.Control.CreateService:output_type -> skein.api.v1.Created
-	10, // 40: skein.api.v1.Control.UpdateService:output_type -> skein.api.v1.Updated
-	0,  // 41: skein.api.v1.Control.RemoveService:output_type -> skein.api.v1.Empty
-	2,  // 42: skein.api.v1.Control.ListTasks:output_type -> skein.api.v1.Objects
-	1,  // 43: skein.api.v1.Control.GetTask:output_type -> skein.api.v1.Object
-	2,  // 44: skein.api.v1.Control.ListNetworks:output_type -> skein.api.v1.Objects
-	1,  // 45: skein.api.v1.Control.GetNetwork:output_type -> skein.api.v1.Object
-	7,  // 46: skein.api.v1.Control.CreateNetwork:output_type -> skein.api.v1.Created
-	0,  // 47: skein.api.v1.Control.RemoveNetwork:output_type -> skein.api.v1.Empty
-	12, // 48: skein.api.v1.Control.NetStatus:output_type -> skein.api.v1.NetStatusReply
-	14, // 49: skein.api.v1.CA.GetRootCA:output_type -> skein.api.v1.RootCA
-	16, // 50: skein.api.v1.CA.IssueCertificate:output_type -> skein.api.v1.IssueReply
-	16, // 51: skein.api.v1.CA.RenewCertificate:output_type -> skein.api.v1.IssueReply
-	18, // 52: skein.api.v1.Membership.Join:output_type -> skein.api.v1.MemberReply
-	0,  // 53: skein.api.v1.Membership.Leave:output_type -> skein.api.v1.Empty
-	20, // 54: skein.api.v1.Agent.TaskLogs:output_type -> skein.api.v1.LogChunk
-	0,  // 55: skein.api.v1.Agent.Ping:output_type -> skein.api.v1.Empty
-	30, // [30:56] is the sub-list for method output_type
-	4,  // [4:30] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	23, // 0: skein.api.v1.DependencyListRequest.filters:type_name -> skein.api.v1.DependencyListRequest.FiltersEntry
+	24, // 1: skein.api.v1.ListRequest.filters:type_name -> skein.api.v1.ListRequest.FiltersEntry
+	15, // 2: skein.api.v1.NetStatusReply.rows:type_name -> skein.api.v1.NetStatusRow
+	25, // 3: skein.api.v1.MemberReply.managers:type_name -> skein.api.v1.ManagerPeer
+	7,  // 4: skein.api.v1.DependencyListRequest.FiltersEntry.value:type_name -> skein.api.v1.StringList
+	7,  // 5: skein.api.v1.ListRequest.FiltersEntry.value:type_name -> skein.api.v1.StringList
+	5,  // 6: skein.api.v1.Control.GetCluster:input_type -> skein.api.v1.GetRequest
+	10, // 7: skein.api.v1.Control.UpdateCluster:input_type -> skein.api.v1.UpdateRequest
+	0,  // 8: skein.api.v1.Control.GetUnlockKey:input_type -> skein.api.v1.Empty
+	6,  // 9: skein.api.v1.Control.ListNodes:input_type -> skein.api.v1.ListRequest
+	5,  // 10: skein.api.v1.Control.GetNode:input_type -> skein.api.v1.GetRequest
+	10, // 11: skein.api.v1.Control.UpdateNode:input_type -> skein.api.v1.UpdateRequest
+	13, // 12: skein.api.v1.Control.RemoveNode:input_type -> skein.api.v1.RemoveRequest
+	6,  // 13: skein.api.v1.Control.ListServices:input_type -> skein.api.v1.ListRequest
+	5,  // 14: skein.api.v1.Control.GetService:input_type -> skein.api.v1.GetRequest
+	8,  // 15: skein.api.v1.Control.CreateService:input_type -> skein.api.v1.CreateRequest
+	10, // 16: skein.api.v1.Control.UpdateService:input_type -> skein.api.v1.UpdateRequest
+	13, // 17: skein.api.v1.Control.RemoveService:input_type -> skein.api.v1.RemoveRequest
+	6,  // 18: skein.api.v1.Control.ListTasks:input_type -> skein.api.v1.ListRequest
+	5,  // 19: skein.api.v1.Control.GetTask:input_type -> skein.api.v1.GetRequest
+	6,  // 20: skein.api.v1.Control.ListNetworks:input_type -> skein.api.v1.ListRequest
+	5,  // 21: skein.api.v1.Control.GetNetwork:input_type -> skein.api.v1.GetRequest
+	8,  // 22: skein.api.v1.Control.CreateNetwork:input_type -> skein.api.v1.CreateRequest
+	13, // 23: skein.api.v1.Control.RemoveNetwork:input_type -> skein.api.v1.RemoveRequest
+	2,  // 24: skein.api.v1.Control.ListDependencies:input_type -> skein.api.v1.DependencyListRequest
+	1,  // 25: skein.api.v1.Control.GetDependency:input_type -> skein.api.v1.DependencyRequest
+	1,  // 26: skein.api.v1.Control.CreateDependency:input_type -> skein.api.v1.DependencyRequest
+	1,  // 27: skein.api.v1.Control.UpdateDependency:input_type -> skein.api.v1.DependencyRequest
+	1,  // 28: skein.api.v1.Control.RemoveDependency:input_type -> skein.api.v1.DependencyRequest
+	6,  // 29: skein.api.v1.Control.NetStatus:input_type -> skein.api.v1.ListRequest
+	0,  // 30: skein.api.v1.CA.GetRootCA:input_type -> skein.api.v1.Empty
+	17, // 31: skein.api.v1.CA.IssueCertificate:input_type -> skein.api.v1.IssueRequest
+	17, // 32: skein.api.v1.CA.RenewCertificate:input_type -> skein.api.v1.IssueRequest
+	19, // 33: skein.api.v1.Membership.Join:input_type -> skein.api.v1.MemberRequest
+	19, // 34: skein.api.v1.Membership.Leave:input_type -> skein.api.v1.MemberRequest
+	21, // 35: skein.api.v1.Agent.TaskLogs:input_type -> skein.api.v1.TaskLogsRequest
+	0,  // 36: skein.api.v1.Agent.Ping:input_type -> skein.api.v1.Empty
+	3,  // 37: skein.api.v1.Control.GetCluster:output_type -> skein.api.v1.Object
+	0,  // 38: skein.api.v1.Control.UpdateCluster:output_type -> skein.api.v1.Empty
+	11, // 39: skein.api.v1.Control.GetUnlockKey:output_type -> skein.api.v1.UnlockKey
+	4,  // 40: skein.api.v1.Control.ListNodes:output_type -> skein.api.v1.Objects
+	3,  // 41: skein.api.v1.Control.GetNode:output_type -> skein.api.v1.Object
+	0,  // 42: skein.api.v1.Control.UpdateNode:output_type -> skein.api.v1.Empty
+	0,  // 43: skein.api.v1.Control.RemoveNode:output_type -> skein.api.v1.Empty
+	4,  // 44: skein.api.v1.Control.ListServices:output_type -> skein.api.v1.Objects
+	3,  // 45: skein.api.v1.Control.GetService:output_type -> skein.api.v1.Object
+	9,  // 46: skein.api.v1.Control.CreateService:output_type -> skein.api.v1.Created
+	12, // 47: skein.api.v1.Control.UpdateService:output_type -> skein.api.v1.Updated
+	0,  // 48: skein.api.v1.Control.RemoveService:output_type -> skein.api.v1.Empty
+	4,  // 49: skein.api.v1.Control.ListTasks:output_type -> skein.api.v1.Objects
+	3,  // 50: skein.api.v1.Control.GetTask:output_type -> skein.api.v1.Object
+	4,  // 51: skein.api.v1.Control.ListNetworks:output_type -> skein.api.v1.Objects
+	3,  // 52: skein.api.v1.Control.GetNetwork:output_type -> skein.api.v1.Object
+	9,  // 53: skein.api.v1.Control.CreateNetwork:output_type -> skein.api.v1.Created
+	0,  // 54: skein.api.v1.Control.RemoveNetwork:output_type -> skein.api.v1.Empty
+	4,  // 55: skein.api.v1.Control.ListDependencies:output_type -> skein.api.v1.Objects
+	3,  // 56: skein.api.v1.Control.GetDependency:output_type -> skein.api.v1.Object
+	9,  // 57: skein.api.v1.Control.CreateDependency:output_type -> skein.api.v1.Created
+	0,  // 58: skein.api.v1.Control.UpdateDependency:output_type -> skein.api.v1.Empty
+	0,  // 59: skein.api.v1.Control.RemoveDependency:output_type -> skein.api.v1.Empty
+	14, // 60: skein.api.v1.Control.NetStatus:output_type -> skein.api.v1.NetStatusReply
+	16, // 61: skein.api.v1.CA.GetRootCA:output_type -> skein.api.v1.RootCA
+	18, // 62: skein.api.v1.CA.IssueCertificate:output_type -> skein.api.v1.IssueReply
+	18, // 63: skein.api.v1.CA.RenewCertificate:output_type -> skein.api.v1.IssueReply
+	20, // 64: skein.api.v1.Membership.Join:output_type -> skein.api.v1.MemberReply
+	0,  // 65: skein.api.v1.Membership.Leave:output_type -> skein.api.v1.Empty
+	22, // 66: skein.api.v1.Agent.TaskLogs:output_type -> skein.api.v1.LogChunk
+	0,  // 67: skein.api.v1.Agent.Ping:output_type -> skein.api.v1.Empty
+	37, // [37:68] is the sub-list for method output_type
+	6,  // [6:37] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -1460,7 +1611,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -22,25 +22,30 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Control_GetCluster_FullMethodName    = "/skein.api.v1.Control/GetCluster"
-	Control_UpdateCluster_FullMethodName = "/skein.api.v1.Control/UpdateCluster"
-	Control_GetUnlockKey_FullMethodName  = "/skein.api.v1.Control/GetUnlockKey"
-	Control_ListNodes_FullMethodName     = "/skein.api.v1.Control/ListNodes"
-	Control_GetNode_FullMethodName       = "/skein.api.v1.Control/GetNode"
-	Control_UpdateNode_FullMethodName    = "/skein.api.v1.Control/UpdateNode"
-	Control_RemoveNode_FullMethodName    = "/skein.api.v1.Control/RemoveNode"
-	Control_ListServices_FullMethodName  = "/skein.api.v1.Control/ListServices"
-	Control_GetService_FullMethodName    = "/skein.api.v1.Control/GetService"
-	Control_CreateService_FullMethodName = "/skein.api.v1.Control/CreateService"
-	Control_UpdateService_FullMethodName = "/skein.api.v1.Control/UpdateService"
-	Control_RemoveService_FullMethodName = "/skein.api.v1.Control/RemoveService"
-	Control_ListTasks_FullMethodName     = "/skein.api.v1.Control/ListTasks"
-	Control_GetTask_FullMethodName       = "/skein.api.v1.Control/GetTask"
-	Control_ListNetworks_FullMethodName  = "/skein.api.v1.Control/ListNetworks"
-	Control_GetNetwork_FullMethodName    = "/skein.api.v1.Control/GetNetwork"
-	Control_CreateNetwork_FullMethodName = "/skein.api.v1.Control/CreateNetwork"
-	Control_RemoveNetwork_FullMethodName = "/skein.api.v1.Control/RemoveNetwork"
-	Control_NetStatus_FullMethodName     = "/skein.api.v1.Control/NetStatus"
+	Control_GetCluster_FullMethodName       = "/skein.api.v1.Control/GetCluster"
+	Control_UpdateCluster_FullMethodName    = "/skein.api.v1.Control/UpdateCluster"
+	Control_GetUnlockKey_FullMethodName     = "/skein.api.v1.Control/GetUnlockKey"
+	Control_ListNodes_FullMethodName        = "/skein.api.v1.Control/ListNodes"
+	Control_GetNode_FullMethodName          = "/skein.api.v1.Control/GetNode"
+	Control_UpdateNode_FullMethodName       = "/skein.api.v1.Control/UpdateNode"
+	Control_RemoveNode_FullMethodName       = "/skein.api.v1.Control/RemoveNode"
+	Control_ListServices_FullMethodName     = "/skein.api.v1.Control/ListServices"
+	Control_GetService_FullMethodName       = "/skein.api.v1.Control/GetService"
+	Control_CreateService_FullMethodName    = "/skein.api.v1.Control/CreateService"
+	Control_UpdateService_FullMethodName    = "/skein.api.v1.Control/UpdateService"
+	Control_RemoveService_FullMethodName    = "/skein.api.v1.Control/RemoveService"
+	Control_ListTasks_FullMethodName        = "/skein.api.v1.Control/ListTasks"
+	Control_GetTask_FullMethodName          = "/skein.api.v1.Control/GetTask"
+	Control_ListNetworks_FullMethodName     = "/skein.api.v1.Control/ListNetworks"
+	Control_GetNetwork_FullMethodName       = "/skein.api.v1.Control/GetNetwork"
+	Control_CreateNetwork_FullMethodName    = "/skein.api.v1.Control/CreateNetwork"
+	Control_RemoveNetwork_FullMethodName    = "/skein.api.v1.Control/RemoveNetwork"
+	Control_ListDependencies_FullMethodName = "/skein.api.v1.Control/ListDependencies"
+	Control_GetDependency_FullMethodName    = "/skein.api.v1.Control/GetDependency"
+	Control_CreateDependency_FullMethodName = "/skein.api.v1.Control/CreateDependency"
+	Control_UpdateDependency_FullMethodName = "/skein.api.v1.Control/UpdateDependency"
+	Control_RemoveDependency_FullMethodName = "/skein.api.v1.Control/RemoveDependency"
+	Control_NetStatus_FullMethodName        = "/skein.api.v1.Control/NetStatus"
 )
 
 // ControlClient is the client API for Control service.
@@ -67,6 +72,11 @@ type ControlClient interface {
 	GetNetwork(ctx context.Context, in *GetRequest, opts ...grpc.CallOption) (*Object, error)
 	CreateNetwork(ctx context.Context, in *CreateRequest, opts ...grpc.CallOption) (*Created, error)
 	RemoveNetwork(ctx context.Context, in *RemoveRequest, opts ...grpc.CallOption) (*Empty, error)
+	ListDependencies(ctx context.Context, in *DependencyListRequest, opts ...grpc.CallOption) (*Objects, error)
+	GetDependency(ctx context.Context, in *DependencyRequest, opts ...grpc.CallOption) (*Object, error)
+	CreateDependency(ctx context.Context, in *DependencyRequest, opts ...grpc.CallOption) (*Created, error)
+	UpdateDependency(ctx context.Context, in *DependencyRequest, opts ...grpc.CallOption) (*Empty, error)
+	RemoveDependency(ctx context.Context, in *DependencyRequest, opts ...grpc.CallOption) (*Empty, error)
 	NetStatus(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*NetStatusReply, error)
 }
 
@@ -258,6 +268,56 @@ func (c *controlClient) RemoveNetwork(ctx context.Context, in *RemoveRequest, op
 	return out, nil
 }
 
+func (c *controlClient) ListDependencies(ctx context.Context, in *DependencyListRequest, opts ...grpc.CallOption) (*Objects, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Objects)
+	err := c.cc.Invoke(ctx, Control_ListDependencies_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) GetDependency(ctx context.Context, in *DependencyRequest, opts ...grpc.CallOption) (*Object, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Object)
+	err := c.cc.Invoke(ctx, Control_GetDependency_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) CreateDependency(ctx context.Context, in *DependencyRequest, opts ...grpc.CallOption) (*Created, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Created)
+	err := c.cc.Invoke(ctx, Control_CreateDependency_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) UpdateDependency(ctx context.Context, in *DependencyRequest, opts ...grpc.CallOption) (*Empty, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Empty)
+	err := c.cc.Invoke(ctx, Control_UpdateDependency_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) RemoveDependency(ctx context.Context, in *DependencyRequest, opts ...grpc.CallOption) (*Empty, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Empty)
+	err := c.cc.Invoke(ctx, Control_RemoveDependency_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *controlClient) NetStatus(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*NetStatusReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(NetStatusReply)
@@ -292,6 +352,11 @@ type ControlServer interface {
 	GetNetwork(context.Context, *GetRequest) (*Object, error)
 	CreateNetwork(context.Context, *CreateRequest) (*Created, error)
 	RemoveNetwork(context.Context, *RemoveRequest) (*Empty, error)
+	ListDependencies(context.Context, *DependencyListRequest) (*Objects, error)
+	GetDependency(context.Context, *DependencyRequest) (*Object, error)
+	CreateDependency(context.Context, *DependencyRequest) (*Created, error)
+	UpdateDependency(context.Context, *DependencyRequest) (*Empty, error)
+	RemoveDependency(context.Context, *DependencyRequest) (*Empty, error)
 	NetStatus(context.Context, *ListRequest) (*NetStatusReply, error)
 	mustEmbedUnimplementedControlServer()
 }
@@ -356,6 +421,21 @@ func (UnimplementedControlServer) CreateNetwork(context.Context, *CreateRequest)
 }
 func (UnimplementedControlServer) RemoveNetwork(context.Context, *RemoveRequest) (*Empty, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method RemoveNetwork not implemented")
+}
+func (UnimplementedControlServer) ListDependencies(context.Context, *DependencyListRequest) (*Objects, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method ListDependencies not implemented")
+}
+func (UnimplementedControlServer) GetDependency(context.Context, *DependencyRequest) (*Object, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method GetDependency not implemented")
+}
+func (UnimplementedControlServer) CreateDependency(context.Context, *DependencyRequest) (*Created, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method CreateDependency not implemented")
+}
+func (UnimplementedControlServer) UpdateDependency(context.Context, *DependencyRequest) (*Empty, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method UpdateDependency not implemented")
+}
+func (UnimplementedControlServer) RemoveDependency(context.Context, *DependencyRequest) (*Empty, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method RemoveDependency not implemented")
 }
 func (UnimplementedControlServer) NetStatus(context.Context, *ListRequest) (*NetStatusReply, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method NetStatus not implemented")
@@ -705,6 +785,96 @@ func _Control_RemoveNetwork_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Control_ListDependencies_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DependencyListRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).ListDependencies(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_ListDependencies_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).ListDependencies(ctx, req.(*DependencyListRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_GetDependency_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DependencyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).GetDependency(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_GetDependency_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).GetDependency(ctx, req.(*DependencyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_CreateDependency_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DependencyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).CreateDependency(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_CreateDependency_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).CreateDependency(ctx, req.(*DependencyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_UpdateDependency_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DependencyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).UpdateDependency(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_UpdateDependency_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).UpdateDependency(ctx, req.(*DependencyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_RemoveDependency_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DependencyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).RemoveDependency(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_RemoveDependency_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).RemoveDependency(ctx, req.(*DependencyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Control_NetStatus_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListRequest)
 	if err := dec(in); err != nil {
@@ -801,6 +971,26 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RemoveNetwork",
 			Handler:    _Control_RemoveNetwork_Handler,
+		},
+		{
+			MethodName: "ListDependencies",
+			Handler:    _Control_ListDependencies_Handler,
+		},
+		{
+			MethodName: "GetDependency",
+			Handler:    _Control_GetDependency_Handler,
+		},
+		{
+			MethodName: "CreateDependency",
+			Handler:    _Control_CreateDependency_Handler,
+		},
+		{
+			MethodName: "UpdateDependency",
+			Handler:    _Control_UpdateDependency_Handler,
+		},
+		{
+			MethodName: "RemoveDependency",
+			Handler:    _Control_RemoveDependency_Handler,
 		},
 		{
 			MethodName: "NetStatus",

@@ -379,6 +379,7 @@ type ManagerMessage struct {
 	//	*ManagerMessage_Table
 	//	*ManagerMessage_Managers
 	//	*ManagerMessage_Heartbeat
+	//	*ManagerMessage_Dependencies
 	Kind          isManagerMessage_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -466,6 +467,15 @@ func (x *ManagerMessage) GetHeartbeat() *HeartbeatReply {
 	return nil
 }
 
+func (x *ManagerMessage) GetDependencies() *DependencyUpdate {
+	if x != nil {
+		if x, ok := x.Kind.(*ManagerMessage_Dependencies); ok {
+			return x.Dependencies
+		}
+	}
+	return nil
+}
+
 type isManagerMessage_Kind interface {
 	isManagerMessage_Kind()
 }
@@ -490,6 +500,10 @@ type ManagerMessage_Heartbeat struct {
 	Heartbeat *HeartbeatReply `protobuf:"bytes,5,opt,name=heartbeat,proto3,oneof"`
 }
 
+type ManagerMessage_Dependencies struct {
+	Dependencies *DependencyUpdate `protobuf:"bytes,6,opt,name=dependencies,proto3,oneof"`
+}
+
 func (*ManagerMessage_Welcome) isManagerMessage_Kind() {}
 
 func (*ManagerMessage_Assignments) isManagerMessage_Kind() {}
@@ -499,6 +513,54 @@ func (*ManagerMessage_Table) isManagerMessage_Kind() {}
 func (*ManagerMessage_Managers) isManagerMessage_Kind() {}
 
 func (*ManagerMessage_Heartbeat) isManagerMessage_Kind() {}
+
+func (*ManagerMessage_Dependencies) isManagerMessage_Kind() {}
+
+// DependencyUpdate comes before the assignments that refer to what is in it. A node gets only what tasks on it need, and keeps it in memory
+// for as long as an assignment refers to it.
+type DependencyUpdate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Set           []*DependencyRecord    `protobuf:"bytes,1,rep,name=set,proto3" json:"set,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DependencyUpdate) Reset() {
+	*x = DependencyUpdate{}
+	mi := &file_dispatcher_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DependencyUpdate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DependencyUpdate) ProtoMessage() {}
+
+func (x *DependencyUpdate) ProtoReflect() protoreflect.Message {
+	mi := &file_dispatcher_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DependencyUpdate.ProtoReflect.Descriptor instead.
+func (*DependencyUpdate) Descriptor() ([]byte, []int) {
+	return file_dispatcher_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *DependencyUpdate) GetSet() []*DependencyRecord {
+	if x != nil {
+		return x.Set
+	}
+	return nil
+}
 
 type Welcome struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
@@ -515,7 +577,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_dispatcher_proto_msgTypes[6]
+	mi := &file_dispatcher_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -527,7 +589,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[6]
+	mi := &file_dispatcher_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -540,7 +602,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{6}
+	return file_dispatcher_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Welcome) GetSessionId() string {
@@ -601,7 +663,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_dispatcher_proto_msgTypes[7]
+	mi := &file_dispatcher_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -613,7 +675,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[7]
+	mi := &file_dispatcher_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -626,7 +688,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{7}
+	return file_dispatcher_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *HeartbeatReply) GetSequence() uint64 {
@@ -645,7 +707,7 @@ type ManagerList struct {
 
 func (x *ManagerList) Reset() {
 	*x = ManagerList{}
-	mi := &file_dispatcher_proto_msgTypes[8]
+	mi := &file_dispatcher_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -657,7 +719,7 @@ func (x *ManagerList) String() string {
 func (*ManagerList) ProtoMessage() {}
 
 func (x *ManagerList) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[8]
+	mi := &file_dispatcher_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -670,7 +732,7 @@ func (x *ManagerList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManagerList.ProtoReflect.Descriptor instead.
 func (*ManagerList) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{8}
+	return file_dispatcher_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ManagerList) GetManagers() []*ManagerPeer {
@@ -691,7 +753,7 @@ type ManagerPeer struct {
 
 func (x *ManagerPeer) Reset() {
 	*x = ManagerPeer{}
-	mi := &file_dispatcher_proto_msgTypes[9]
+	mi := &file_dispatcher_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -703,7 +765,7 @@ func (x *ManagerPeer) String() string {
 func (*ManagerPeer) ProtoMessage() {}
 
 func (x *ManagerPeer) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[9]
+	mi := &file_dispatcher_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -716,7 +778,7 @@ func (x *ManagerPeer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManagerPeer.ProtoReflect.Descriptor instead.
 func (*ManagerPeer) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{9}
+	return file_dispatcher_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ManagerPeer) GetNodeId() string {
@@ -754,7 +816,7 @@ type AssignmentUpdate struct {
 
 func (x *AssignmentUpdate) Reset() {
 	*x = AssignmentUpdate{}
-	mi := &file_dispatcher_proto_msgTypes[10]
+	mi := &file_dispatcher_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -766,7 +828,7 @@ func (x *AssignmentUpdate) String() string {
 func (*AssignmentUpdate) ProtoMessage() {}
 
 func (x *AssignmentUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[10]
+	mi := &file_dispatcher_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -779,7 +841,7 @@ func (x *AssignmentUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignmentUpdate.ProtoReflect.Descriptor instead.
 func (*AssignmentUpdate) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{10}
+	return file_dispatcher_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AssignmentUpdate) GetSequence() uint64 {
@@ -835,13 +897,14 @@ type Assignment struct {
 	Drained           bool                   `protobuf:"varint,14,opt,name=drained,proto3" json:"drained,omitempty"` // with desired >= SHUTDOWN: every live node has acknowledged that this task is out of rotation
 	State             uint32                 `protobuf:"varint,15,opt,name=state,proto3" json:"state,omitempty"`     // as the manager knows it
 	ServiceLabelsJson []byte                 `protobuf:"bytes,16,opt,name=service_labels_json,json=serviceLabelsJson,proto3" json:"service_labels_json,omitempty"`
+	Dependencies      []string               `protobuf:"bytes,17,rep,name=dependencies,proto3" json:"dependencies,omitempty"` // ids of secrets and configs
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Assignment) Reset() {
 	*x = Assignment{}
-	mi := &file_dispatcher_proto_msgTypes[11]
+	mi := &file_dispatcher_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -853,7 +916,7 @@ func (x *Assignment) String() string {
 func (*Assignment) ProtoMessage() {}
 
 func (x *Assignment) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[11]
+	mi := &file_dispatcher_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -866,7 +929,7 @@ func (x *Assignment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assignment.ProtoReflect.Descriptor instead.
 func (*Assignment) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{11}
+	return file_dispatcher_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Assignment) GetTaskId() string {
@@ -981,6 +1044,13 @@ func (x *Assignment) GetServiceLabelsJson() []byte {
 	return nil
 }
 
+func (x *Assignment) GetDependencies() []string {
+	if x != nil {
+		return x.Dependencies
+	}
+	return nil
+}
+
 // TableUpdate carries the endpoint table of one network, or with table "mesh" the nodes and everything published.
 // full replaces, otherwise records are upserts by key and removals.
 type TableUpdate struct {
@@ -1002,7 +1072,7 @@ type TableUpdate struct {
 
 func (x *TableUpdate) Reset() {
 	*x = TableUpdate{}
-	mi := &file_dispatcher_proto_msgTypes[12]
+	mi := &file_dispatcher_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1014,7 +1084,7 @@ func (x *TableUpdate) String() string {
 func (*TableUpdate) ProtoMessage() {}
 
 func (x *TableUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[12]
+	mi := &file_dispatcher_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1027,7 +1097,7 @@ func (x *TableUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableUpdate.ProtoReflect.Descriptor instead.
 func (*TableUpdate) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{12}
+	return file_dispatcher_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TableUpdate) GetTable() string {
@@ -1119,7 +1189,7 @@ type NodeEndpoint struct {
 
 func (x *NodeEndpoint) Reset() {
 	*x = NodeEndpoint{}
-	mi := &file_dispatcher_proto_msgTypes[13]
+	mi := &file_dispatcher_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1131,7 +1201,7 @@ func (x *NodeEndpoint) String() string {
 func (*NodeEndpoint) ProtoMessage() {}
 
 func (x *NodeEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[13]
+	mi := &file_dispatcher_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1144,7 +1214,7 @@ func (x *NodeEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeEndpoint.ProtoReflect.Descriptor instead.
 func (*NodeEndpoint) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{13}
+	return file_dispatcher_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *NodeEndpoint) GetIndex() uint32 {
@@ -1191,7 +1261,7 @@ type ServiceEndpoint struct {
 
 func (x *ServiceEndpoint) Reset() {
 	*x = ServiceEndpoint{}
-	mi := &file_dispatcher_proto_msgTypes[14]
+	mi := &file_dispatcher_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1203,7 +1273,7 @@ func (x *ServiceEndpoint) String() string {
 func (*ServiceEndpoint) ProtoMessage() {}
 
 func (x *ServiceEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[14]
+	mi := &file_dispatcher_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1216,7 +1286,7 @@ func (x *ServiceEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceEndpoint.ProtoReflect.Descriptor instead.
 func (*ServiceEndpoint) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{14}
+	return file_dispatcher_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ServiceEndpoint) GetServiceId() string {
@@ -1284,7 +1354,7 @@ type TaskEndpoint struct {
 
 func (x *TaskEndpoint) Reset() {
 	*x = TaskEndpoint{}
-	mi := &file_dispatcher_proto_msgTypes[15]
+	mi := &file_dispatcher_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1296,7 +1366,7 @@ func (x *TaskEndpoint) String() string {
 func (*TaskEndpoint) ProtoMessage() {}
 
 func (x *TaskEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[15]
+	mi := &file_dispatcher_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1309,7 +1379,7 @@ func (x *TaskEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskEndpoint.ProtoReflect.Descriptor instead.
 func (*TaskEndpoint) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{15}
+	return file_dispatcher_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TaskEndpoint) GetTaskId() string {
@@ -1393,14 +1463,17 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\bTableAck\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x10\n" +
-	"\x03err\x18\x03 \x01(\tR\x03err\"\xb9\x02\n" +
+	"\x03err\x18\x03 \x01(\tR\x03err\"\xff\x02\n" +
 	"\x0eManagerMessage\x121\n" +
 	"\awelcome\x18\x01 \x01(\v2\x15.skein.api.v1.WelcomeH\x00R\awelcome\x12B\n" +
 	"\vassignments\x18\x02 \x01(\v2\x1e.skein.api.v1.AssignmentUpdateH\x00R\vassignments\x121\n" +
 	"\x05table\x18\x03 \x01(\v2\x19.skein.api.v1.TableUpdateH\x00R\x05table\x127\n" +
 	"\bmanagers\x18\x04 \x01(\v2\x19.skein.api.v1.ManagerListH\x00R\bmanagers\x12<\n" +
-	"\theartbeat\x18\x05 \x01(\v2\x1c.skein.api.v1.HeartbeatReplyH\x00R\theartbeatB\x06\n" +
-	"\x04kind\"\xfd\x01\n" +
+	"\theartbeat\x18\x05 \x01(\v2\x1c.skein.api.v1.HeartbeatReplyH\x00R\theartbeat\x12D\n" +
+	"\fdependencies\x18\x06 \x01(\v2\x1e.skein.api.v1.DependencyUpdateH\x00R\fdependenciesB\x06\n" +
+	"\x04kind\"D\n" +
+	"\x10DependencyUpdate\x120\n" +
+	"\x03set\x18\x01 \x03(\v2\x1e.skein.api.v1.DependencyRecordR\x03set\"\xfd\x01\n" +
 	"\aWelcome\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12)\n" +
@@ -1424,7 +1497,7 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\x04full\x18\x02 \x01(\bR\x04full\x12*\n" +
 	"\x03set\x18\x03 \x03(\v2\x18.skein.api.v1.AssignmentR\x03set\x12\x18\n" +
 	"\aremoved\x18\x04 \x03(\tR\aremoved\x127\n" +
-	"\bnetworks\x18\x05 \x03(\v2\x1b.skein.api.v1.NetworkRecordR\bnetworks\"\x8c\x04\n" +
+	"\bnetworks\x18\x05 \x03(\v2\x1b.skein.api.v1.NetworkRecordR\bnetworks\"\xb0\x04\n" +
 	"\n" +
 	"Assignment\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x1d\n" +
@@ -1445,7 +1518,8 @@ const file_dispatcher_proto_rawDesc = "" +
 	"startAfter\x12\x18\n" +
 	"\adrained\x18\x0e \x01(\bR\adrained\x12\x14\n" +
 	"\x05state\x18\x0f \x01(\rR\x05state\x12.\n" +
-	"\x13service_labels_json\x18\x10 \x01(\fR\x11serviceLabelsJson\"\xc0\x03\n" +
+	"\x13service_labels_json\x18\x10 \x01(\fR\x11serviceLabelsJson\x12\"\n" +
+	"\fdependencies\x18\x11 \x03(\tR\fdependencies\"\xc0\x03\n" +
 	"\vTableUpdate\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x12\n" +
@@ -1501,7 +1575,7 @@ func file_dispatcher_proto_rawDescGZIP() []byte {
 	return file_dispatcher_proto_rawDescData
 }
 
-var file_dispatcher_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_dispatcher_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_dispatcher_proto_goTypes = []any{
 	(*AgentMessage)(nil),     // 0: skein.api.v1.AgentMessage
 	(*Hello)(nil),            // 1: skein.api.v1.Hello
@@ -1509,54 +1583,58 @@ var file_dispatcher_proto_goTypes = []any{
 	(*StatusBatch)(nil),      // 3: skein.api.v1.StatusBatch
 	(*TableAck)(nil),         // 4: skein.api.v1.TableAck
 	(*ManagerMessage)(nil),   // 5: skein.api.v1.ManagerMessage
-	(*Welcome)(nil),          // 6: skein.api.v1.Welcome
-	(*HeartbeatReply)(nil),   // 7: skein.api.v1.HeartbeatReply
-	(*ManagerList)(nil),      // 8: skein.api.v1.ManagerList
-	(*ManagerPeer)(nil),      // 9: skein.api.v1.ManagerPeer
-	(*AssignmentUpdate)(nil), // 10: skein.api.v1.AssignmentUpdate
-	(*Assignment)(nil),       // 11: skein.api.v1.Assignment
-	(*TableUpdate)(nil),      // 12: skein.api.v1.TableUpdate
-	(*NodeEndpoint)(nil),     // 13: skein.api.v1.NodeEndpoint
-	(*ServiceEndpoint)(nil),  // 14: skein.api.v1.ServiceEndpoint
-	(*TaskEndpoint)(nil),     // 15: skein.api.v1.TaskEndpoint
-	(*TaskReport)(nil),       // 16: skein.api.v1.TaskReport
-	(*NodeRecord)(nil),       // 17: skein.api.v1.NodeRecord
-	(*NetworkRecord)(nil),    // 18: skein.api.v1.NetworkRecord
-	(*Attachment)(nil),       // 19: skein.api.v1.Attachment
-	(*PortConfig)(nil),       // 20: skein.api.v1.PortConfig
+	(*DependencyUpdate)(nil), // 6: skein.api.v1.DependencyUpdate
+	(*Welcome)(nil),          // 7: skein.api.v1.Welcome
+	(*HeartbeatReply)(nil),   // 8: skein.api.v1.HeartbeatReply
+	(*ManagerList)(nil),      // 9: skein.api.v1.ManagerList
+	(*ManagerPeer)(nil),      // 10: skein.api.v1.ManagerPeer
+	(*AssignmentUpdate)(nil), // 11: skein.api.v1.AssignmentUpdate
+	(*Assignment)(nil),       // 12: skein.api.v1.Assignment
+	(*TableUpdate)(nil),      // 13: skein.api.v1.TableUpdate
+	(*NodeEndpoint)(nil),     // 14: skein.api.v1.NodeEndpoint
+	(*ServiceEndpoint)(nil),  // 15: skein.api.v1.ServiceEndpoint
+	(*TaskEndpoint)(nil),     // 16: skein.api.v1.TaskEndpoint
+	(*TaskReport)(nil),       // 17: skein.api.v1.TaskReport
+	(*DependencyRecord)(nil), // 18: skein.api.v1.DependencyRecord
+	(*NodeRecord)(nil),       // 19: skein.api.v1.NodeRecord
+	(*NetworkRecord)(nil),    // 20: skein.api.v1.NetworkRecord
+	(*Attachment)(nil),       // 21: skein.api.v1.Attachment
+	(*PortConfig)(nil),       // 22: skein.api.v1.PortConfig
 }
 var file_dispatcher_proto_depIdxs = []int32{
 	1,  // 0: skein.api.v1.AgentMessage.hello:type_name -> skein.api.v1.Hello
 	2,  // 1: skein.api.v1.AgentMessage.heartbeat:type_name -> skein.api.v1.Heartbeat
 	3,  // 2: skein.api.v1.AgentMessage.statuses:type_name -> skein.api.v1.StatusBatch
 	4,  // 3: skein.api.v1.AgentMessage.ack:type_name -> skein.api.v1.TableAck
-	16, // 4: skein.api.v1.Hello.statuses:type_name -> skein.api.v1.TaskReport
+	17, // 4: skein.api.v1.Hello.statuses:type_name -> skein.api.v1.TaskReport
 	4,  // 5: skein.api.v1.Hello.acks:type_name -> skein.api.v1.TableAck
-	16, // 6: skein.api.v1.StatusBatch.reports:type_name -> skein.api.v1.TaskReport
-	6,  // 7: skein.api.v1.ManagerMessage.welcome:type_name -> skein.api.v1.Welcome
-	10, // 8: skein.api.v1.ManagerMessage.assignments:type_name -> skein.api.v1.AssignmentUpdate
-	12, // 9: skein.api.v1.ManagerMessage.table:type_name -> skein.api.v1.TableUpdate
-	8,  // 10: skein.api.v1.ManagerMessage.managers:type_name -> skein.api.v1.ManagerList
-	7,  // 11: skein.api.v1.ManagerMessage.heartbeat:type_name -> skein.api.v1.HeartbeatReply
-	17, // 12: skein.api.v1.Welcome.node:type_name -> skein.api.v1.NodeRecord
-	9,  // 13: skein.api.v1.ManagerList.managers:type_name -> skein.api.v1.ManagerPeer
-	11, // 14: skein.api.v1.AssignmentUpdate.set:type_name -> skein.api.v1.Assignment
-	18, // 15: skein.api.v1.AssignmentUpdate.networks:type_name -> skein.api.v1.NetworkRecord
-	19, // 16: skein.api.v1.Assignment.attachments:type_name -> skein.api.v1.Attachment
-	20, // 17: skein.api.v1.Assignment.ports:type_name -> skein.api.v1.PortConfig
-	18, // 18: skein.api.v1.TableUpdate.network:type_name -> skein.api.v1.NetworkRecord
-	13, // 19: skein.api.v1.TableUpdate.nodes:type_name -> skein.api.v1.NodeEndpoint
-	14, // 20: skein.api.v1.TableUpdate.services:type_name -> skein.api.v1.ServiceEndpoint
-	15, // 21: skein.api.v1.TableUpdate.endpoints:type_name -> skein.api.v1.TaskEndpoint
-	20, // 22: skein.api.v1.ServiceEndpoint.ports:type_name -> skein.api.v1.PortConfig
-	20, // 23: skein.api.v1.TaskEndpoint.host_ports:type_name -> skein.api.v1.PortConfig
-	0,  // 24: skein.api.v1.Dispatcher.Session:input_type -> skein.api.v1.AgentMessage
-	5,  // 25: skein.api.v1.Dispatcher.Session:output_type -> skein.api.v1.ManagerMessage
-	25, // [25:26] is the sub-list for method output_type
-	24, // [24:25] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	17, // 6: skein.api.v1.StatusBatch.reports:type_name -> skein.api.v1.TaskReport
+	7,  // 7: skein.api.v1.ManagerMessage.welcome:type_name -> skein.api.v1.Welcome
+	11, // 8: skein.api.v1.ManagerMessage.assignments:type_name -> skein.api.v1.AssignmentUpdate
+	13, // 9: skein.api.v1.ManagerMessage.table:type_name -> skein.api.v1.TableUpdate
+	9,  // 10: skein.api.v1.ManagerMessage.managers:type_name -> skein.api.v1.ManagerList
+	8,  // 11: skein.api.v1.ManagerMessage.heartbeat:type_name -> skein.api.v1.HeartbeatReply
+	6,  // 12: skein.api.v1.ManagerMessage.dependencies:type_name -> skein.api.v1.DependencyUpdate
+	18, // 13: skein.api.v1.DependencyUpdate.set:type_name -> skein.api.v1.DependencyRecord
+	19, // 14: skein.api.v1.Welcome.node:type_name -> skein.api.v1.NodeRecord
+	10, // 15: skein.api.v1.ManagerList.managers:type_name -> skein.api.v1.ManagerPeer
+	12, // 16: skein.api.v1.AssignmentUpdate.set:type_name -> skein.api.v1.Assignment
+	20, // 17: skein.api.v1.AssignmentUpdate.networks:type_name -> skein.api.v1.NetworkRecord
+	21, // 18: skein.api.v1.Assignment.attachments:type_name -> skein.api.v1.Attachment
+	22, // 19: skein.api.v1.Assignment.ports:type_name -> skein.api.v1.PortConfig
+	20, // 20: skein.api.v1.TableUpdate.network:type_name -> skein.api.v1.NetworkRecord
+	14, // 21: skein.api.v1.TableUpdate.nodes:type_name -> skein.api.v1.NodeEndpoint
+	15, // 22: skein.api.v1.TableUpdate.services:type_name -> skein.api.v1.ServiceEndpoint
+	16, // 23: skein.api.v1.TableUpdate.endpoints:type_name -> skein.api.v1.TaskEndpoint
+	22, // 24: skein.api.v1.ServiceEndpoint.ports:type_name -> skein.api.v1.PortConfig
+	22, // 25: skein.api.v1.TaskEndpoint.host_ports:type_name -> skein.api.v1.PortConfig
+	0,  // 26: skein.api.v1.Dispatcher.Session:input_type -> skein.api.v1.AgentMessage
+	5,  // 27: skein.api.v1.Dispatcher.Session:output_type -> skein.api.v1.ManagerMessage
+	27, // [27:28] is the sub-list for method output_type
+	26, // [26:27] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_dispatcher_proto_init() }
@@ -1577,6 +1655,7 @@ func file_dispatcher_proto_init() {
 		(*ManagerMessage_Table)(nil),
 		(*ManagerMessage_Managers)(nil),
 		(*ManagerMessage_Heartbeat)(nil),
+		(*ManagerMessage_Dependencies)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1584,7 +1663,7 @@ func file_dispatcher_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dispatcher_proto_rawDesc), len(file_dispatcher_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

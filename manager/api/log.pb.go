@@ -217,6 +217,8 @@ type Change struct {
 	//	*Change_ReportTask
 	//	*Change_DesireTasks
 	//	*Change_DeleteTasks
+	//	*Change_PutDependency
+	//	*Change_DeleteDependency
 	Kind          isChange_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -394,6 +396,24 @@ func (x *Change) GetDeleteTasks() *TaskDelete {
 	return nil
 }
 
+func (x *Change) GetPutDependency() *DependencyRecord {
+	if x != nil {
+		if x, ok := x.Kind.(*Change_PutDependency); ok {
+			return x.PutDependency
+		}
+	}
+	return nil
+}
+
+func (x *Change) GetDeleteDependency() *DependencyRef {
+	if x != nil {
+		if x, ok := x.Kind.(*Change_DeleteDependency); ok {
+			return x.DeleteDependency
+		}
+	}
+	return nil
+}
+
 type isChange_Kind interface {
 	isChange_Kind()
 }
@@ -458,6 +478,14 @@ type Change_DeleteTasks struct {
 	DeleteTasks *TaskDelete `protobuf:"bytes,15,opt,name=delete_tasks,json=deleteTasks,proto3,oneof"`
 }
 
+type Change_PutDependency struct {
+	PutDependency *DependencyRecord `protobuf:"bytes,16,opt,name=put_dependency,json=putDependency,proto3,oneof"`
+}
+
+type Change_DeleteDependency struct {
+	DeleteDependency *DependencyRef `protobuf:"bytes,17,opt,name=delete_dependency,json=deleteDependency,proto3,oneof"`
+}
+
 func (*Change_Expect) isChange_Kind() {}
 
 func (*Change_PutCluster) isChange_Kind() {}
@@ -488,6 +516,147 @@ func (*Change_DesireTasks) isChange_Kind() {}
 
 func (*Change_DeleteTasks) isChange_Kind() {}
 
+func (*Change_PutDependency) isChange_Kind() {}
+
+func (*Change_DeleteDependency) isChange_Kind() {}
+
+// DependencyRecord is a secret or a config: content that tasks find as a file.
+type DependencyRecord struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Meta          *Meta                  `protobuf:"bytes,2,opt,name=meta,proto3" json:"meta,omitempty"`
+	Kind          string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"` // "secret" | "config"
+	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	SpecJson      []byte                 `protobuf:"bytes,5,opt,name=spec_json,json=specJson,proto3" json:"spec_json,omitempty"` // canonical JSON of moby swarm.SecretSpec or ConfigSpec, without the content
+	Data          []byte                 `protobuf:"bytes,6,opt,name=data,proto3" json:"data,omitempty"`                         // the content; never changes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DependencyRecord) Reset() {
+	*x = DependencyRecord{}
+	mi := &file_log_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DependencyRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DependencyRecord) ProtoMessage() {}
+
+func (x *DependencyRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_log_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DependencyRecord.ProtoReflect.Descriptor instead.
+func (*DependencyRecord) Descriptor() ([]byte, []int) {
+	return file_log_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *DependencyRecord) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *DependencyRecord) GetMeta() *Meta {
+	if x != nil {
+		return x.Meta
+	}
+	return nil
+}
+
+func (x *DependencyRecord) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *DependencyRecord) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DependencyRecord) GetSpecJson() []byte {
+	if x != nil {
+		return x.SpecJson
+	}
+	return nil
+}
+
+func (x *DependencyRecord) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type DependencyRef struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DependencyRef) Reset() {
+	*x = DependencyRef{}
+	mi := &file_log_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DependencyRef) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DependencyRef) ProtoMessage() {}
+
+func (x *DependencyRef) ProtoReflect() protoreflect.Message {
+	mi := &file_log_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DependencyRef.ProtoReflect.Descriptor instead.
+func (*DependencyRef) Descriptor() ([]byte, []int) {
+	return file_log_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *DependencyRef) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *DependencyRef) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
 // Meta: version is the Raft index of the last change (set by Apply), times are entry times.
 type Meta struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -500,7 +669,7 @@ type Meta struct {
 
 func (x *Meta) Reset() {
 	*x = Meta{}
-	mi := &file_log_proto_msgTypes[4]
+	mi := &file_log_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -512,7 +681,7 @@ func (x *Meta) String() string {
 func (*Meta) ProtoMessage() {}
 
 func (x *Meta) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[4]
+	mi := &file_log_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -525,7 +694,7 @@ func (x *Meta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Meta.ProtoReflect.Descriptor instead.
 func (*Meta) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{4}
+	return file_log_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Meta) GetVersion() uint64 {
@@ -573,7 +742,7 @@ type ClusterRecord struct {
 
 func (x *ClusterRecord) Reset() {
 	*x = ClusterRecord{}
-	mi := &file_log_proto_msgTypes[5]
+	mi := &file_log_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -585,7 +754,7 @@ func (x *ClusterRecord) String() string {
 func (*ClusterRecord) ProtoMessage() {}
 
 func (x *ClusterRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[5]
+	mi := &file_log_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -598,7 +767,7 @@ func (x *ClusterRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterRecord.ProtoReflect.Descriptor instead.
 func (*ClusterRecord) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{5}
+	return file_log_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ClusterRecord) GetId() string {
@@ -724,7 +893,7 @@ type RemovedNode struct {
 
 func (x *RemovedNode) Reset() {
 	*x = RemovedNode{}
-	mi := &file_log_proto_msgTypes[6]
+	mi := &file_log_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -736,7 +905,7 @@ func (x *RemovedNode) String() string {
 func (*RemovedNode) ProtoMessage() {}
 
 func (x *RemovedNode) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[6]
+	mi := &file_log_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -749,7 +918,7 @@ func (x *RemovedNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovedNode.ProtoReflect.Descriptor instead.
 func (*RemovedNode) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{6}
+	return file_log_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RemovedNode) GetNodeId() string {
@@ -787,7 +956,7 @@ type NodeRecord struct {
 
 func (x *NodeRecord) Reset() {
 	*x = NodeRecord{}
-	mi := &file_log_proto_msgTypes[7]
+	mi := &file_log_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -799,7 +968,7 @@ func (x *NodeRecord) String() string {
 func (*NodeRecord) ProtoMessage() {}
 
 func (x *NodeRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[7]
+	mi := &file_log_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -812,7 +981,7 @@ func (x *NodeRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeRecord.ProtoReflect.Descriptor instead.
 func (*NodeRecord) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{7}
+	return file_log_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *NodeRecord) GetId() string {
@@ -917,7 +1086,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_log_proto_msgTypes[8]
+	mi := &file_log_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -929,7 +1098,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[8]
+	mi := &file_log_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -942,7 +1111,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{8}
+	return file_log_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *NodeStatus) GetNodeId() string {
@@ -987,7 +1156,7 @@ type ServiceRecord struct {
 
 func (x *ServiceRecord) Reset() {
 	*x = ServiceRecord{}
-	mi := &file_log_proto_msgTypes[9]
+	mi := &file_log_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -999,7 +1168,7 @@ func (x *ServiceRecord) String() string {
 func (*ServiceRecord) ProtoMessage() {}
 
 func (x *ServiceRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[9]
+	mi := &file_log_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1012,7 +1181,7 @@ func (x *ServiceRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceRecord.ProtoReflect.Descriptor instead.
 func (*ServiceRecord) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{9}
+	return file_log_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ServiceRecord) GetId() string {
@@ -1117,7 +1286,7 @@ type Revision struct {
 
 func (x *Revision) Reset() {
 	*x = Revision{}
-	mi := &file_log_proto_msgTypes[10]
+	mi := &file_log_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1129,7 +1298,7 @@ func (x *Revision) String() string {
 func (*Revision) ProtoMessage() {}
 
 func (x *Revision) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[10]
+	mi := &file_log_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1142,7 +1311,7 @@ func (x *Revision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revision.ProtoReflect.Descriptor instead.
 func (*Revision) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{10}
+	return file_log_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Revision) GetNumber() uint64 {
@@ -1177,7 +1346,7 @@ type VIP struct {
 
 func (x *VIP) Reset() {
 	*x = VIP{}
-	mi := &file_log_proto_msgTypes[11]
+	mi := &file_log_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1189,7 +1358,7 @@ func (x *VIP) String() string {
 func (*VIP) ProtoMessage() {}
 
 func (x *VIP) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[11]
+	mi := &file_log_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1202,7 +1371,7 @@ func (x *VIP) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VIP.ProtoReflect.Descriptor instead.
 func (*VIP) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{11}
+	return file_log_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *VIP) GetNetworkId() string {
@@ -1239,7 +1408,7 @@ type PortConfig struct {
 
 func (x *PortConfig) Reset() {
 	*x = PortConfig{}
-	mi := &file_log_proto_msgTypes[12]
+	mi := &file_log_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1251,7 +1420,7 @@ func (x *PortConfig) String() string {
 func (*PortConfig) ProtoMessage() {}
 
 func (x *PortConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[12]
+	mi := &file_log_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1264,7 +1433,7 @@ func (x *PortConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortConfig.ProtoReflect.Descriptor instead.
 func (*PortConfig) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{12}
+	return file_log_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PortConfig) GetProtocol() string {
@@ -1315,7 +1484,7 @@ type UpdateStatus struct {
 
 func (x *UpdateStatus) Reset() {
 	*x = UpdateStatus{}
-	mi := &file_log_proto_msgTypes[13]
+	mi := &file_log_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1327,7 +1496,7 @@ func (x *UpdateStatus) String() string {
 func (*UpdateStatus) ProtoMessage() {}
 
 func (x *UpdateStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[13]
+	mi := &file_log_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1340,7 +1509,7 @@ func (x *UpdateStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateStatus.ProtoReflect.Descriptor instead.
 func (*UpdateStatus) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{13}
+	return file_log_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *UpdateStatus) GetServiceId() string {
@@ -1399,7 +1568,7 @@ type NetworkRecord struct {
 
 func (x *NetworkRecord) Reset() {
 	*x = NetworkRecord{}
-	mi := &file_log_proto_msgTypes[14]
+	mi := &file_log_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1411,7 +1580,7 @@ func (x *NetworkRecord) String() string {
 func (*NetworkRecord) ProtoMessage() {}
 
 func (x *NetworkRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[14]
+	mi := &file_log_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1424,7 +1593,7 @@ func (x *NetworkRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkRecord.ProtoReflect.Descriptor instead.
 func (*NetworkRecord) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{14}
+	return file_log_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *NetworkRecord) GetId() string {
@@ -1530,7 +1699,7 @@ type TaskCreate struct {
 
 func (x *TaskCreate) Reset() {
 	*x = TaskCreate{}
-	mi := &file_log_proto_msgTypes[15]
+	mi := &file_log_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1542,7 +1711,7 @@ func (x *TaskCreate) String() string {
 func (*TaskCreate) ProtoMessage() {}
 
 func (x *TaskCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[15]
+	mi := &file_log_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1555,7 +1724,7 @@ func (x *TaskCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskCreate.ProtoReflect.Descriptor instead.
 func (*TaskCreate) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{15}
+	return file_log_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TaskCreate) GetServiceId() string {
@@ -1592,7 +1761,7 @@ type TaskPlacement struct {
 
 func (x *TaskPlacement) Reset() {
 	*x = TaskPlacement{}
-	mi := &file_log_proto_msgTypes[16]
+	mi := &file_log_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1604,7 +1773,7 @@ func (x *TaskPlacement) String() string {
 func (*TaskPlacement) ProtoMessage() {}
 
 func (x *TaskPlacement) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[16]
+	mi := &file_log_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1617,7 +1786,7 @@ func (x *TaskPlacement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskPlacement.ProtoReflect.Descriptor instead.
 func (*TaskPlacement) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{16}
+	return file_log_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *TaskPlacement) GetTaskIds() []string {
@@ -1660,7 +1829,7 @@ type TaskReport struct {
 
 func (x *TaskReport) Reset() {
 	*x = TaskReport{}
-	mi := &file_log_proto_msgTypes[17]
+	mi := &file_log_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1672,7 +1841,7 @@ func (x *TaskReport) String() string {
 func (*TaskReport) ProtoMessage() {}
 
 func (x *TaskReport) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[17]
+	mi := &file_log_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1685,7 +1854,7 @@ func (x *TaskReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskReport.ProtoReflect.Descriptor instead.
 func (*TaskReport) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{17}
+	return file_log_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TaskReport) GetTaskId() string {
@@ -1768,7 +1937,7 @@ type TaskDesire struct {
 
 func (x *TaskDesire) Reset() {
 	*x = TaskDesire{}
-	mi := &file_log_proto_msgTypes[18]
+	mi := &file_log_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1780,7 +1949,7 @@ func (x *TaskDesire) String() string {
 func (*TaskDesire) ProtoMessage() {}
 
 func (x *TaskDesire) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[18]
+	mi := &file_log_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1793,7 +1962,7 @@ func (x *TaskDesire) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskDesire.ProtoReflect.Descriptor instead.
 func (*TaskDesire) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{18}
+	return file_log_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TaskDesire) GetTaskIds() []string {
@@ -1819,7 +1988,7 @@ type TaskDelete struct {
 
 func (x *TaskDelete) Reset() {
 	*x = TaskDelete{}
-	mi := &file_log_proto_msgTypes[19]
+	mi := &file_log_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1831,7 +2000,7 @@ func (x *TaskDelete) String() string {
 func (*TaskDelete) ProtoMessage() {}
 
 func (x *TaskDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[19]
+	mi := &file_log_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1844,7 +2013,7 @@ func (x *TaskDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskDelete.ProtoReflect.Descriptor instead.
 func (*TaskDelete) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{19}
+	return file_log_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *TaskDelete) GetTaskIds() []string {
@@ -1881,7 +2050,7 @@ type TaskRecord struct {
 
 func (x *TaskRecord) Reset() {
 	*x = TaskRecord{}
-	mi := &file_log_proto_msgTypes[20]
+	mi := &file_log_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1893,7 +2062,7 @@ func (x *TaskRecord) String() string {
 func (*TaskRecord) ProtoMessage() {}
 
 func (x *TaskRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[20]
+	mi := &file_log_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1906,7 +2075,7 @@ func (x *TaskRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskRecord.ProtoReflect.Descriptor instead.
 func (*TaskRecord) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{20}
+	return file_log_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TaskRecord) GetId() string {
@@ -2048,7 +2217,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_log_proto_msgTypes[21]
+	mi := &file_log_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2060,7 +2229,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[21]
+	mi := &file_log_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2073,7 +2242,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{21}
+	return file_log_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Attachment) GetNetworkId() string {
@@ -2117,6 +2286,7 @@ type SnapshotChunk struct {
 	//	*SnapshotChunk_Task
 	//	*SnapshotChunk_Quarantine
 	//	*SnapshotChunk_End
+	//	*SnapshotChunk_Dependency
 	Kind          isSnapshotChunk_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2124,7 +2294,7 @@ type SnapshotChunk struct {
 
 func (x *SnapshotChunk) Reset() {
 	*x = SnapshotChunk{}
-	mi := &file_log_proto_msgTypes[22]
+	mi := &file_log_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2136,7 +2306,7 @@ func (x *SnapshotChunk) String() string {
 func (*SnapshotChunk) ProtoMessage() {}
 
 func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[22]
+	mi := &file_log_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2149,7 +2319,7 @@ func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotChunk.ProtoReflect.Descriptor instead.
 func (*SnapshotChunk) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{22}
+	return file_log_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SnapshotChunk) GetKind() isSnapshotChunk_Kind {
@@ -2231,6 +2401,15 @@ func (x *SnapshotChunk) GetEnd() *SnapshotEnd {
 	return nil
 }
 
+func (x *SnapshotChunk) GetDependency() *DependencyRecord {
+	if x != nil {
+		if x, ok := x.Kind.(*SnapshotChunk_Dependency); ok {
+			return x.Dependency
+		}
+	}
+	return nil
+}
+
 type isSnapshotChunk_Kind interface {
 	isSnapshotChunk_Kind()
 }
@@ -2267,6 +2446,10 @@ type SnapshotChunk_End struct {
 	End *SnapshotEnd `protobuf:"bytes,8,opt,name=end,proto3,oneof"`
 }
 
+type SnapshotChunk_Dependency struct {
+	Dependency *DependencyRecord `protobuf:"bytes,9,opt,name=dependency,proto3,oneof"`
+}
+
 func (*SnapshotChunk_Header) isSnapshotChunk_Kind() {}
 
 func (*SnapshotChunk_Cluster) isSnapshotChunk_Kind() {}
@@ -2283,6 +2466,8 @@ func (*SnapshotChunk_Quarantine) isSnapshotChunk_Kind() {}
 
 func (*SnapshotChunk_End) isSnapshotChunk_Kind() {}
 
+func (*SnapshotChunk_Dependency) isSnapshotChunk_Kind() {}
+
 type SnapshotHeader struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Format        uint32                 `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`
@@ -2296,7 +2481,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_log_proto_msgTypes[23]
+	mi := &file_log_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2308,7 +2493,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[23]
+	mi := &file_log_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2321,7 +2506,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{23}
+	return file_log_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -2371,7 +2556,7 @@ type Quarantine struct {
 
 func (x *Quarantine) Reset() {
 	*x = Quarantine{}
-	mi := &file_log_proto_msgTypes[24]
+	mi := &file_log_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2383,7 +2568,7 @@ func (x *Quarantine) String() string {
 func (*Quarantine) ProtoMessage() {}
 
 func (x *Quarantine) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[24]
+	mi := &file_log_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2396,7 +2581,7 @@ func (x *Quarantine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quarantine.ProtoReflect.Descriptor instead.
 func (*Quarantine) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{24}
+	return file_log_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Quarantine) GetPool() string {
@@ -2430,7 +2615,7 @@ type SnapshotEnd struct {
 
 func (x *SnapshotEnd) Reset() {
 	*x = SnapshotEnd{}
-	mi := &file_log_proto_msgTypes[25]
+	mi := &file_log_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2442,7 +2627,7 @@ func (x *SnapshotEnd) String() string {
 func (*SnapshotEnd) ProtoMessage() {}
 
 func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[25]
+	mi := &file_log_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2455,7 +2640,7 @@ func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEnd.ProtoReflect.Descriptor instead.
 func (*SnapshotEnd) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{25}
+	return file_log_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SnapshotEnd) GetChunks() uint64 {
@@ -2485,7 +2670,7 @@ type TaskCreate_Item struct {
 
 func (x *TaskCreate_Item) Reset() {
 	*x = TaskCreate_Item{}
-	mi := &file_log_proto_msgTypes[28]
+	mi := &file_log_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2497,7 +2682,7 @@ func (x *TaskCreate_Item) String() string {
 func (*TaskCreate_Item) ProtoMessage() {}
 
 func (x *TaskCreate_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[28]
+	mi := &file_log_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2510,7 +2695,7 @@ func (x *TaskCreate_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskCreate_Item.ProtoReflect.Descriptor instead.
 func (*TaskCreate_Item) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{15, 0}
+	return file_log_proto_rawDescGZIP(), []int{17, 0}
 }
 
 func (x *TaskCreate_Item) GetSlot() uint64 {
@@ -2563,7 +2748,7 @@ const file_log_proto_rawDesc = "" +
 	"\x06Expect\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x18\n" +
-	"\aversion\x18\x03 \x01(\x04R\aversion\"\xe6\x06\n" +
+	"\aversion\x18\x03 \x01(\x04R\aversion\"\xfb\a\n" +
 	"\x06Change\x12.\n" +
 	"\x06expect\x18\x01 \x01(\v2\x14.skein.api.v1.ExpectH\x00R\x06expect\x12>\n" +
 	"\vput_cluster\x18\x02 \x01(\v2\x1b.skein.api.v1.ClusterRecordH\x00R\n" +
@@ -2587,8 +2772,20 @@ const file_log_proto_rawDesc = "" +
 	"\vreport_task\x18\r \x01(\v2\x18.skein.api.v1.TaskReportH\x00R\n" +
 	"reportTask\x12=\n" +
 	"\fdesire_tasks\x18\x0e \x01(\v2\x18.skein.api.v1.TaskDesireH\x00R\vdesireTasks\x12=\n" +
-	"\fdelete_tasks\x18\x0f \x01(\v2\x18.skein.api.v1.TaskDeleteH\x00R\vdeleteTasksB\x06\n" +
-	"\x04kind\"T\n" +
+	"\fdelete_tasks\x18\x0f \x01(\v2\x18.skein.api.v1.TaskDeleteH\x00R\vdeleteTasks\x12G\n" +
+	"\x0eput_dependency\x18\x10 \x01(\v2\x1e.skein.api.v1.DependencyRecordH\x00R\rputDependency\x12J\n" +
+	"\x11delete_dependency\x18\x11 \x01(\v2\x1b.skein.api.v1.DependencyRefH\x00R\x10deleteDependencyB\x06\n" +
+	"\x04kind\"\xa3\x01\n" +
+	"\x10DependencyRecord\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12&\n" +
+	"\x04meta\x18\x02 \x01(\v2\x12.skein.api.v1.MetaR\x04meta\x12\x12\n" +
+	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x1b\n" +
+	"\tspec_json\x18\x05 \x01(\fR\bspecJson\x12\x12\n" +
+	"\x04data\x18\x06 \x01(\fR\x04data\"3\n" +
+	"\rDependencyRef\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\"T\n" +
 	"\x04Meta\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x18\n" +
 	"\acreated\x18\x02 \x01(\x03R\acreated\x12\x18\n" +
@@ -2771,7 +2968,7 @@ const file_log_proto_rawDesc = "" +
 	"network_id\x18\x01 \x01(\tR\tnetworkId\x12\x14\n" +
 	"\x05addr4\x18\x02 \x01(\tR\x05addr4\x12\x14\n" +
 	"\x05addr6\x18\x03 \x01(\tR\x05addr6\x12\x18\n" +
-	"\aaliases\x18\x04 \x03(\tR\aaliases\"\xc5\x03\n" +
+	"\aaliases\x18\x04 \x03(\tR\aaliases\"\x87\x04\n" +
 	"\rSnapshotChunk\x126\n" +
 	"\x06header\x18\x01 \x01(\v2\x1c.skein.api.v1.SnapshotHeaderH\x00R\x06header\x127\n" +
 	"\acluster\x18\x02 \x01(\v2\x1b.skein.api.v1.ClusterRecordH\x00R\acluster\x12.\n" +
@@ -2782,7 +2979,10 @@ const file_log_proto_rawDesc = "" +
 	"\n" +
 	"quarantine\x18\a \x01(\v2\x18.skein.api.v1.QuarantineH\x00R\n" +
 	"quarantine\x12-\n" +
-	"\x03end\x18\b \x01(\v2\x19.skein.api.v1.SnapshotEndH\x00R\x03endB\x06\n" +
+	"\x03end\x18\b \x01(\v2\x19.skein.api.v1.SnapshotEndH\x00R\x03end\x12@\n" +
+	"\n" +
+	"dependency\x18\t \x01(\v2\x1e.skein.api.v1.DependencyRecordH\x00R\n" +
+	"dependencyB\x06\n" +
 	"\x04kind\"\x95\x01\n" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
@@ -2811,83 +3011,89 @@ func file_log_proto_rawDescGZIP() []byte {
 	return file_log_proto_rawDescData
 }
 
-var file_log_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_log_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_log_proto_goTypes = []any{
-	(*Entry)(nil),           // 0: skein.api.v1.Entry
-	(*Txn)(nil),             // 1: skein.api.v1.Txn
-	(*Expect)(nil),          // 2: skein.api.v1.Expect
-	(*Change)(nil),          // 3: skein.api.v1.Change
-	(*Meta)(nil),            // 4: skein.api.v1.Meta
-	(*ClusterRecord)(nil),   // 5: skein.api.v1.ClusterRecord
-	(*RemovedNode)(nil),     // 6: skein.api.v1.RemovedNode
-	(*NodeRecord)(nil),      // 7: skein.api.v1.NodeRecord
-	(*NodeStatus)(nil),      // 8: skein.api.v1.NodeStatus
-	(*ServiceRecord)(nil),   // 9: skein.api.v1.ServiceRecord
-	(*Revision)(nil),        // 10: skein.api.v1.Revision
-	(*VIP)(nil),             // 11: skein.api.v1.VIP
-	(*PortConfig)(nil),      // 12: skein.api.v1.PortConfig
-	(*UpdateStatus)(nil),    // 13: skein.api.v1.UpdateStatus
-	(*NetworkRecord)(nil),   // 14: skein.api.v1.NetworkRecord
-	(*TaskCreate)(nil),      // 15: skein.api.v1.TaskCreate
-	(*TaskPlacement)(nil),   // 16: skein.api.v1.TaskPlacement
-	(*TaskReport)(nil),      // 17: skein.api.v1.TaskReport
-	(*TaskDesire)(nil),      // 18: skein.api.v1.TaskDesire
-	(*TaskDelete)(nil),      // 19: skein.api.v1.TaskDelete
-	(*TaskRecord)(nil),      // 20: skein.api.v1.TaskRecord
-	(*Attachment)(nil),      // 21: skein.api.v1.Attachment
-	(*SnapshotChunk)(nil),   // 22: skein.api.v1.SnapshotChunk
-	(*SnapshotHeader)(nil),  // 23: skein.api.v1.SnapshotHeader
-	(*Quarantine)(nil),      // 24: skein.api.v1.Quarantine
-	(*SnapshotEnd)(nil),     // 25: skein.api.v1.SnapshotEnd
-	nil,                     // 26: skein.api.v1.NodeRecord.LabelsEntry
-	nil,                     // 27: skein.api.v1.NetworkRecord.LabelsEntry
-	(*TaskCreate_Item)(nil), // 28: skein.api.v1.TaskCreate.Item
+	(*Entry)(nil),            // 0: skein.api.v1.Entry
+	(*Txn)(nil),              // 1: skein.api.v1.Txn
+	(*Expect)(nil),           // 2: skein.api.v1.Expect
+	(*Change)(nil),           // 3: skein.api.v1.Change
+	(*DependencyRecord)(nil), // 4: skein.api.v1.DependencyRecord
+	(*DependencyRef)(nil),    // 5: skein.api.v1.DependencyRef
+	(*Meta)(nil),             // 6: skein.api.v1.Meta
+	(*ClusterRecord)(nil),    // 7: skein.api.v1.ClusterRecord
+	(*RemovedNode)(nil),      // 8: skein.api.v1.RemovedNode
+	(*NodeRecord)(nil),       // 9: skein.api.v1.NodeRecord
+	(*NodeStatus)(nil),       // 10: skein.api.v1.NodeStatus
+	(*ServiceRecord)(nil),    // 11: skein.api.v1.ServiceRecord
+	(*Revision)(nil),         // 12: skein.api.v1.Revision
+	(*VIP)(nil),              // 13: skein.api.v1.VIP
+	(*PortConfig)(nil),       // 14: skein.api.v1.PortConfig
+	(*UpdateStatus)(nil),     // 15: skein.api.v1.UpdateStatus
+	(*NetworkRecord)(nil),    // 16: skein.api.v1.NetworkRecord
+	(*TaskCreate)(nil),       // 17: skein.api.v1.TaskCreate
+	(*TaskPlacement)(nil),    // 18: skein.api.v1.TaskPlacement
+	(*TaskReport)(nil),       // 19: skein.api.v1.TaskReport
+	(*TaskDesire)(nil),       // 20: skein.api.v1.TaskDesire
+	(*TaskDelete)(nil),       // 21: skein.api.v1.TaskDelete
+	(*TaskRecord)(nil),       // 22: skein.api.v1.TaskRecord
+	(*Attachment)(nil),       // 23: skein.api.v1.Attachment
+	(*SnapshotChunk)(nil),    // 24: skein.api.v1.SnapshotChunk
+	(*SnapshotHeader)(nil),   // 25: skein.api.v1.SnapshotHeader
+	(*Quarantine)(nil),       // 26: skein.api.v1.Quarantine
+	(*SnapshotEnd)(nil),      // 27: skein.api.v1.SnapshotEnd
+	nil,                      // 28: skein.api.v1.NodeRecord.LabelsEntry
+	nil,                      // 29: skein.api.v1.NetworkRecord.LabelsEntry
+	(*TaskCreate_Item)(nil),  // 30: skein.api.v1.TaskCreate.Item
 }
 var file_log_proto_depIdxs = []int32{
 	1,  // 0: skein.api.v1.Entry.txns:type_name -> skein.api.v1.Txn
 	3,  // 1: skein.api.v1.Txn.changes:type_name -> skein.api.v1.Change
 	2,  // 2: skein.api.v1.Change.expect:type_name -> skein.api.v1.Expect
-	5,  // 3: skein.api.v1.Change.put_cluster:type_name -> skein.api.v1.ClusterRecord
-	7,  // 4: skein.api.v1.Change.put_node:type_name -> skein.api.v1.NodeRecord
-	8,  // 5: skein.api.v1.Change.node_status:type_name -> skein.api.v1.NodeStatus
-	9,  // 6: skein.api.v1.Change.put_service:type_name -> skein.api.v1.ServiceRecord
-	13, // 7: skein.api.v1.Change.update_status:type_name -> skein.api.v1.UpdateStatus
-	14, // 8: skein.api.v1.Change.put_network:type_name -> skein.api.v1.NetworkRecord
-	15, // 9: skein.api.v1.Change.create_tasks:type_name -> skein.api.v1.TaskCreate
-	16, // 10: skein.api.v1.Change.place_tasks:type_name -> skein.api.v1.TaskPlacement
-	17, // 11: skein.api.v1.Change.report_task:type_name -> skein.api.v1.TaskReport
-	18, // 12: skein.api.v1.Change.desire_tasks:type_name -> skein.api.v1.TaskDesire
-	19, // 13: skein.api.v1.Change.delete_tasks:type_name -> skein.api.v1.TaskDelete
-	4,  // 14: skein.api.v1.ClusterRecord.meta:type_name -> skein.api.v1.Meta
-	6,  // 15: skein.api.v1.ClusterRecord.removed:type_name -> skein.api.v1.RemovedNode
-	4,  // 16: skein.api.v1.NodeRecord.meta:type_name -> skein.api.v1.Meta
-	26, // 17: skein.api.v1.NodeRecord.labels:type_name -> skein.api.v1.NodeRecord.LabelsEntry
-	8,  // 18: skein.api.v1.NodeRecord.status:type_name -> skein.api.v1.NodeStatus
-	4,  // 19: skein.api.v1.ServiceRecord.meta:type_name -> skein.api.v1.Meta
-	11, // 20: skein.api.v1.ServiceRecord.vips:type_name -> skein.api.v1.VIP
-	12, // 21: skein.api.v1.ServiceRecord.ports:type_name -> skein.api.v1.PortConfig
-	13, // 22: skein.api.v1.ServiceRecord.update_status:type_name -> skein.api.v1.UpdateStatus
-	10, // 23: skein.api.v1.ServiceRecord.revisions:type_name -> skein.api.v1.Revision
-	4,  // 24: skein.api.v1.NetworkRecord.meta:type_name -> skein.api.v1.Meta
-	27, // 25: skein.api.v1.NetworkRecord.labels:type_name -> skein.api.v1.NetworkRecord.LabelsEntry
-	28, // 26: skein.api.v1.TaskCreate.items:type_name -> skein.api.v1.TaskCreate.Item
-	12, // 27: skein.api.v1.TaskReport.ports:type_name -> skein.api.v1.PortConfig
-	17, // 28: skein.api.v1.TaskRecord.status:type_name -> skein.api.v1.TaskReport
-	21, // 29: skein.api.v1.TaskRecord.attachments:type_name -> skein.api.v1.Attachment
-	12, // 30: skein.api.v1.TaskRecord.host_ports:type_name -> skein.api.v1.PortConfig
-	23, // 31: skein.api.v1.SnapshotChunk.header:type_name -> skein.api.v1.SnapshotHeader
-	5,  // 32: skein.api.v1.SnapshotChunk.cluster:type_name -> skein.api.v1.ClusterRecord
-	7,  // 33: skein.api.v1.SnapshotChunk.node:type_name -> skein.api.v1.NodeRecord
-	9,  // 34: skein.api.v1.SnapshotChunk.service:type_name -> skein.api.v1.ServiceRecord
-	14, // 35: skein.api.v1.SnapshotChunk.network:type_name -> skein.api.v1.NetworkRecord
-	20, // 36: skein.api.v1.SnapshotChunk.task:type_name -> skein.api.v1.TaskRecord
-	24, // 37: skein.api.v1.SnapshotChunk.quarantine:type_name -> skein.api.v1.Quarantine
-	25, // 38: skein.api.v1.SnapshotChunk.end:type_name -> skein.api.v1.SnapshotEnd
-	39, // [39:39] is the sub-list for method output_type
-	39, // [39:39] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	7,  // 3: skein.api.v1.Change.put_cluster:type_name -> skein.api.v1.ClusterRecord
+	9,  // 4: skein.api.v1.Change.put_node:type_name -> skein.api.v1.NodeRecord
+	10, // 5: skein.api.v1.Change.node_status:type_name -> skein.api.v1.NodeStatus
+	11, // 6: skein.api.v1.Change.put_service:type_name -> skein.api.v1.ServiceRecord
+	15, // 7: skein.api.v1.Change.update_status:type_name -> skein.api.v1.UpdateStatus
+	16, // 8: skein.api.v1.Change.put_network:type_name -> skein.api.v1.NetworkRecord
+	17, // 9: skein.api.v1.Change.create_tasks:type_name -> skein.api.v1.TaskCreate
+	18, // 10: skein.api.v1.Change.place_tasks:type_name -> skein.api.v1.TaskPlacement
+	19, // 11: skein.api.v1.Change.report_task:type_name -> skein.api.v1.TaskReport
+	20, // 12: skein.api.v1.Change.desire_tasks:type_name -> skein.api.v1.TaskDesire
+	21, // 13: skein.api.v1.Change.delete_tasks:type_name -> skein.api.v1.TaskDelete
+	4,  // 14: skein.api.v1.Change.put_dependency:type_name -> skein.api.v1.DependencyRecord
+	5,  // 15: skein.api.v1.Change.delete_dependency:type_name -> skein.api.v1.DependencyRef
+	6,  // 16: skein.api.v1.DependencyRecord.meta:type_name -> skein.api.v1.Meta
+	6,  // 17: skein.api.v1.ClusterRecord.meta:type_name -> skein.api.v1.Meta
+	8,  // 18: skein.api.v1.ClusterRecord.removed:type_name -> skein.api.v1.RemovedNode
+	6,  // 19: skein.api.v1.NodeRecord.meta:type_name -> skein.api.v1.Meta
+	28, // 20: skein.api.v1.NodeRecord.labels:type_name -> skein.api.v1.NodeRecord.LabelsEntry
+	10, // 21: skein.api.v1.NodeRecord.status:type_name -> skein.api.v1.NodeStatus
+	6,  // 22: skein.api.v1.ServiceRecord.meta:type_name -> skein.api.v1.Meta
+	13, // 23: skein.api.v1.ServiceRecord.vips:type_name -> skein.api.v1.VIP
+	14, // 24: skein.api.v1.ServiceRecord.ports:type_name -> skein.api.v1.PortConfig
+	15, // 25: skein.api.v1.ServiceRecord.update_status:type_name -> skein.api.v1.UpdateStatus
+	12, // 26: skein.api.v1.ServiceRecord.revisions:type_name -> skein.api.v1.Revision
+	6,  // 27: skein.api.v1.NetworkRecord.meta:type_name -> skein.api.v1.Meta
+	29, // 28: skein.api.v1.NetworkRecord.labels:type_name -> skein.api.v1.NetworkRecord.LabelsEntry
+	30, // 29: skein.api.v1.TaskCreate.items:type_name -> skein.api.v1.TaskCreate.Item
+	14, // 30: skein.api.v1.TaskReport.ports:type_name -> skein.api.v1.PortConfig
+	19, // 31: skein.api.v1.TaskRecord.status:type_name -> skein.api.v1.TaskReport
+	23, // 32: skein.api.v1.TaskRecord.attachments:type_name -> skein.api.v1.Attachment
+	14, // 33: skein.api.v1.TaskRecord.host_ports:type_name -> skein.api.v1.PortConfig
+	25, // 34: skein.api.v1.SnapshotChunk.header:type_name -> skein.api.v1.SnapshotHeader
+	7,  // 35: skein.api.v1.SnapshotChunk.cluster:type_name -> skein.api.v1.ClusterRecord
+	9,  // 36: skein.api.v1.SnapshotChunk.node:type_name -> skein.api.v1.NodeRecord
+	11, // 37: skein.api.v1.SnapshotChunk.service:type_name -> skein.api.v1.ServiceRecord
+	16, // 38: skein.api.v1.SnapshotChunk.network:type_name -> skein.api.v1.NetworkRecord
+	22, // 39: skein.api.v1.SnapshotChunk.task:type_name -> skein.api.v1.TaskRecord
+	26, // 40: skein.api.v1.SnapshotChunk.quarantine:type_name -> skein.api.v1.Quarantine
+	27, // 41: skein.api.v1.SnapshotChunk.end:type_name -> skein.api.v1.SnapshotEnd
+	4,  // 42: skein.api.v1.SnapshotChunk.dependency:type_name -> skein.api.v1.DependencyRecord
+	43, // [43:43] is the sub-list for method output_type
+	43, // [43:43] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_log_proto_init() }
@@ -2911,8 +3117,10 @@ func file_log_proto_init() {
 		(*Change_ReportTask)(nil),
 		(*Change_DesireTasks)(nil),
 		(*Change_DeleteTasks)(nil),
+		(*Change_PutDependency)(nil),
+		(*Change_DeleteDependency)(nil),
 	}
-	file_log_proto_msgTypes[22].OneofWrappers = []any{
+	file_log_proto_msgTypes[24].OneofWrappers = []any{
 		(*SnapshotChunk_Header)(nil),
 		(*SnapshotChunk_Cluster)(nil),
 		(*SnapshotChunk_Node)(nil),
@@ -2921,6 +3129,7 @@ func file_log_proto_init() {
 		(*SnapshotChunk_Task)(nil),
 		(*SnapshotChunk_Quarantine)(nil),
 		(*SnapshotChunk_End)(nil),
+		(*SnapshotChunk_Dependency)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2928,7 +3137,7 @@ func file_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_log_proto_rawDesc), len(file_log_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   29,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

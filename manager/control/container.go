@@ -49,16 +49,15 @@ func validateContainer(c *swarm.ContainerSpec) error {
 	if err := validateHealth(c.Healthcheck); err != nil {
 		return err
 	}
-	return validateMounts(c.Mounts)
+	if err := validateMounts(c.Mounts); err != nil {
+		return err
+	}
+	return validateDependencies(c)
 }
 
 // refuseUnbuilt names what a task could not get.
 func refuseUnbuilt(c *swarm.ContainerSpec) error {
 	switch p := c.Privileges; {
-	case len(c.Secrets) > 0:
-		return notBuilt("secrets")
-	case len(c.Configs) > 0:
-		return notBuilt("configs")
 	case c.Isolation != "" && c.Isolation != container.IsolationDefault:
 		return notBuilt("isolation %q", c.Isolation)
 	case p == nil:

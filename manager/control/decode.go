@@ -13,8 +13,12 @@ import (
 
 // decode reads one JSON object strictly: bounded, no unknown fields, nothing behind it.
 func decode(what string, data []byte, into any) error {
-	if len(data) > api.MaxSpecBytes {
-		return invalid("%s: %d bytes are more than the limit of %d", what, len(data), api.MaxSpecBytes)
+	return decodeUpTo(what, data, api.MaxSpecBytes, into)
+}
+
+func decodeUpTo(what string, data []byte, limit int, into any) error {
+	if len(data) > limit {
+		return invalid("%s: %d bytes are more than the limit of %d", what, len(data), limit)
 	}
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.DisallowUnknownFields()

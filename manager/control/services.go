@@ -126,6 +126,12 @@ func (s *Server) updated(tx store.ReadTx, old *store.Service, spec *swarm.Servic
 		if bytes.Equal(rec.SpecJson, old.SpecJson) {
 			return nil, api.Errorf(errdefs.ErrFailedPrecondition, "service %s: its previous spec is the same as its current one", old.Name)
 		}
+		for _, id := range store.DependencyIDs(old.Previous) {
+			if tx.Dependency(id) == nil {
+				return nil, api.Errorf(errdefs.ErrFailedPrecondition, "service %s cannot be rolled back: a secret or config of its previous spec (%s) is not there any more: update the service instead",
+					old.Name, id)
+			}
+		}
 		for _, n := range old.Previous.TaskTemplate.Networks {
 			if _, err := networkID(tx, n.Target); err != nil {
 				return nil, api.Errorf(errdefs.ErrFailedPrecondition, "service %s cannot be rolled back: network %s of its previous spec is not there any more: update the service instead",

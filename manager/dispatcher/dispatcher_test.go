@@ -34,6 +34,7 @@ type lab struct {
 	store *store.Store
 	front *dispatcher.Front
 	conn  *grpc.ClientConn
+	deps  []string // secrets of the services to come
 }
 
 func id(s string) string { return strings.Repeat("0", 25-len(s)) + s }
@@ -89,6 +90,9 @@ func (l *lab) tasks(service string, nodes ...string) []string {
 	l.t.Helper()
 	spec := swarm.ServiceSpec{Annotations: swarm.Annotations{Name: service, Labels: map[string]string{"a": "b"}}}
 	spec.TaskTemplate.ContainerSpec = &swarm.ContainerSpec{Image: "web:1"}
+	for _, d := range l.deps {
+		spec.TaskTemplate.ContainerSpec.Secrets = append(spec.TaskTemplate.ContainerSpec.Secrets, &swarm.SecretReference{SecretID: id(d), SecretName: d, File: &swarm.SecretReferenceFileTarget{Name: d}})
+	}
 	spec.TaskTemplate.Networks = []swarm.NetworkAttachmentConfig{{Target: id("net"), Aliases: []string{"www"}}}
 	b, err := json.Marshal(spec)
 	if err != nil {
@@ -321,6 +325,67 @@ func TestUpdatesCarryOnlyWhatChanged(t *testing.T) {
 			t.Errorf("after the ack: %v", inc)
 		}
 		_ = tasks
+	})
+}
+
+// A node is sent the secrets and configs that its tasks need, once, before the tasks, and nothing of others'.
+func TestDependenciesGoWhereTheyAreNeeded(t *testing.T) {
+	bubble(t, func(l *lab) {
+		l.node("w1", "w2")
+		for _, n := range []string{"sec1", "sec2"} {
+			l.apply(&api.Change{Kind: &api.Change_PutDependency{PutDependency: &api.DependencyRecord{Kind: "secret", Id: id(n), Name: n, SpecJson: []byte("{}"), Data: []byte("data of " + n)}}})
+		}
+		l.deps = []string{"sec1"}
+		web := l.tasks("web", "w1", "w1")
+		l.deps = []string{"sec1", "sec2"}
+		api1 := l.tasks("api", "w2")
+		got := func(p *peer) (names []string, u *api.AssignmentUpdate) {
+			u = until(p, "assignments", func(m *api.ManagerMessage) (*api.AssignmentUpdate, bool) {
+				for _, d := range m.GetDependencies().GetSet() {
+					names = append(names, d.Name)
+				}
+				return m.GetAssignments(), m.GetAssignments() != nil
+			})
+			return names, u
+		}
+		p1, p2 := l.dial("w1").hello(&api.Hello{}), l.dial("w2").hello(&api.Hello{})
+		defer p1.cancel()
+		defer p2.cancel()
+		if names, u := got(p1); !slices.Equal(names, []string{"sec1"}) || len(u.Set) != 2 || !slices.Equal(u.Set[0].Dependencies, []string{id("sec1")}) {
+			t.Errorf("w1 got %v", names)
+		}
+		if names, _ := got(p2); !slices.Equal(names, []string{"sec1", "sec2"}) {
+			t.Errorf("w2 got %v", names)
+		}
+		// A third task needs nothing new; when all of them are gone the agent has forgotten, and a later one needs it again.
+		l.deps = []string{"sec1"}
+		more := l.tasks("more", "w1")
+		if names, u := got(p1); len(names) != 0 || len(u.Set) != 1 {
+			t.Errorf("w1 got %v again", names)
+		}
+		end := func(ids ...string) {
+			for _, task := range ids {
+				p1.report(&api.TaskReport{TaskId: task, State: uint32(api.TaskFailed)})
+			}
+			for ; len(ids) > 0; synctest.Wait() {
+				if tsk := l.task(ids[0]); tsk.State == api.TaskFailed {
+					ids = ids[1:]
+				}
+				time.Sleep(time.Second)
+			}
+		}
+		all := append(web, more...)
+		end(all...)
+		l.apply(&api.Change{Kind: &api.Change_DeleteTasks{DeleteTasks: &api.TaskDelete{TaskIds: all}}})
+		for gone := 0; gone < len(all); {
+			_, u := got(p1)
+			gone += len(u.Removed)
+		}
+		l.tasks("again", "w1")
+		if names, _ := got(p1); !slices.Equal(names, []string{"sec1"}) {
+			t.Errorf("w1, which had forgotten it, got %v", names)
+		}
+		_ = api1
 	})
 }
 

@@ -24,6 +24,32 @@ type sentTask struct {
 	drained    bool
 }
 
+// release notes that the agent forgets a task, and with it the secrets and configs that only this task needed.
+func (s *session) release(task string) {
+	for _, id := range s.needs[task] {
+		if s.deps[id]--; s.deps[id] <= 0 {
+			delete(s.deps, id) // the agent forgets it, too
+		}
+	}
+	delete(s.needs, task)
+}
+
+// provide sends the secrets and configs of a task that its node does not hold. It comes before the assignment.
+func (d *Dispatcher) provide(s *session, tx store.ReadTx, a *api.Assignment) {
+	if _, known := s.needs[a.TaskId]; known || len(a.Dependencies) == 0 {
+		return
+	}
+	s.needs[a.TaskId] = a.Dependencies
+	for _, id := range a.Dependencies {
+		if s.deps[id]++; s.deps[id] > 1 {
+			continue
+		}
+		if rec := tx.Dependency(id); rec != nil {
+			s.push(&api.ManagerMessage{Kind: &api.ManagerMessage_Dependencies{Dependencies: &api.DependencyUpdate{Set: []*api.DependencyRecord{rec}}}})
+		}
+	}
+}
+
 // sendTables gives changed tables their new version, tells their holders, and sees to it that each node holds what it needs.
 func (d *Dispatcher) sendTables(version uint64) {
 	for _, t := range d.spread.tables {
@@ -203,6 +229,7 @@ func (d *Dispatcher) sendChanged(tx store.ReadTx, n *node) {
 		if e == nil || e.node != n.id {
 			if sent {
 				delete(s.sent, id)
+				s.release(id)
 				u.Removed = append(u.Removed, id)
 			}
 			continue
@@ -214,6 +241,7 @@ func (d *Dispatcher) sendChanged(tx store.ReadTx, n *node) {
 		}
 		s.sent[id] = now
 		a := d.assignment(tx, t, e)
+		d.provide(s, tx, a)
 		u.Networks = append(u.Networks, d.newNetworks(s, tx, t)...)
 		u.Set = append(u.Set, a)
 		if size += proto.Size(a); size > updateBytes {
@@ -250,7 +278,9 @@ func (d *Dispatcher) greet(tx store.ReadTx, n *node) {
 		}
 		s.sent[t.ID] = sentTask{desired: t.Desired, startAfter: t.StartAfter, drained: e.drained}
 		u.Networks = append(u.Networks, d.newNetworks(s, tx, t)...)
-		u.Set = append(u.Set, d.assignment(tx, t, e))
+		a := d.assignment(tx, t, e)
+		d.provide(s, tx, a)
+		u.Set = append(u.Set, a)
 	}
 	s.sequence = 1
 	clear(n.changed)
@@ -304,7 +334,7 @@ func (d *Dispatcher) assignment(tx store.ReadTx, t *store.Task, e *taskEntry) *a
 	if len(spec.Labels) > 0 {
 		a.ServiceLabelsJson, _ = json.Marshal(spec.Labels) // a map of strings always has a JSON form
 	}
-	a.Attachments, a.Ports = t.Attachments, svc.Ports
+	a.Attachments, a.Ports, a.Dependencies = t.Attachments, svc.Ports, store.DependencyIDs(spec)
 	a.Gateway4, a.Gateway6 = plain(t.Gateway4), plain(t.Gateway6)
 	return a
 }

@@ -31,14 +31,16 @@ type session struct {
 	// Owned by Run.
 	sequence uint64
 	sent     map[string]sentTask
-	networks map[string]uint64 // version of each network's record that was sent
-	tables   map[string]bool   // tables this agent holds in their newest version
+	networks map[string]uint64   // version of each network's record that was sent
+	needs    map[string][]string // secrets and configs of each sent task that has some
+	deps     map[string]int      // secrets and configs that the agent holds: how many of the sent tasks need each
+	tables   map[string]bool     // tables this agent holds in their newest version
 }
 
 func newSession(node string) *session {
 	return &session{
 		id: api.NewID(), node: node, out: make(chan *api.ManagerMessage, queueBound), gone: make(chan struct{}),
-		sent: map[string]sentTask{}, networks: map[string]uint64{}, tables: map[string]bool{},
+		sent: map[string]sentTask{}, networks: map[string]uint64{}, needs: map[string][]string{}, deps: map[string]int{}, tables: map[string]bool{},
 	}
 }
 

@@ -63,6 +63,12 @@ func methods() map[string]method {
 		api.Control_CreateNetwork_FullMethodName: write[api.Created](),
 		api.Control_RemoveNetwork_FullMethodName: write[api.Empty](),
 		api.Control_NetStatus_FullMethodName:     read[api.NetStatusReply](),
+
+		api.Control_ListDependencies_FullMethodName: read[api.Objects](),
+		api.Control_GetDependency_FullMethodName:    read[api.Object](),
+		api.Control_CreateDependency_FullMethodName: write[api.Created](),
+		api.Control_UpdateDependency_FullMethodName: write[api.Empty](),
+		api.Control_RemoveDependency_FullMethodName: write[api.Empty](),
 	}
 }
 

@@ -95,6 +95,10 @@ func (s *state) applyChange(c *api.Change) ([]ItemError, error) {
 		return nil, s.putNetwork(k.PutNetwork)
 	case *api.Change_DeleteNetwork:
 		return nil, s.deleteNetwork(k.DeleteNetwork)
+	case *api.Change_PutDependency:
+		return nil, s.putDependency(k.PutDependency)
+	case *api.Change_DeleteDependency:
+		return nil, s.deleteDependency(k.DeleteDependency)
 	case *api.Change_CreateTasks:
 		return nil, s.createTasks(k.CreateTasks)
 	case *api.Change_PlaceTasks:
@@ -126,6 +130,10 @@ func (s *state) expect(e *api.Expect) error {
 	case "network":
 		n := s.networks.get(e.Id)
 		version, name = n.GetMeta().GetVersion(), either(n.GetName(), e.Id)
+	case KindSecret, KindConfig:
+		if d := s.deps.get(e.Id); d.GetKind() == e.Kind {
+			version, name = d.GetMeta().GetVersion(), d.GetName()
+		}
 	case "task":
 		if t := s.tasks.get(e.Id); t != nil {
 			version = t.Version

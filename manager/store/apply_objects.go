@@ -136,6 +136,9 @@ func (s *state) applyService(rec *api.ServiceRecord) error {
 			return api.Errorf(errNotFound, "service %s: network %s not found", rec.Name, id)
 		}
 	}
+	if err := s.checkDependencies(rec.Name, spec); err != nil {
+		return err
+	}
 	s.revise(rec, old, isJob(spec))
 	vips, ports := old.held()
 	if rec.Vips, rec.Ports, err = s.alloc.SetService(serviceRequest(rec, spec), vips, ports, s.time); err != nil {

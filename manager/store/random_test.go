@@ -25,6 +25,15 @@ func (g *generator) id(kind string, n int) string { return fmt.Sprintf("%s%d", k
 func (g *generator) spec(name string) []byte {
 	var o []func(*swarm.ServiceSpec)
 	o = append(o, image(fmt.Sprint("app:", g.IntN(3))))
+	for i := range g.IntN(3) {
+		o = append(o, func(s *swarm.ServiceSpec) {
+			c := s.TaskTemplate.ContainerSpec
+			c.Secrets = append(c.Secrets, &swarm.SecretReference{SecretID: g.id("dep", 4), SecretName: "x", File: &swarm.SecretReferenceFileTarget{Name: fmt.Sprint(i)}})
+		})
+		if g.IntN(3) > 0 {
+			o = o[:1]
+		}
+	}
 	for range g.IntN(3) {
 		o = append(o, on(g.id("net", 5)))
 	}
@@ -45,6 +54,19 @@ func (g *generator) spec(name string) []byte {
 	return spec(name, o...)
 }
 
+func (g *generator) dependency() *api.Change {
+	kind := []string{store.KindSecret, store.KindSecret, store.KindConfig}[g.IntN(3)]
+	id := g.id("dep", 4)
+	if g.IntN(4) == 0 {
+		return &api.Change{Kind: &api.Change_DeleteDependency{DeleteDependency: &api.DependencyRef{Kind: kind, Id: id}}}
+	}
+	d := &api.DependencyRecord{Kind: kind, Id: id, Name: g.id("name", 6), SpecJson: []byte("{}"), Data: []byte("x")}
+	if g.IntN(3) > 0 {
+		d.Name = "name-of-" + id
+	}
+	return &api.Change{Kind: &api.Change_PutDependency{PutDependency: d}}
+}
+
 func (g *generator) someTask() *store.Task {
 	var ts []*store.Task
 	g.View(func(tx store.ReadTx) { ts = tx.Tasks() })
@@ -56,7 +78,7 @@ func (g *generator) someTask() *store.Task {
 
 func (g *generator) change() *api.Change {
 	states := []api.TaskState{api.TaskPreparing, api.TaskRunning, api.TaskRunning, api.TaskComplete, api.TaskFailed, api.TaskShutdown, api.TaskOrphaned}
-	switch g.IntN(20) {
+	switch g.IntN(21) {
 	case 0:
 		return putNode(g.id("n", 6), "host")
 	case 1:
@@ -78,6 +100,8 @@ func (g *generator) change() *api.Change {
 		return putService(id, g.spec("svc-"+id))
 	case 7:
 		return deleteService(g.id("s", 5))
+	case 19:
+		return g.dependency()
 	case 8:
 		return expect([]string{"node", "service", "network", "task"}[g.IntN(4)], g.id("s", 5), uint64(g.IntN(3)))
 	case 9, 10, 11:

@@ -13,6 +13,14 @@ type (
 	Cluster = api.ClusterRecord
 	Node    = api.NodeRecord
 	Network = api.NetworkRecord
+	// Dependency is a secret or a config.
+	Dependency = api.DependencyRecord
+)
+
+// Kinds of dependencies.
+const (
+	KindSecret = "secret"
+	KindConfig = "config"
 )
 
 // Service is a service record with its revisions decoded. Immutable.

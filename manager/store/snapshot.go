@@ -16,7 +16,7 @@ import (
 )
 
 // A snapshot is a stream of chunks, each a length (4 bytes, big endian) and a SnapshotChunk: header, cluster, nodes, networks,
-// services, tasks, quarantine, end. The end holds the SHA-256 of all bytes before it.
+// dependencies, services, tasks, quarantine, end. The end holds the SHA-256 of all bytes before it.
 
 // maxChunk bounds one object with all its revisions.
 const maxChunk = 64 << 20
@@ -29,6 +29,7 @@ func (s *Store) Snapshot() func(io.Writer) error {
 	c := &frozen{
 		header: &api.SnapshotHeader{Format: api.FormatV1, Level: api.FeatureLevel, Index: st.version, TimeUnixNano: st.time, NextVni: st.alloc.NextVNI()},
 		nodes:  st.nodes.clone(), services: st.services.clone(), networks: st.networks.clone(), tasks: st.tasks.clone(),
+		deps:    st.deps.clone(),
 		cluster: st.cluster, quarantine: st.alloc.Quarantine(),
 	}
 	return c.write
@@ -50,6 +51,7 @@ type frozen struct {
 	services   table[string, *Service]
 	networks   table[string, *Network]
 	tasks      table[string, *Task]
+	deps       table[string, *Dependency]
 	quarantine []*api.Quarantine
 }
 
@@ -61,6 +63,7 @@ func (f *frozen) write(w io.Writer) error {
 	}
 	each(f.nodes, func(n *Node) { cw.put(&api.SnapshotChunk{Kind: &api.SnapshotChunk_Node{Node: n}}) })
 	each(f.networks, func(n *Network) { cw.put(&api.SnapshotChunk{Kind: &api.SnapshotChunk_Network{Network: n}}) })
+	each(f.deps, func(d *Dependency) { cw.put(&api.SnapshotChunk{Kind: &api.SnapshotChunk_Dependency{Dependency: d}}) })
 	each(f.services, func(v *Service) {
 		cw.put(&api.SnapshotChunk{Kind: &api.SnapshotChunk_Service{Service: v.ServiceRecord}})
 	})
@@ -201,6 +204,8 @@ func (l *loader) load(n uint64, m *api.SnapshotChunk) error {
 		s.networks.put(k.Network.Id, k.Network)
 		s.networkNames[k.Network.Name] = k.Network.Id
 		return s.alloc.RestoreNetwork(k.Network)
+	case *api.SnapshotChunk_Dependency:
+		s.storeDependency(k.Dependency)
 	case *api.SnapshotChunk_Service:
 		v, err := newService(k.Service, nil)
 		if err != nil {

@@ -20,8 +20,10 @@ type state struct {
 	services table[string, *Service]
 	networks table[string, *Network]
 	tasks    table[string, *Task]
+	deps     table[string, *Dependency]
 
-	serviceNames map[string]string // name → id
+	depNames     map[depName]string // → id
+	serviceNames map[string]string  // name → id
 	networkNames map[string]string
 	slots        table[slotKey, *Task]
 	onNode       table[pair, *Task]    // node, task
@@ -40,6 +42,8 @@ func newState() *state {
 		services:     newTable[string, *Service](j, strings.Compare),
 		networks:     newTable[string, *Network](j, strings.Compare),
 		tasks:        newTable[string, *Task](j, strings.Compare),
+		deps:         newTable[string, *Dependency](j, strings.Compare),
+		depNames:     map[depName]string{},
 		serviceNames: map[string]string{},
 		networkNames: map[string]string{},
 		slots:        newTable[slotKey, *Task](j, compareSlot),

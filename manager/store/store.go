@@ -27,6 +27,8 @@ type ReadTx interface {
 	Network(id string) *Network
 	NetworkByName(name string) *Network
 	Networks() []*Network
+	Dependency(id string) *Dependency // a secret or config
+	Dependencies(kind string) []*Dependency
 	Task(id string) *Task
 	Tasks() []*Task
 	TasksByService(id string) []*Task
@@ -36,6 +38,7 @@ type ReadTx interface {
 	FindNode(ref string) (*Node, error)
 	FindService(ref string) (*Service, error)
 	FindNetwork(ref string) (*Network, error)
+	FindDependency(kind, ref string) (*Dependency, error)
 	FindTask(ref string) (*Task, error)
 	// ServicesUsing lists services that refer to the network.
 	ServicesUsing(networkID string) []*Service
@@ -59,6 +62,8 @@ const (
 	KindService
 	KindNetwork
 	KindTask
+	KindDependency
+	kinds // how many there are
 )
 
 // Key names a changed object. For tasks ServiceID, Slot and NodeID are filled in, so that watchers need not look a deleted task up.

@@ -21,6 +21,7 @@ func (v view) Services() []*Service                             { return v.s.ser
 func (v view) Network(id string) *Network                       { return v.s.networks.get(id) }
 func (v view) NetworkByName(name string) *Network               { return v.s.networks.get(v.s.networkNames[name]) }
 func (v view) Networks() []*Network                             { return v.s.networks.all() }
+func (v view) Dependency(id string) *Dependency                 { return v.s.deps.get(id) }
 func (v view) Task(id string) *Task                             { return v.s.tasks.get(id) }
 func (v view) Tasks() []*Task                                   { return v.s.tasks.all() }
 func (v view) TasksByService(id string) []*Task                 { return v.s.tasksOfService(id) }
@@ -72,6 +73,22 @@ func (v view) FindNetwork(ref string) (*Network, error) {
 		return n, nil
 	}
 	return one("network", ref, withPrefix(v.s.networks, ref))
+}
+
+// Dependencies lists the secrets or the configs.
+func (v view) Dependencies(kind string) []*Dependency {
+	return slices.DeleteFunc(v.s.deps.all(), func(d *Dependency) bool { return d.Kind != kind })
+}
+
+// FindDependency takes an id, a name, or the beginning of an id.
+func (v view) FindDependency(kind, ref string) (*Dependency, error) {
+	if d := v.Dependency(ref); d.GetKind() == kind {
+		return d, nil
+	}
+	if d := v.Dependency(v.s.depNames[depName{kind, ref}]); d != nil {
+		return d, nil
+	}
+	return one(kind, ref, slices.DeleteFunc(withPrefix(v.s.deps, ref), func(d *Dependency) bool { return d.Kind != kind }))
 }
 
 // FindTask takes an id, a name (web.1 for the newest of the slot, web.1.ID, or web.NODE), or the beginning of an id.

@@ -8,7 +8,7 @@ const maxDirty = 1 << 16
 // Watcher collects the keys of changed objects for one reader. Keys of one object coalesce.
 type Watcher struct {
 	store *Store
-	kinds [KindTask + 1]bool
+	kinds [kinds]bool
 	ready chan struct{}
 
 	mu       sync.Mutex

@@ -104,6 +104,24 @@ func (c *Cluster) GetUnlockKey(context.Context, *api.Empty, ...grpc.CallOption) 
 	return &api.UnlockKey{Text: UnlockKey}, nil
 }
 
+// ListDependencies has one secret and no config.
+func (c *Cluster) ListDependencies(_ context.Context, r *api.DependencyListRequest, _ ...grpc.CallOption) (*api.Objects, error) {
+	if r.Kind != "secret" {
+		return &api.Objects{}, nil
+	}
+	return &api.Objects{Json: [][]byte{[]byte(`{"ID":"s1","Spec":{"Name":"password","Labels":{}}}`)}}, nil
+}
+
+// GetDependency finds nothing.
+func (c *Cluster) GetDependency(_ context.Context, r *api.DependencyRequest, _ ...grpc.CallOption) (*api.Object, error) {
+	return nil, api.Errorf(errdefs.ErrNotFound, "%s %s not found", r.Kind, r.Ref)
+}
+
+// CreateDependency takes every spec.
+func (c *Cluster) CreateDependency(_ context.Context, r *api.DependencyRequest, _ ...grpc.CallOption) (*api.Created, error) {
+	return &api.Created{Id: "new-" + r.Kind}, nil
+}
+
 // Control is the cluster itself.
 func (c *Cluster) Control(context.Context) (api.ControlClient, error) { return c, nil }
 
