@@ -48,7 +48,7 @@ func (h *handlers) containerAttach(w http.ResponseWriter, r *http.Request) error
 	lc := &lazyConn{ready: make(chan struct{}), open: func() (*hijacked, error) {
 		conn, err := hijack(w, r, streamType(r, tty))
 		if err == nil {
-			go watchHangup(ctx, conn.conn, cancel)
+			go watchHangup(ctx, conn, o.Stdin, cancel)
 		}
 		return conn, err
 	}}
@@ -171,7 +171,7 @@ func (h *handlers) execStart(w http.ResponseWriter, r *http.Request) error {
 	defer conn.close()
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	go watchHangup(ctx, conn.conn, cancel)
+	go watchHangup(ctx, conn, ex.OpenStdin, cancel)
 	s := streams(conn.in, conn.conn, req.Tty, ex.OpenStdin, ex.OpenStdout, ex.OpenStderr)
 	if err := h.Containers.ExecStart(ctx, id, req, s); err != nil {
 		// The exit code is in the exec's record; docker puts the text into the stream.

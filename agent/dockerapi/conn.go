@@ -69,13 +69,14 @@ func (c *limitConn) SyscallConn() (syscall.RawConn, error) {
 	return nil, errors.ErrUnsupported
 }
 
-// hangupEvery is how often a hijacked connection is looked at for a client that is gone.
+// hangupEvery is how often a hijacked connection, whose input may wait for the process to read it, is looked at for a client that is gone.
 const hangupEvery = 5 * time.Second
 
 // watchHangup cancels when the client has gone altogether. net/http no longer looks after a hijacked connection; the end of its input alone
-// means little (echo x | docker run -i), and a write that would fail may not come for days. It runs until ctx is done.
-func watchHangup(ctx context.Context, conn net.Conn, cancel context.CancelFunc) {
-	sc, ok := conn.(syscall.Conn)
+// means little (echo x | docker run -i), and a write that would fail may not come for days. While somebody reads the input, that one sees its
+// end; from then on, or at once when nobody does, the kernel tells. It runs until ctx is done and the connection closed.
+func watchHangup(ctx context.Context, c *hijacked, reading bool, cancel context.CancelFunc) {
+	sc, ok := c.conn.(syscall.Conn)
 	if !ok {
 		return
 	}
@@ -85,21 +86,28 @@ func watchHangup(ctx context.Context, conn net.Conn, cancel context.CancelFunc) 
 	}
 	tick := time.NewTicker(hangupEvery)
 	defer tick.Stop()
-	for {
+	for reading {
 		select {
 		case <-ctx.Done():
 			return
+		case <-c.ended:
+			reading = false
+			continue
 		case <-tick.C:
 		}
 		gone := false
-		err := raw.Control(func(fd uintptr) {
-			p := []unix.PollFd{{Fd: int32(fd)}} // hang-up and error are always reported
-			n, err := unix.Poll(p, 0)
-			gone = err == nil && n > 0 && p[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
-		})
-		if gone || err != nil {
+		if err := raw.Control(func(fd uintptr) { gone = hungUp(fd) }); gone || err != nil {
 			cancel()
 			return
 		}
 	}
+	_ = raw.Read(hungUp) // ends with the connection too
+	cancel()
+}
+
+// hungUp tells whether both directions of a connection are closed by the other side. Hang-up and error are always reported.
+func hungUp(fd uintptr) bool {
+	p := []unix.PollFd{{Fd: int32(fd)}}
+	n, err := unix.Poll(p, 0)
+	return err == nil && n > 0 && p[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
 }

@@ -57,6 +57,10 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	_ = rc.SetReadDeadline(time.Now().Add(bodyTimeout))
 	defer func() { _ = rc.SetReadDeadline(time.Time{}) }()
 	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxJSONBody))
+	var tooLarge *http.MaxBytesError
+	if err != nil && !errors.As(err, &tooLarge) {
+		err = invalid("the request's body cannot be read: %v", err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -72,7 +76,7 @@ func decodeJSON(raw []byte, v any) error {
 	if err != nil {
 		return invalid("invalid JSON: %v", err)
 	}
-	if dec.More() {
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) { // More would take a closing bracket for an end
 		return invalid("unexpected content after JSON")
 	}
 	return nil

@@ -60,6 +60,7 @@ func TestAnswers(t *testing.T) {
 		{"POST", "/containers/create?name=b", `{"Image":"busybox","Unknown":1}`, 201, `{"Id":"0000000000000000000000000000000000000000000000000000000000000002","Warnings":[]}`},
 		{"POST", "/containers/create", `{`, 400, `{"message":"invalid JSON: unexpected EOF"}`},
 		{"POST", "/containers/create", `{"Image":"a"} x`, 400, `{"message":"unexpected content after JSON"}`},
+		{"POST", "/containers/create", `{"Image":"a"}]`, 400, `{"message":"unexpected content after JSON"}`},
 		{"POST", "/containers/web/start", "", 304, ``},
 		{"POST", "/containers/web/start?checkpoint=c", "", 501, `{"message":"starting from a checkpoint is not supported by Skein"}`},
 		{"DELETE", "/containers/web", "", 409, `{"message":"cannot remove container \"/web\": container is running: stop the container before removing or force remove"}`},

@@ -89,8 +89,23 @@ func (f frameWriter) Write(p []byte) (int, error) {
 
 // hijacked is a connection taken over from HTTP.
 type hijacked struct {
-	conn net.Conn
-	in   io.Reader // what the server had read ahead, then the connection
+	conn  net.Conn
+	in    io.Reader     // what the server had read ahead, then the connection
+	ended chan struct{} // closed when in has ended
+}
+
+// input tells when the input has ended.
+type input struct {
+	io.Reader
+	end func()
+}
+
+func (i input) Read(p []byte) (int, error) {
+	n, err := i.Reader.Read(p)
+	if err != nil {
+		i.end()
+	}
+	return n, err
 }
 
 // hijack takes the connection over and tells the client to go on.
@@ -117,7 +132,9 @@ func hijack(w http.ResponseWriter, r *http.Request, contentType string) (*hijack
 		conn.Close()
 		return nil, err
 	}
-	return &hijacked{conn: conn, in: io.MultiReader(bytes.NewReader(bytes.Clone(ahead)), conn)}, nil
+	h := &hijacked{conn: conn, ended: make(chan struct{})}
+	h.in = input{io.MultiReader(bytes.NewReader(bytes.Clone(ahead)), conn), sync.OnceFunc(func() { close(h.ended) })}
+	return h, nil
 }
 
 // closeWait bounds how long a client may take to close its end.

@@ -43,8 +43,11 @@ func heap() (stop func() int64) {
 }
 
 // residentBytes is this process's anonymous memory.
-func residentBytes() int64 {
-	b, err := os.ReadFile("/proc/self/status")
+func residentBytes() int64 { return anon("/proc/self/status") }
+
+// anon is the anonymous memory that a process's status tells.
+func anon(status string) int64 {
+	b, err := os.ReadFile(status)
 	if err != nil {
 		return 0
 	}
