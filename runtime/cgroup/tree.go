@@ -99,6 +99,13 @@ func RemoveEmpty(parent string) error {
 	if err != nil {
 		return err
 	}
+	return h.removeEmpty(parent)
+}
+
+// RemoveEmptyParent is RemoveEmpty for the group's parent.
+func (g *Group) RemoveEmptyParent() error { return g.host.removeEmpty(filepath.Dir(g.name)) }
+
+func (h *Host) removeEmpty(parent string) error {
 	var errs []error
 	for _, dir := range h.roots(parent) {
 		if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENOTEMPTY) {

@@ -335,8 +335,8 @@ func checkDevices(s *specs.Spec) error {
 		switch {
 		case !filepath.IsAbs(d.Path) || filepath.Clean(d.Path) == "/" || filepath.Clean(d.Path) == "/dev" || strings.IndexByte(d.Path, 0) >= 0:
 			return invalid(field+".path", "%q: want the absolute path of a node", d.Path)
-		case d.FileMode != nil && *d.FileMode&^0o7777 != 0:
-			return invalid(field+".fileMode", "%#o: want permissions only", uint32(*d.FileMode))
+		case d.FileMode != nil && *d.FileMode&^0o177777 != 0: // engines pass the file type too
+			return invalid(field+".fileMode", "%#o: want permissions", uint32(*d.FileMode))
 		case d.Type != "c" && d.Type != "u" && d.Type != "b" && d.Type != "p":
 			return invalid(field+".type", "%q: want c, b, u or p", d.Type)
 		case d.Type != "p" && (d.Major < 0 || d.Minor < 0 || d.Major > 1<<20 || d.Minor > 1<<20):

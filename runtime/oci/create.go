@@ -182,8 +182,7 @@ func (c *creation) make() error {
 	// Neither waits for the other; what can be refused was refused before.
 	compiled := make(chan error, 1)
 	go func() { compiled <- c.compile() }()
-	made, err := c.grp.Make(c.resources())
-	c.rec.Made = made
+	err := c.makeGroups()
 	if err = errors.Join(<-compiled, err); err != nil {
 		return err
 	}
@@ -194,6 +193,22 @@ func (c *creation) make() error {
 		c.opts.Forked()
 	}
 	return c.drive()
+}
+
+// maxTries bounds how often the groups' common parent may vanish, with the last other container, while they are made.
+const maxTries = 5
+
+func (c *creation) makeGroups() error {
+	for try := 1; ; try++ {
+		made, err := c.grp.Make(c.resources())
+		if !errors.Is(err, os.ErrNotExist) || try == maxTries {
+			c.rec.Made = made
+			return err
+		}
+		if err := cgroup.Unmake(made); err != nil {
+			return err
+		}
+	}
 }
 
 func groupsOf(g *cgroup.Group) groups {

@@ -384,6 +384,37 @@ func TestJoin(t *testing.T) {
 	reap(d.PID()) // the pid namespace goes only with all its processes
 }
 
+// TestDefaultGroups: containers without a path of their own share a parent that goes with the last of them.
+func TestDefaultGroups(t *testing.T) {
+	w := newWorld(t)
+	before, _ := filepath.Glob("/sys/fs/cgroup/*" + cgroupParent)
+	if len(before) > 0 {
+		t.Skip("other containers are there")
+	}
+	var list []*Container
+	for range 2 {
+		s := w.spec("sleep")
+		s.Linux.CgroupsPath = ""
+		c, err := w.create(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, c)
+	}
+	for i, c := range list { // the first made the parent, the second leaves last
+		if made, _ := filepath.Glob("/sys/fs/cgroup/*" + cgroupParent + "/" + c.rec.ID); len(made) == 0 {
+			t.Errorf("container %d has no groups", i)
+		}
+		if err := c.Delete(true); err != nil {
+			t.Error(err)
+		}
+	}
+	if left, _ := filepath.Glob("/sys/fs/cgroup/*" + cgroupParent); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+	w.clean()
+}
+
 // TestHostile are images that want to reach the host.
 func TestHostile(t *testing.T) {
 	t.Run("own file", func(t *testing.T) {

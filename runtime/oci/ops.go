@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -229,7 +230,7 @@ func (c *Container) remove() error {
 	if g, err := c.group(); err == nil && own(g, c.rec.Made) {
 		errs = append(errs, g.Kill())
 	}
-	errs = append(errs, cgroup.Unmake(c.rec.Made))
+	errs = append(errs, cgroup.Unmake(c.rec.Made), c.removeParent())
 	h, _, err := c.laterHooks()
 	switch {
 	case err != nil:
@@ -246,6 +247,19 @@ func (c *Container) remove() error {
 		c.lock.Close()
 	}
 	return errors.Join(errs...)
+}
+
+// removeParent removes the parent of all groups without a path of their own when this was the last: the container that made it may be
+// gone for long.
+func (c *Container) removeParent() error {
+	if !strings.HasPrefix(c.rec.Cgroup, cgroupParent+"/") {
+		return nil
+	}
+	g, err := c.group()
+	if err != nil {
+		return err
+	}
+	return g.RemoveEmptyParent()
 }
 
 // own says whether the groups were made for the container: processes of a group it only joined are not its own.

@@ -126,7 +126,7 @@ func refusedLinux() []refusal {
 		{"linux.devices[0].path", func(s *specs.Spec) { s.Linux.Devices = []specs.LinuxDevice{{Path: "dev/x", Type: "c"}} }},
 		{"linux.devices[0].major", func(s *specs.Spec) { s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/x", Type: "c", Major: -1}} }},
 		{"linux.devices[0].fileMode", func(s *specs.Spec) {
-			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/x", Type: "c", FileMode: ptr(os.FileMode(0o20666))}}
+			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/x", Type: "c", FileMode: ptr(os.FileMode(0o1000000))}}
 		}},
 	}
 }
