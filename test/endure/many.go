@@ -89,7 +89,9 @@ func (w *world) crowd(ctx context.Context, n int, c crowd) error {
 	if err := errors.Join(c.start(ctx, -1), c.end(ctx, -1)); err != nil { // what is made once is no container's
 		return err
 	}
-	pause(ctx, time.Second)
+	if n >= crowdLeast {
+		pause(ctx, time.Second)
+	}
 	base, err := c.holds(ctx)
 	if err != nil {
 		return err
@@ -100,7 +102,9 @@ func (w *world) crowd(ctx context.Context, n int, c crowd) error {
 		return fmt.Errorf("start %d containers: %w", n, err)
 	}
 	w.figure("%d run after %v", n, time.Since(begun).Round(10*time.Millisecond))
-	pause(ctx, restTime)
+	if n >= crowdLeast {
+		pause(ctx, restTime)
+	}
 	if have, err := c.count(ctx); err != nil || have != n {
 		w.breaks("%d of %d run: %v", have, n, err)
 	}
