@@ -232,7 +232,9 @@ func (c *container) findPipe(pid int, inode uint64, name string) *os.File {
 			}
 		}
 	}
-	c.srv.log.Error("a container's output pipe cannot be found: what is written to it is lost", "container", c.id, "pid", pid, "stream", name)
+	if c.group.Populated() {
+		c.srv.log.Error("a container's output pipe cannot be found: what is written to it is lost", "container", c.id, "pid", pid, "stream", name)
+	}
 	return nil
 }
 

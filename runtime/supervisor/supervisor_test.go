@@ -157,6 +157,9 @@ func newEnv(t *testing.T) *env {
 
 func (e *env) ensure() {
 	e.t.Helper()
+	if e.sup != nil {
+		_ = e.sup.Close() // it would start a supervisor again when this one ends
+	}
 	sup, err := Ensure(e.ctx, "/proc/self/exe", e.cfg)
 	if err != nil {
 		e.t.Fatalf("ensure: %v", err)
