@@ -419,7 +419,7 @@ func TestTaskConfinement(t *testing.T) {
 		"Mounts":[{"Type":"volume","Source":"vol","Target":"/v","VolumeOptions":{"Subpath":"a"}},{"Type":"tmpfs","Target":"/t","TmpfsOptions":{"SizeBytes":4096,"Options":[["exec"]]}}],
 		"Privileges":{"NoNewPrivileges":true,"Seccomp":{"Mode":"unconfined"},"AppArmor":{"Mode":"disabled"},"SELinuxContext":{"Disable":true}}},
 		"Resources":{"Limits":{"MemoryBytes":67108864,"Pids":9},"SwapBytes":1048576,"MemorySwappiness":5}}`
-	c, err := b.e.Controller(&api.Assignment{TaskId: "t1", ServiceName: "web", Slot: 1, SpecJson: []byte(spec)}, nil)
+	c, err := b.e.Controller(&api.Assignment{TaskId: "t1", ServiceName: "web", Slot: 1, SpecJson: []byte(spec)}, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -441,7 +441,7 @@ func TestTaskConfinement(t *testing.T) {
 		t.Errorf("%+v", s.Process)
 	}
 	for _, p := range []string{`{"SELinuxContext":{"Level":"s0"}}`, `{"Seccomp":{"Mode":"lax"}}`, `{"CredentialSpec":{"File":"x"}}`} {
-		c, err := b.e.Controller(&api.Assignment{TaskId: "t2", SpecJson: []byte(`{"ContainerSpec":{"Image":"busybox","Privileges":` + p + `}}`)}, nil)
+		c, err := b.e.Controller(&api.Assignment{TaskId: "t2", SpecJson: []byte(`{"ContainerSpec":{"Image":"busybox","Privileges":` + p + `}}`)}, nil, nil)
 		if err == nil {
 			_, err = c.(*taskController).createRequest()
 		}
