@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"skein/runtime"
 	"skein/runtime/cgroup"
@@ -48,18 +50,24 @@ type node struct {
 	group string
 	exits <-chan runtime.Event
 	pid   int
+	netns *os.File // made beforehand, as an engine makes it
 }
 
 // newNode starts a supervisor, of this program when it shall hold heap.
 func (b *bench) newNode(ctx context.Context, name string, heap int) (*node, error) {
 	n := &node{dir: filepath.Join(b.dir, name), group: fmt.Sprintf("/skein-bench-%d/%s", os.Getpid(), name)}
 	n.base = filepath.Join(n.dir, "base")
-	if err := os.MkdirAll(n.base, 0o755); err != nil {
-		return nil, err
+	for _, d := range []string{"dev", "proc", "sys"} { // as images have them
+		if err := os.MkdirAll(filepath.Join(n.base, d), 0o755); err != nil {
+			return nil, err
+		}
 	}
 	bin, err := os.ReadFile(filepath.Join(b.dir, "noop"))
 	if err == nil {
 		err = os.WriteFile(filepath.Join(n.base, "noop"), bin, 0o755)
+	}
+	if err == nil {
+		n.netns, err = newNetNS()
 	}
 	if err != nil {
 		return nil, err
@@ -99,6 +107,7 @@ func (n *node) close() error {
 	defer cancel()
 	err := n.sup.Shutdown(ctx, true)
 	_ = n.sup.Close()
+	n.netns.Close()
 	top := filepath.Dir(n.group)
 	return errors.Join(err, cgroup.KillTree(n.group), cgroup.RemoveTree(n.group), cgroup.RemoveEmpty(top))
 }
@@ -125,12 +134,33 @@ func (n *node) config(id string, args ...string) (runtime.Config, error) {
 	}
 	s := fullSpec(args...)
 	s.Root.Path = filepath.Join(dir, "root")
+	for i := range s.Linux.Namespaces {
+		if s.Linux.Namespaces[i].Type == specs.NetworkNamespace {
+			s.Linux.Namespaces[i].Path = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.netns.Fd())
+		}
+	}
 	return runtime.Config{ID: id, Spec: s, LogPath: filepath.Join(dir, "log"), Rootfs: []runtime.Mount{{Type: "overlay", Source: "overlay",
 		Options: []string{"lowerdir=" + n.base, "upperdir=" + filepath.Join(dir, "upper"), "workdir=" + filepath.Join(dir, "work")}}}}, nil
 }
 
-// cycle is one container from its creation to its deletion; mark is told of each step that is over.
-func (n *node) cycle(ctx context.Context, id string, mark func(string)) error {
+// newNetNS makes a network namespace that lives as long as its file is open.
+func newNetNS() (*os.File, error) {
+	var f *os.File
+	made := make(chan error, 1)
+	go func() {
+		goruntime.LockOSThread() // the thread ends with its namespace
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			f, err = os.Open("/proc/thread-self/ns/net")
+		}
+		made <- err
+	}()
+	return f, <-made
+}
+
+// cycle is one container from its creation to its deletion; the watch is told of each step that is over.
+func (n *node) cycle(ctx context.Context, id string, w *stopwatch) error {
+	mark := w.mark
 	cfg, err := n.config(id, "true")
 	if err != nil {
 		return err
@@ -153,6 +183,12 @@ func (n *node) cycle(ctx context.Context, id string, mark func(string)) error {
 		return ctx.Err()
 	}
 	mark("exit told")
+	st, err := n.sup.State(ctx, id)
+	if err != nil {
+		return err
+	}
+	w.add("clone to execve", st.SetUp)
+	mark("")
 	if err := n.sup.Delete(ctx, id); err != nil {
 		return err
 	}
@@ -173,12 +209,17 @@ func newStopwatch() *stopwatch { return &stopwatch{took: map[string][]time.Durat
 func (w *stopwatch) mark(step string) {
 	now := time.Now()
 	if step != "" {
-		if w.took[step] == nil {
-			w.order = append(w.order, step)
-		}
-		w.took[step] = append(w.took[step], now.Sub(w.last))
+		w.add(step, now.Sub(w.last))
 	}
 	w.last = now
+}
+
+// add counts a step that was measured by somebody else.
+func (w *stopwatch) add(step string, d time.Duration) {
+	if w.took[step] == nil {
+		w.order = append(w.order, step)
+	}
+	w.took[step] = append(w.took[step], d)
 }
 
 func (w *stopwatch) rows(prefix string) {
@@ -208,7 +249,7 @@ func (b *bench) supervisors(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, large.close()) }()
 	for _, rest := range []time.Duration{0, restTime} {
 		for i, n := range []*node{small, large} {
-			if err := n.cycle(ctx, fmt.Sprintf("warm%d", i), newStopwatch().mark); err != nil {
+			if err := n.cycle(ctx, fmt.Sprintf("warm%d", i), newStopwatch()); err != nil {
 				return err
 			}
 		}
@@ -216,7 +257,7 @@ func (b *bench) supervisors(ctx context.Context) (err error) {
 		for round := range b.opts.rounds {
 			for i, n := range []*node{small, large} {
 				time.Sleep(rest)
-				if err := n.cycle(ctx, fmt.Sprintf("c%d-%d", rest, round), watches[i].mark); err != nil {
+				if err := n.cycle(ctx, fmt.Sprintf("c%d-%d", rest, round), watches[i]); err != nil {
 					return err
 				}
 			}
@@ -274,7 +315,7 @@ func (b *bench) crowd(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, n.close()) }()
-	if err := n.cycle(ctx, "warm", newStopwatch().mark); err != nil {
+	if err := n.cycle(ctx, "warm", newStopwatch()); err != nil {
 		return err
 	}
 	_, before := memory(n.pid)
