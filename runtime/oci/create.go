@@ -285,7 +285,12 @@ func (c *creation) launch() error {
 	if err != nil {
 		return err
 	}
-	files := append([]int{0, 1, 2, int(c.gate.Fd())}, preserved(c.opts.Preserve)...)
+	files, own, err := standardStreams()
+	c.fds = append(c.fds, own...)
+	if err != nil {
+		return err
+	}
+	files = append(append(files, int(c.gate.Fd())), preserved(c.opts.Preserve)...)
 	tasks, dir, err := c.grp.OpenTasks()
 	if err != nil {
 		return err

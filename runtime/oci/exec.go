@@ -144,7 +144,12 @@ func (c *Container) launchExec(e *execution, s *specs.Spec, o ExecOptions) error
 	e.gate = gate[1]
 	fds := []int{gate[0]}
 	defer func() { closeFDs(fds) }()
-	files := append([]int{0, 1, 2, gate[0]}, preserved(o.Preserve)...)
+	streams, own, err := standardStreams()
+	defer closeFDs(own)
+	if err != nil {
+		return err
+	}
+	files := append(append(streams, gate[0]), preserved(o.Preserve)...)
 	tasks, dir, err := g.OpenTasks()
 	if err != nil {
 		return err

@@ -229,6 +229,9 @@ func (b *builder) mount(index int, m specs.Mount) error {
 	if !path.IsAbs(m.Destination) {
 		return fmt.Errorf("mount %q: the destination is not absolute: %w", m.Destination, errdefs.ErrInvalidArgument)
 	}
+	if err := checkProc(m, m.Type == "bind" || o.bind); err != nil {
+		return err
+	}
 	if m.Type == "bind" || o.bind {
 		return b.bind(index, m, o)
 	}
@@ -377,6 +380,14 @@ func (b *builder) cgroups(m specs.Mount, o options) error {
 	return nil
 }
 
+// within is where a path to protect is looked for: below /proc in our own filesystem, whatever an image or a volume puts in its place.
+func (b *builder) within(p string) (at zygote.Slot, rel string) {
+	if rel, ok := strings.CutPrefix(p, "proc/"); ok && b.out.HasProc {
+		return b.out.Proc, rel
+	}
+	return b.root, p
+}
+
 // protect masks and write-protects paths, by objects of our own making.
 func (b *builder) protect() {
 	b.Set(b.empty, -1)
@@ -387,7 +398,8 @@ func (b *builder) protect() {
 		m = clean(m)
 		end := b.Scope()
 		t, n := b.NewSlot(), b.NewSlot()
-		missing := b.TryInto(t, "open "+m, unix.SYS_OPENAT2, b.root, m, b.howPath, 24)
+		at, rel := b.within(m)
+		missing := b.TryInto(t, "open "+m, unix.SYS_OPENAT2, at, rel, b.howPath, 24)
 		b.GetInto(n, "clone "+m, unix.SYS_OPEN_TREE, t, "", cloneTree|unix.AT_EMPTY_PATH|unix.AT_RECURSIVE)
 		b.setAttr("protect "+m, n, unix.AT_RECURSIVE, unix.MOUNT_ATTR_RDONLY, 0)
 		b.Do("read-only "+m, unix.SYS_MOVE_MOUNT, n, "", t, "", moveFlags)
@@ -403,7 +415,8 @@ func (b *builder) protect() {
 func (b *builder) mask(m string) {
 	defer b.Scope()()
 	t, n := b.NewSlot(), b.NewSlot()
-	file := b.TryInto(t, "open directory "+m, unix.SYS_OPENAT2, b.root, m, b.howDir, 24)
+	at, rel := b.within(m)
+	file := b.TryInto(t, "open directory "+m, unix.SYS_OPENAT2, at, rel, b.howDir, 24)
 	first := b.TryInto(n, "clone empty", unix.SYS_OPEN_TREE, b.empty, "", cloneTree|unix.AT_EMPTY_PATH)
 	b.Do("mask directory "+m, unix.SYS_MOVE_MOUNT, n, "", t, "", moveFlags)
 	made := b.Do("close", unix.SYS_CLOSE, n)
@@ -414,7 +427,7 @@ func (b *builder) mask(m string) {
 	b.SkipOnSuccess(made)
 	directory := b.Do("close", unix.SYS_CLOSE, t)
 	b.SkipOnError(file)
-	missing := b.TryInto(t, "open "+m, unix.SYS_OPENAT2, b.root, m, b.howPath, 24)
+	missing := b.TryInto(t, "open "+m, unix.SYS_OPENAT2, at, rel, b.howPath, 24)
 	if b.hasDev {
 		b.GetInto(n, "null", unix.SYS_OPEN_TREE, b.dev, "null", cloneTree)
 	} else {

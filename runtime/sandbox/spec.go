@@ -1,7 +1,10 @@
 package sandbox
 
 import (
+	"fmt"
+
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // DefaultSpec is a container as the field's engines make it when nothing is asked: the caller fills arguments, environment, working
@@ -47,9 +50,27 @@ func DefaultMounts() []specs.Mount {
 
 // DefaultMaskedPaths show the host or let one reach into it.
 func DefaultMaskedPaths() []string {
-	return []string{"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+	return append([]string{"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
 		"/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap",
-		"/sys/devices/system/cpu/cpu0/thermal_throttle", "/sys/firmware"}
+		"/sys/devices/system/cpu/cpu0/thermal_throttle", "/sys/firmware"}, throttles()...)
+}
+
+// maxThrottles bounds the masks of processors: each is a mount in every container.
+const maxThrottles = 64
+
+// throttles are the directories of the processors that tell of their heat, but for the first's.
+func throttles() []string {
+	var out []string
+	for i := 1; i < maxThrottles; i++ {
+		p := fmt.Sprintf("/sys/devices/system/cpu/cpu%d", i)
+		if unix.Access(p, unix.F_OK) != nil {
+			break
+		}
+		if p += "/thermal_throttle"; unix.Access(p, unix.F_OK) == nil {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // DefaultReadonlyPaths change the host when written.

@@ -25,6 +25,7 @@ const setupLimit = 30 * time.Second
 
 // stdio are the descriptors of a new process and our ends of them.
 type stdio struct {
+	nulls          *rootfs.Nulls
 	child          []int
 	stdin          *os.File
 	stdout, stderr *os.File
@@ -121,7 +122,7 @@ func (r *rootMount) close() {
 
 // spawn makes the first process and brings it to its gate.
 func (c *container) spawn(root *rootMount) (err error) {
-	io, err := openStdio(c.cfg.Spec.Process.Terminal, c.cfg.OpenStdin, c.cfg.Spec.Process.User.UID)
+	io, err := openStdio(c.srv.nulls, c.cfg.Spec.Process.Terminal, c.cfg.OpenStdin, c.cfg.Spec.Process.User.UID)
 	if err != nil {
 		return err
 	}
@@ -337,8 +338,8 @@ func setOOMScore(pid int, adj *int) error {
 }
 
 // openStdio makes the descriptors of a process.
-func openStdio(terminal, openStdin bool, uid uint32) (*stdio, error) {
-	io := &stdio{}
+func openStdio(nulls *rootfs.Nulls, terminal, openStdin bool, uid uint32) (*stdio, error) {
+	io := &stdio{nulls: nulls}
 	if terminal {
 		return io, io.null(3)
 	}
@@ -372,7 +373,7 @@ func (s *stdio) own(uid uint32) error {
 	for _, fd := range s.child {
 		var st unix.Stat_t
 		if unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFIFO {
-			continue // never the host's null device
+			continue // a null device: everybody may open it
 		}
 		if err := unix.Fchown(fd, int(uid), -1); err != nil {
 			return fmt.Errorf("give the output pipes to user %d: %w", uid, err)
@@ -384,9 +385,9 @@ func (s *stdio) own(uid uint32) error {
 // null adds n descriptors of the null device.
 func (s *stdio) null(n int) error {
 	for range n {
-		fd, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+		fd, err := s.nulls.Open()
 		if err != nil {
-			return fmt.Errorf("open /dev/null: %w", err)
+			return err
 		}
 		s.child = append(s.child, fd)
 	}

@@ -76,7 +76,7 @@ func (c *container) execProcess(p *runtime.Process) (*specs.Process, sandbox.Fil
 
 // spawnExec runs the program of an additional process: a first child joins the container and makes the process, both ours.
 func (c *container) spawnExec(p *runtime.Process, init *process) (pid int, err error) {
-	io, err := openStdio(p.Terminal, p.OpenStdin, p.User.UID)
+	io, err := openStdio(c.srv.nulls, p.Terminal, p.OpenStdin, p.User.UID)
 	if err != nil {
 		return 0, err
 	}

@@ -22,6 +22,7 @@ import (
 
 	"skein/runtime"
 	"skein/runtime/cgroup"
+	"skein/runtime/rootfs"
 	"skein/runtime/sandbox"
 	"skein/runtime/zygote"
 )
@@ -75,6 +76,7 @@ type server struct {
 	log     *slog.Logger
 	host    sandbox.Host
 	cgroups *cgroup.Host
+	nulls   *rootfs.Nulls
 	groups  *cgroup.Pool
 	pool    *zygote.Pool
 	zygote  *zygote.Zygote
@@ -174,6 +176,10 @@ func (s *server) run(st *state) error {
 	if s.host, err = sandbox.Probe(); err != nil {
 		return err
 	}
+	if s.nulls, err = rootfs.NewNulls(); err != nil {
+		return err
+	}
+	defer s.nulls.Close()
 	if s.cgroups, err = cgroup.Probe(); err != nil {
 		return err
 	}

@@ -17,7 +17,7 @@ import (
 // allowedOfJoining is what a process that joined a container, and has not executed its program yet, may show to one with CAP_SYS_PTRACE
 // inside: no more than it will be, but for two pipes. The capabilities are the container's fourteen and SYS_PTRACE.
 var allowedOfJoining = regexp.MustCompile(`^(exe "(/memfd:none \(deleted\))?" .*|CapPrm: 00000000a80c25fb|CapEff: 00000000a80c25fb|CapBnd: 00000000a80c25fb|` +
-	`NoNewPrivs: 1|Seccomp: 2|Uid: 0 0 0 0|Groups: ?[0 ]*|fd [0-4] pipe|fd 0 /dev/null|fd 0 /null|fd [0-9] /dev/pts/([0-9]+|ptmx)|(cwd|root) /|map [-rwx]{3}p ?(/memfd:programs \(deleted\)|\[.*\])?|large map)$`)
+	`NoNewPrivs: 1|Seccomp: 2|Uid: 0 0 0 0|Groups: ?[0 ]*|fd [0-4] pipe|fd 0 /dev/null|fd [0-2] /null \(deleted\)|fd [0-9] /dev/pts/([0-9]+|ptmx)|(cwd|root) /|map [-rwx]{3}p ?(/memfd:programs \(deleted\)|\[.*\])?|large map)$`)
 
 // TestCVE_2016_9962 has a process with CAP_SYS_PTRACE look at every process that joins its container, from the moment it can be seen:
 // privileges, descriptors, memory, environment, executable, directories. A runtime that joins first and gives up its privileges later
@@ -32,14 +32,14 @@ func TestCVE_2016_9962(t *testing.T) {
 	w.start(c)
 	w.says(c, "ready")
 	stop := w.churn("churn", "SECRET-OF-ANOTHER")
-	for i := range manyRounds(300) {
+	for i := range manyRounds(100) {
 		p := runtime.Process{ID: fmt.Sprintf("x%d", i), Args: []string{"/hostile", "exit", "0"}, Terminal: i%8 == 7}
 		_, err := w.exec(c.ID, p)
 		w.must(err)
 	}
 	stop()
 	out := w.stop(c)
-	if n := looks(t, out); n < 10 {
+	if n := looks(t, out); n < 5 {
 		t.Errorf("only %d looks at joining processes: the test sees nothing", n)
 	}
 	for l := range strings.Lines(out) {
@@ -109,7 +109,8 @@ func TestJoiningProcessIsTamperedWith(t *testing.T) {
 	c.Spec.Process.OOMScoreAdj = &adj
 	w.start(c)
 	w.says(c, "ready")
-	for i := range manyRounds(10) {
+	rounds := min(manyRounds(10), 500) // each that the vandal wins takes seconds
+	for i := range rounds {
 		p := runtime.Process{ID: fmt.Sprintf("x%d", i), Args: []string{"/hostile", "sleep"}}
 		if _, err := w.sup.Exec(w.ctx, c.ID, p); err == nil {
 			_ = w.sup.SignalExec(w.ctx, c.ID, p.ID, int(unix.SIGKILL))
@@ -126,7 +127,7 @@ func TestJoiningProcessIsTamperedWith(t *testing.T) {
 		t.Errorf("oom_score_adj of an innocent process: %s, was %s (%v)", now, score, err)
 	}
 	out := w.stop(c)
-	if !strings.Contains(out, "wrote to memory") && looks(t, out) < 10 {
+	if rounds >= 100 && !strings.Contains(out, "wrote to memory") {
 		t.Errorf("the vandal reached nothing, so nothing was tested: %s", out)
 	}
 	if st, err := w.sup.State(w.ctx, "other"); err != nil || st.Status != runtime.Running {

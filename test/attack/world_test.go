@@ -58,6 +58,10 @@ type world struct {
 	base string
 	cfg  supervisor.Config
 	sup  runtime.Supervisor
+
+	mu    sync.Mutex // guards exits
+	exits map[[2]string]runtime.Exit
+	ends  chan struct{} // something was added
 }
 
 // newWorld starts a supervisor. The test fails if it leaves a mount or a group behind.
@@ -73,12 +77,13 @@ func newWorld(t testing.TB) *world {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Minute)
 	t.Cleanup(cancel)
 	dir := t.TempDir()
-	w := &world{t: t, ctx: ctx, dir: dir, base: base, cfg: supervisor.Config{StateDir: filepath.Join(dir, "state"), SocketPath: filepath.Join(dir, "s.sock"),
+	w := &world{t: t, ends: make(chan struct{}, 1), ctx: ctx, dir: dir, base: base, cfg: supervisor.Config{StateDir: filepath.Join(dir, "state"), SocketPath: filepath.Join(dir, "s.sock"),
 		Cgroup: fmt.Sprintf("/skein-attack-%d/%s", os.Getpid(), filepath.Base(filepath.Dir(dir)))}}
 	t.Cleanup(w.end)
 	if w.sup, err = supervisor.Ensure(ctx, "/proc/self/exe", w.cfg); err != nil {
 		t.Fatal(err)
 	}
+	w.follow()
 	return w
 }
 
@@ -163,20 +168,42 @@ func (w *world) start(c runtime.Config) {
 	w.must(err)
 }
 
-// ended waits for the end of a container, or of an exec of it.
+// follow keeps the ends of processes.
+func (w *world) follow() {
+	ch, err := w.sup.Events(w.ctx, 0)
+	w.must(err)
+	w.exits = map[[2]string]runtime.Exit{}
+	go func() {
+		for ev := range ch {
+			w.mu.Lock()
+			w.exits[[2]string{ev.ContainerID, ev.ExecID}] = ev.Exit
+			w.mu.Unlock()
+			select {
+			case w.ends <- struct{}{}:
+			default:
+			}
+		}
+	}()
+}
+
+// ended waits for the end of a container, or of an exec of it. Names are not used twice in a test.
 func (w *world) ended(id, exec string) runtime.Exit {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(w.ctx, time.Minute)
-	defer cancel()
-	ch, err := w.sup.Events(ctx, 0)
-	w.must(err)
-	for ev := range ch {
-		if ev.ContainerID == id && ev.ExecID == exec {
-			return ev.Exit
+	limit := time.NewTimer(time.Minute)
+	defer limit.Stop()
+	for {
+		w.mu.Lock()
+		x, ok := w.exits[[2]string{id, exec}]
+		w.mu.Unlock()
+		if ok {
+			return x
+		}
+		select {
+		case <-w.ends:
+		case <-limit.C:
+			w.t.Fatalf("%s %s did not end", id, exec)
 		}
 	}
-	w.t.Fatalf("%s %s did not end", id, exec)
-	return runtime.Exit{}
 }
 
 func (w *world) log(c runtime.Config) string {

@@ -158,8 +158,24 @@ func try(cmd string, a []string) int {
 		return 1
 	case "nested": // the same from a user namespace of one's own, if it can be had
 		fmt.Println("nested", syscall.Unshare(syscall.CLONE_NEWUSER), syscall.Unshare(syscall.CLONE_NEWNS|syscall.CLONE_NEWCGROUP))
-	case "seize0": // what standard input is
-		fmt.Println("seize0", unix.Fchmod(0, 0), unix.Fchown(0, 4242, 4242))
+	case "seize0": // what standard input is, harmlessly: the host's null device may be at stake
+		fmt.Println("seize0", unix.Fchmod(0, 0o1666), unix.Fchown(0, 0, 4242))
+	case "guard":
+		guard()
+	case "exe": // of process 1
+		l, err := os.Readlink("/proc/1/exe")
+		f, werr := os.OpenFile("/proc/1/exe", os.O_RDWR, 0)
+		if werr == nil {
+			_, werr = f.WriteString("x")
+		}
+		fmt.Println("exe", l, err, werr != nil)
+	case "dial":
+		c, err := net.Dial("unix", a[0])
+		if err == nil {
+			c.Close()
+		}
+		fmt.Println("dial", a[0], err)
+		return 1
 	case "call": // NAME=NUMBER,ARG,ARG…
 		name, spec, _ := strings.Cut(a[0], "=")
 		var n [7]uintptr
@@ -181,6 +197,40 @@ func try(cmd string, a []string) int {
 		os.Exit(64)
 	}
 	return 0
+}
+
+// guard ends with 3 unless this container is protected: the proc filesystem is real, masked and read-only where it must be, and the null
+// device is one.
+func guard() {
+	bad := func(format string, a ...any) {
+		fmt.Printf("unguarded: "+format+"\n", a...)
+		os.Exit(3)
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs("/proc", &fs); err != nil || fs.Type != unix.PROC_SUPER_MAGIC {
+		bad("/proc is of type %x (%v)", fs.Type, err)
+	}
+	for _, p := range []string{"/proc/keys", "/proc/kcore", "/proc/timer_list", "/proc/interrupts"} {
+		f, err := os.Open(p)
+		if err != nil {
+			continue
+		}
+		n, _ := f.Read(make([]byte, 1))
+		f.Close()
+		if n > 0 {
+			bad("%s can be read", p)
+		}
+	}
+	for _, p := range []string{"/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger", "/proc/sys/kernel/modprobe", "/proc/irq/default_smp_affinity"} {
+		if f, err := os.OpenFile(p, os.O_WRONLY, 0); err == nil {
+			f.Close()
+			bad("%s can be written", p)
+		}
+	}
+	var st unix.Stat_t
+	if err := unix.Stat("/dev/null", &st); err == nil && (st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != unix.Mkdev(1, 3)) {
+		bad("/dev/null is %o %x", st.Mode, st.Rdev)
+	}
 }
 
 // sockets connects to the unix sockets whose names contain what, and tells who answers.
