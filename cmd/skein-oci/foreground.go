@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -60,20 +61,33 @@ func (s *session) run(o createFlags, detach, keep bool, t *terminal) error {
 	if err := t.start(); err != nil {
 		return errors.Join(err, c.Delete(true))
 	}
-	stop := forward(signals, c.PID(), t)
-	s.code = c.Wait()
-	stop()
-	t.finish()
+	s.await(c.PID(), signals, t)
 	if keep {
 		return nil
 	}
 	return c.Delete(true)
 }
 
-// customary are the signals that a command is sent by people and service managers. Taking each costs some 10 µs, so that is done while the
-// container sets itself up, and the others are taken once it runs.
+// customary are the signals that a command is sent by people and service managers. Taking each costs some 15 µs, so that is done while the
+// container sets itself up, and the many others are taken once it runs and is not over at once.
 func customary() []os.Signal {
-	return []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM}
+	return []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH}
+}
+
+// brief is how long a process must run before all signals are taken for it.
+const brief = 20 * time.Millisecond
+
+// await waits for the end of a child that runs in the foreground, and keeps its exit code.
+func (s *session) await(pid int, signals chan os.Signal, t *terminal) {
+	if oci.Ended(pid, brief) {
+		s.code = oci.Wait(pid)
+	} else {
+		signal.Notify(signals)
+		stop := forward(signals, pid, t)
+		s.code = oci.Wait(pid)
+		stop()
+	}
+	t.finish()
 }
 
 // forward passes signals on to a process until it is stopped.
@@ -81,7 +95,6 @@ func forward(signals chan os.Signal, pid int, t *terminal) (stop func()) {
 	end, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
-		signal.Notify(signals)
 		for {
 			select {
 			case <-end:
@@ -250,10 +263,7 @@ func (s *session) exec(c *oci.Container, e *execFlags, args []string) error {
 	if err := t.start(); err != nil {
 		return err
 	}
-	stop := forward(signals, pid, t)
-	s.code = oci.Wait(pid)
-	stop()
-	t.finish()
+	s.await(pid, signals, t)
 	return nil
 }
 

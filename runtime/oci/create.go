@@ -3,7 +3,7 @@ package oci
 import (
 	"errors"
 	"fmt"
-	"net"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -478,16 +478,32 @@ func deliverConsole(master *os.File, socket string, own func(*os.File) error) er
 		return own(master)
 	}
 	defer master.Close()
-	conn, err := net.Dial("unix", socket)
-	if err != nil {
+	if err := sendFD(socket, []byte("/dev/ptmx"), int(master.Fd())); err != nil {
 		return fmt.Errorf("console socket %s: %w: %w", socket, err, errdefs.ErrInvalidArgument)
 	}
-	defer conn.Close()
-	_, _, err = conn.(*net.UnixConn).WriteMsgUnix([]byte("/dev/ptmx"), unix.UnixRights(int(master.Fd())), nil)
-	if err != nil {
-		return fmt.Errorf("console socket %s: %w", socket, err)
-	}
 	return nil
+}
+
+// sendFD sends a descriptor with a message to whoever listens on a socket; package net would double this program.
+func sendFD(socket string, msg []byte, fd int) error {
+	s, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(s)
+	if err := unix.Connect(s, &unix.SockaddrUnix{Name: socket}); err != nil {
+		return err
+	}
+	for {
+		n, err := unix.SendmsgN(s, msg, unix.UnixRights(fd), nil, unix.MSG_NOSIGNAL)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err == nil && n < len(msg):
+			return io.ErrShortWrite
+		default:
+			return err
+		}
+	}
 }
 
 // fetchConsole takes the terminal's master from the waiting process and makes sure that it is one.

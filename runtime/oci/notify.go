@@ -3,7 +3,6 @@ package oci
 import (
 	"encoding/json"
 	"fmt"
-	"net"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -31,13 +30,8 @@ func (l *listener) handOver(pid, n int, st specs.State) error {
 	if err != nil {
 		return err
 	}
-	conn, err := net.Dial("unix", l.Path)
-	if err != nil {
+	if err := sendFD(l.Path, msg, fd); err != nil {
 		return fmt.Errorf("linux.seccomp.listenerPath %s: %w: %w", l.Path, err, errdefs.ErrFailedPrecondition)
-	}
-	defer conn.Close()
-	if _, _, err = conn.(*net.UnixConn).WriteMsgUnix(msg, unix.UnixRights(fd), nil); err != nil {
-		return fmt.Errorf("linux.seccomp.listenerPath %s: %w", l.Path, err)
 	}
 	return nil
 }

@@ -331,5 +331,15 @@ func (c *Container) PID() int { return c.rec.PID }
 // Wait reaps the first process, which must be a child of this one, and returns its exit code.
 func (c *Container) Wait() int { return reap(c.rec.PID) }
 
+// Ended says whether a child has ended, or does within the time.
+func Ended(pid int, within time.Duration) bool {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return true
+	}
+	defer unix.Close(fd)
+	return awaitExit(fd, int(within.Milliseconds()))
+}
+
 // Wait reaps a process of Exec and returns its exit code.
 func Wait(pid int) int { return reap(pid) }

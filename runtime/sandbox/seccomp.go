@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
-	"sort"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/profiles/seccomp"
@@ -162,13 +161,12 @@ func (c *compiler) arch(a arch) error {
 		return err
 	}
 	spans := c.spans(leaves, max)
-	var body []instr
-	body = append(body, load(0))
+	body := append(make([]instr, 0, 512), load(0))
 	if a.x86_64 {
 		const x32 = 0x40000000
 		body = append(body, jump(jge, x32, 0, 1), ret(unix.SECCOMP_RET_ERRNO|uint32(unix.ENOSYS)))
 	}
-	body = append(body, tree(spans)...)
+	body = tree(body, spans)
 	c.out = append(c.out, load(4), jump(jeq, a.audit, 1, 0), instr{code: ja, k: uint32(len(body))})
 	c.out = append(c.out, body...)
 	return nil
@@ -260,24 +258,23 @@ func (c *compiler) spans(leaves map[uint32]leaf, max uint32) []span {
 func same(a, b leaf) bool { return len(a.rules) == 0 && len(b.rules) == 0 && a.act == b.act }
 
 // tree is a balanced search over the spans, the number being in the accumulator.
-func tree(s []span) []instr {
+func tree(out []instr, s []span) []instr {
 	if len(s) == 1 {
-		return s[0].leaf.code()
+		for _, r := range s[0].leaf.rules {
+			out = append(out, r.code()...)
+		}
+		return append(out, ret(s[0].leaf.act))
 	}
-	mid := sort.Search(len(s)-1, func(i int) bool { return i >= len(s)/2 })
-	l, r := tree(s[:mid]), tree(s[mid:])
-	if len(l) < 255 {
-		return append(append([]instr{jump(jge, s[mid].start, uint8(len(l)), 0)}, l...), r...)
+	mid := len(s) / 2
+	at := len(out)
+	out = tree(append(out, instr{}), s[:mid])
+	if left := len(out) - at - 1; left < 255 {
+		out[at] = jump(jge, s[mid].start, uint8(left), 0)
+	} else { // a jump reaches only so far; all are relative, so what is between can move
+		out = slices.Insert(out, at, jump(jge, s[mid].start, 0, 1))
+		out[at+1] = instr{code: ja, k: uint32(left)}
 	}
-	return append(append([]instr{jump(jge, s[mid].start, 0, 1), {code: ja, k: uint32(len(l))}}, l...), r...)
-}
-
-func (l leaf) code() []instr {
-	var out []instr
-	for _, r := range l.rules {
-		out = append(out, r.code()...)
-	}
-	return append(out, ret(l.act))
+	return tree(out, s[mid:])
 }
 
 // admitting is the filter with an exception for the few calls between it and the execve of an additional process. They are marked by a
