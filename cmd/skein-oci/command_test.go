@@ -235,3 +235,18 @@ func TestCommands(t *testing.T) {
 		t.Errorf("groups left: %v", m)
 	}
 }
+
+// TestSmall: the command starts once per operation and must not link what takes long to start or what only a cluster needs.
+func TestSmall(t *testing.T) {
+	b, err := exec.Command("go", "list", "-deps", ".").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		switch p := strings.TrimSpace(line); {
+		case p == "net", strings.HasPrefix(p, "net/"), strings.HasPrefix(p, "crypto/"), p == "regexp", strings.HasSuffix(p, "/template"),
+			strings.Contains(p, "protobuf"), strings.Contains(p, "cobra"), strings.Contains(p, "grpc"):
+			t.Errorf("%s is linked", p)
+		}
+	}
+}
