@@ -207,16 +207,28 @@ func (c *container) record(p *process, exit runtime.Exit) {
 // drainLimit bounds the wait for output after the end: other holders of the pipe may live on.
 const drainLimit = 3 * time.Second
 
-// drain waits for the rest of the output.
+// drain waits for the rest of the output: first with its clients, then without those that do not read.
 func (p *process) drain() {
 	p.out.release()
-	t := time.NewTimer(drainLimit)
-	defer t.Stop()
-	select {
-	case <-p.out.done:
-	case <-t.C:
+	if p.out.ends(drainLimit) {
+		return
+	}
+	close(p.out.hurry)
+	if !p.out.ends(drainLimit) {
 		p.out.stop()
 		<-p.out.done
+	}
+}
+
+// ends says whether all output has been read within a time.
+func (o *output) ends(limit time.Duration) bool {
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	select {
+	case <-o.done:
+		return true
+	case <-t.C:
+		return false
 	}
 }
 

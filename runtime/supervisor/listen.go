@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	goruntime "runtime"
 	"sync"
 	"time"
 
@@ -166,7 +167,7 @@ func checkPeer(c *net.UnixConn) error {
 func (s *server) dispatch(ctx context.Context, w *wire, r *request, fds []int, free func()) (resp response, done bool, err error) {
 	switch r.Op {
 	case "hello":
-		return response{StateDir: s.cfg.StateDir, PID: os.Getpid(), Build: s.build}, false, nil
+		return response{StateDir: s.cfg.StateDir, PID: os.Getpid(), Build: s.build, Routines: goruntime.NumGoroutine()}, false, nil
 	case "create":
 		return resp, false, s.create(r.Config)
 	case "list":

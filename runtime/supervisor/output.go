@@ -62,12 +62,13 @@ type output struct {
 	stopped bool
 	start   chan struct{} // closed when reading may begin
 	begun   bool
+	hurry   chan struct{} // closed when clients are not waited for any more
 	done    chan struct{} // closed when all streams ended
 	streams []*stream
 }
 
 func (s *server) newOutput(held bool) *output {
-	o := &output{pool: s.buffers, halt: s.pumps, subs: map[*subscriber]bool{}, start: make(chan struct{}), done: make(chan struct{})}
+	o := &output{pool: s.buffers, halt: s.pumps, subs: map[*subscriber]bool{}, start: make(chan struct{}), hurry: make(chan struct{}), done: make(chan struct{})}
 	if !held {
 		o.release()
 	}
@@ -263,6 +264,8 @@ func (o *output) send(s *subscriber, c chunk) bool {
 	case <-s.gone:
 	case <-o.halt.asked():
 		return false
+	case <-o.hurry:
+		o.drop(s)
 	case <-t.C:
 		o.drop(s)
 	}

@@ -59,7 +59,9 @@ const (
 	// arenas bounds containers that are being created or wait for their start.
 	arenas = 256
 	// maxConns bounds what clients can hold open: attaches, event streams, calls.
-	maxConns = 1024
+	maxConns = 2048
+	// maxSessions bounds attached clients, so that those that stay do not take all the room from calls.
+	maxSessions = 1536
 	// maxContainers bounds the records of one node.
 	maxContainers = 4096
 	// maxFilters bounds the cache of compiled seccomp filters.

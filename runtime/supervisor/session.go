@@ -34,6 +34,12 @@ func (c *container) attach(w *wire, r *request, free func()) error {
 	if r.Stdin && p.stdin == nil {
 		return c.errf(errdefs.ErrFailedPrecondition, "attach: standard input is not open")
 	}
+	c.srv.mu.Lock()
+	n := len(c.srv.attached)
+	c.srv.mu.Unlock()
+	if n >= maxSessions {
+		return c.errf(errdefs.ErrResourceExhausted, "attach: %d clients are attached to this node's containers", n)
+	}
 	x := &session{srv: c.srv, p: p, w: w, req: r}
 	x.sub = p.out.subscribe(r.Stdout, r.Stderr, w.close)
 	if err := w.writeJSON(frameResponse, response{}); err != nil {

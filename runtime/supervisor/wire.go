@@ -67,6 +67,7 @@ type response struct {
 	More     bool            `json:"more,omitempty"`
 	StateDir string          `json:"stateDir,omitempty"`
 	Build    string          `json:"build,omitempty"`
+	Routines int             `json:"routines,omitempty"`
 }
 
 // kinds are the error kinds that cross the socket.

@@ -158,6 +158,13 @@ func run(cmd string, a []string) int {
 			fmt.Println("line", i)
 			time.Sleep(2 * time.Millisecond)
 		}
+	case "pour": // without end, as fast as it goes
+		b := []byte(strings.Repeat(strings.Repeat("x", 99)+"\n", 300))
+		for {
+			if _, err := os.Stdout.Write(b); err != nil {
+				os.Exit(1)
+			}
+		}
 	case "shell": // repeats lines; "exit N" exits, "eat N" takes MiB of memory
 		for in := bufio.NewScanner(os.Stdin); in.Scan(); {
 			fmt.Println("said", in.Text())
