@@ -88,6 +88,9 @@ func (e *Engine) markEnded(c *entry, exit runtime.Exit) bool {
 		c.exits++
 		r.State.Status, r.State.Pid, r.State.ExitCode = container.StateExited, 0, code
 		r.State.OOMKilled, r.State.Error, r.State.FinishedAt = exit.OOMKilled, text, at
+		if e.wantsRestart(*r) && !r.HostConfig.AutoRemove {
+			r.State.Status = container.StateRestarting // at once: who waits for the end does not take this for it
+		}
 	})
 	if err != nil {
 		e.log.Error("record the end of a container", "container", c.snapshot().Name, "err", err)
@@ -145,8 +148,12 @@ func (e *Engine) followUp(c *entry) {
 	if err := e.clean(context.WithoutCancel(ctx), c); err != nil {
 		e.log.Error("clean up after a container", "container", r.Name, "err", err)
 	}
-	if e.wantsRestart(r) {
+	if r, _, _, _ = c.watch(); e.wantsRestart(r) {
 		e.scheduleRestart(ctx, c, r)
+	} else if r.State.Status == container.StateRestarting { // its policy was changed meanwhile
+		if err := e.update(c, func(r *record) { r.State.Status = container.StateExited }); err != nil {
+			e.log.Error("record the end of a container", "container", r.Name, "err", err)
+		}
 	}
 }
 
