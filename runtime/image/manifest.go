@@ -209,6 +209,11 @@ func (s *store) readConfig(ctx context.Context, out *details, want platforms.Mat
 	if err != nil {
 		return err
 	}
+	return decodeConfig(b, out, want, wantName)
+}
+
+// decodeConfig checks a config against its manifest and the platform, and fills out with what it says.
+func decodeConfig(b []byte, out *details, want platforms.MatchComparer, wantName string) error {
 	if err := json.Unmarshal(b, &out.config); err != nil {
 		return kind(errdefs.ErrInvalidArgument, "config %s: %v", out.configD.Digest, err)
 	}
