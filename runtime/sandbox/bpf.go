@@ -82,3 +82,64 @@ func knownOp(o specs.LinuxSeccompOperator) bool {
 	}
 	return false
 }
+
+// shareReturns lets jumps to equal returns share one, as far as a jump reaches, and drops what nothing leads to any more. The kernel
+// translates a filter anew for each process that gets it, so that every instruction less is time less.
+func shareReturns(list []instr) []instr {
+	for i := range list {
+		if list[i].branches() {
+			list[i].jt = furthest(list, i, list[i].jt)
+			list[i].jf = furthest(list, i, list[i].jf)
+		}
+	}
+	used := make([]bool, len(list)+1)
+	used[0] = true
+	for i, x := range list {
+		switch {
+		case !used[i] || x.code == retK:
+		case x.code == ja:
+			used[i+1+int(x.k)] = true
+		case x.branches():
+			used[i+1+int(x.jt)], used[i+1+int(x.jf)] = true, true
+		default:
+			used[i+1] = true
+		}
+	}
+	at := make([]int, len(list)+1) // new position
+	for i := range list {
+		at[i+1] = at[i]
+		if used[i] {
+			at[i+1]++
+		}
+	}
+	out := make([]instr, 0, at[len(list)])
+	for i, x := range list {
+		if !used[i] {
+			continue
+		}
+		if x.code == ja {
+			x.k = uint32(at[i+1+int(x.k)] - at[i+1])
+		} else if x.branches() {
+			x.jt, x.jf = uint8(at[i+1+int(x.jt)]-at[i+1]), uint8(at[i+1+int(x.jf)]-at[i+1])
+		}
+		out = append(out, x)
+	}
+	return out
+}
+
+// branches tells a conditional jump.
+func (x instr) branches() bool { return x.code == jeq || x.code == jge || x.code == jgt }
+
+// furthest is the longest jump from i to a return equal to the one that off leads to, or off.
+func furthest(list []instr, i int, off uint8) uint8 {
+	target := list[i+1+int(off)]
+	if target.code != retK {
+		return off
+	}
+	for far := min(i+1+255, len(list)-1); far > i+1+int(off); far-- {
+		if list[far] == target {
+			return uint8(far - i - 1)
+		}
+	}
+	return off
+}

@@ -87,7 +87,7 @@ func CompileSeccomp(s *specs.LinuxSeccomp) (Filter, error) {
 			}
 		}
 	}
-	c.out = append(c.out, ret(def)) // any other calling convention
+	c.out = shareReturns(append(c.out, ret(def))) // any other calling convention
 	if len(c.out) > maxInstructions {
 		return f, fmt.Errorf("seccomp filter of %d instructions, the kernel takes %d: use fewer conditions: %w", len(c.out), maxInstructions, errdefs.ErrInvalidArgument)
 	}

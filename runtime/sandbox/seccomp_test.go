@@ -183,6 +183,47 @@ func TestDefaultProfile(t *testing.T) {
 	}
 }
 
+// TestShareReturns: the shorter filter decides every call as the long one does.
+func TestShareReturns(t *testing.T) {
+	s := DefaultSeccomp(DefaultCaps())
+	def, err := action(s.DefaultAction, s.DefaultErrnoRet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := compiler{spec: s, def: def}
+	var conventions []uint32
+	for _, n := range s.Architectures {
+		a, ok := archOf(n)
+		if !ok {
+			continue
+		}
+		if err := c.arch(a); err != nil {
+			t.Fatal(err)
+		}
+		conventions = append(conventions, a.audit)
+	}
+	long := append(c.out, ret(def))
+	before := Filter{Code: encode(long)}
+	after := Filter{Code: encode(shareReturns(long))}
+	t.Logf("%d instructions, %d shared", len(before.Code)/8, len(after.Code)/8)
+	if len(after.Code) > len(before.Code)*4/5 {
+		t.Error("hardly anything is shared")
+	}
+	values := []uint64{0, 1, 8, 40, 16, 0x20000, 0x20008, 0xffffffff, 1 << 31, 1 << 32, math.MaxUint64, unix.CLONE_NEWUSER, unix.CLONE_VM, unix.AF_VSOCK}
+	for _, arch := range append(conventions, 0, unix.AUDIT_ARCH_S390X) {
+		for _, base := range []uint32{0, 0x40000000, 0xf0000} {
+			for nr := base; nr < base+600; nr++ {
+				for _, v := range values {
+					x := call{nr: nr, arch: arch, args: [6]uint64{v, v, v, v, v, v}}
+					if a, b := eval(t, before, x), eval(t, after, x); a != b {
+						t.Fatalf("call %d of %#x with %#x: %#x, shared %#x", nr, arch, v, a, b)
+					}
+				}
+			}
+		}
+	}
+}
+
 func TestSeccompRefusals(t *testing.T) {
 	for name, s := range map[string]*specs.LinuxSeccomp{
 		"action":   {DefaultAction: "SCMP_ACT_WHAT"},
