@@ -55,6 +55,11 @@ func (g *Group) Make(r *specs.LinuxResources) (made []string, err error) {
 	return made, g.devices(r.Devices)
 }
 
+// SetDevices replaces the list of allowed devices; what is open stays open.
+func (g *Group) SetDevices(rules []specs.LinuxDeviceCgroup) error {
+	return g.devices(append([]specs.LinuxDeviceCgroup{{Access: "rwm"}}, rules...))
+}
+
 // Unmake removes what Make made; a group that others use meanwhile stays, with its parents.
 func Unmake(made []string) error {
 	var errs []error

@@ -200,7 +200,7 @@ const maxTries = 5
 
 func (c *creation) makeGroups() error {
 	for try := 1; ; try++ {
-		made, err := c.grp.Make(c.resources())
+		made, err := c.grp.Make(withDefaults(c.spec.Linux.Resources))
 		if !errors.Is(err, os.ErrNotExist) || try == maxTries {
 			c.rec.Made = made
 			return err
@@ -226,9 +226,8 @@ func groupsOf(g *cgroup.Group) groups {
 	return out
 }
 
-// resources are the config's, with the devices that every container may use allowed after its own rules.
-func (c *creation) resources() *specs.LinuxResources {
-	r := c.spec.Linux.Resources
+// withDefaults are limits with the devices that every container may use allowed after their own rules.
+func withDefaults(r *specs.LinuxResources) *specs.LinuxResources {
 	if r == nil || len(r.Devices) == 0 {
 		return r
 	}

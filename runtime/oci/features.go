@@ -13,9 +13,13 @@ func Features() features.Features {
 		OCIVersionMin: "1.0.0",
 		OCIVersionMax: "1.3.0",
 		Hooks:         []string{"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"},
-		MountOptions: []string{"async", "atime", "bind", "defaults", "dev", "diratime", "exec", "idmap", "noatime", "nodev", "nodiratime", "noexec",
-			"nosuid", "nosymfollow", "private", "rbind", "rdev", "rexec", "ridmap", "rnodev", "rnoexec", "rnosuid", "ro", "rprivate", "rro", "rrw",
-			"rshared", "rslave", "rsuid", "runbindable", "rw", "shared", "slave", "strictatime", "suid", "tmpcopyup", "unbindable"},
+		MountOptions: []string{
+			"async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "idmap", "lazytime", "loud", "mand", "noatime", "nodev",
+			"nodiratime", "noexec", "noiversion", "nolazytime", "nomand", "norelatime", "nostrictatime", "nosuid", "nosymfollow", "private",
+			"ratime", "rbind", "rdev", "rdiratime", "relatime", "rexec", "ridmap", "rnoatime", "rnodev", "rnodiratime", "rnoexec", "rnorelatime",
+			"rnostrictatime", "rnosuid", "rnosymfollow", "ro", "rprivate", "rrelatime", "rro", "rrw", "rshared", "rslave", "rstrictatime", "rsuid",
+			"rsymfollow", "runbindable", "rw", "shared", "silent", "slave", "strictatime", "suid", "symfollow", "sync", "tmpcopyup", "unbindable",
+		},
 		Linux: &features.Linux{
 			Namespaces:   []string{"cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"},
 			Capabilities: sandbox.AllCaps(),

@@ -188,6 +188,17 @@ func TestLifecycle(t *testing.T) {
 	if err := c.Update(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}); err != nil {
 		t.Error(err)
 	}
+	if err := c.Update(&specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: true, Type: "c", Major: ptr(int64(10)), Minor: ptr(int64(200)), Access: "rwm"}}}); err != nil {
+		t.Error(err)
+	}
+	if list, err := os.ReadFile(filepath.Join("/sys/fs/cgroup/devices", c.rec.Cgroup, "devices.list")); err == nil {
+		if !strings.Contains(string(list), "c 10:200 rwm") || !strings.Contains(string(list), "c 1:3 rwm") || strings.Contains(string(list), "a *:*") {
+			t.Errorf("devices after update:\n%s", list)
+		}
+	}
+	if err := c.Update(&specs.LinuxResources{Unified: map[string]string{"nosuch.max": "1"}}); err == nil || !strings.Contains(err.Error(), "linux.resources.unified[nosuch.max]") {
+		t.Errorf("update of nothing: %v", err)
+	}
 	if pids, err := c.Processes(); err != nil || len(pids) != 1 || pids[0] != c.PID() {
 		t.Errorf("processes %v %v", pids, err)
 	}

@@ -303,6 +303,7 @@ func (c *Container) Update(r *specs.LinuxResources) error {
 	if st := c.Status(); st == specs.StateStopped {
 		return c.wrong("update", st, "running")
 	}
+	unlimited(r)
 	if err := checkResources(&specs.Spec{Linux: &specs.Linux{Resources: r}}); err != nil {
 		return err
 	}
@@ -310,7 +311,16 @@ func (c *Container) Update(r *specs.LinuxResources) error {
 	if err != nil {
 		return err
 	}
-	return g.Update(r)
+	if err := g.Check(r); err != nil {
+		return fmt.Errorf("linux.resources.%w", err)
+	}
+	if err := g.Update(r); err != nil {
+		return fmt.Errorf("update container %q: %w", c.rec.ID, err)
+	}
+	if len(r.Devices) == 0 {
+		return nil
+	}
+	return g.SetDevices(withDefaults(r).Devices)
 }
 
 // Processes are the host's numbers of the container's processes.

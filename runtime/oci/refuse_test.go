@@ -66,7 +66,9 @@ func refusedProcess() []refusal {
 
 func refusedLinux() []refusal {
 	ns := func(t specs.LinuxNamespaceType, path string) func(*specs.Spec) {
-		return func(s *specs.Spec) { s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: t, Path: path}) }
+		return func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: t, Path: path})
+		}
 	}
 	user := func(uids, gids []specs.LinuxIDMapping) func(*specs.Spec) {
 		return func(s *specs.Spec) {
@@ -193,9 +195,13 @@ func refusedLimits() []refusal {
 	limit := func(f func(*specs.LinuxResources)) func(*specs.Spec) {
 		return func(s *specs.Spec) { f(s.Linux.Resources) }
 	}
-	mem := func(m specs.LinuxMemory) func(*specs.Spec) { return limit(func(r *specs.LinuxResources) { r.Memory = &m }) }
+	mem := func(m specs.LinuxMemory) func(*specs.Spec) {
+		return limit(func(r *specs.LinuxResources) { r.Memory = &m })
+	}
 	cpu := func(c specs.LinuxCPU) func(*specs.Spec) { return limit(func(r *specs.LinuxResources) { r.CPU = &c }) }
-	io := func(b specs.LinuxBlockIO) func(*specs.Spec) { return limit(func(r *specs.LinuxResources) { r.BlockIO = &b }) }
+	io := func(b specs.LinuxBlockIO) func(*specs.Spec) {
+		return limit(func(r *specs.LinuxResources) { r.BlockIO = &b })
+	}
 	huge := func(l ...specs.LinuxHugepageLimit) func(*specs.Spec) {
 		return limit(func(r *specs.LinuxResources) { r.HugepageLimits = l })
 	}
@@ -318,7 +324,9 @@ func TestFailedCreate(t *testing.T) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.TimeNamespace})
 			s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {Secs: -1 << 40}}
 		},
-		"linux.memoryPolicy MPOL_BIND 1000": func(s *specs.Spec) { s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind, Nodes: "1000"} },
+		"linux.memoryPolicy MPOL_BIND 1000": func(s *specs.Spec) {
+			s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind, Nodes: "1000"}
+		},
 	} {
 		s := w.spec("exit", "0")
 		change(s)

@@ -51,7 +51,9 @@ func attrOf(name string) (attr, bool) {
 		return attr{set: unix.MOUNT_ATTR_NOATIME, clr: unix.MOUNT_ATTR__ATIME}, true
 	case "strictatime":
 		return attr{set: unix.MOUNT_ATTR_STRICTATIME, clr: unix.MOUNT_ATTR__ATIME}, true
-	case "relatime":
+	case "symfollow":
+		return attr{clr: unix.MOUNT_ATTR_NOSYMFOLLOW}, true
+	case "relatime", "atime", "norelatime", "nostrictatime": // what kernels do unless told otherwise
 		return attr{clr: unix.MOUNT_ATTR__ATIME}, true
 	case "nodiratime":
 		return attr{set: unix.MOUNT_ATTR_NODIRATIME}, true
@@ -66,8 +68,8 @@ func parseOptions(list []string) (options, error) {
 	var o options
 	for _, s := range list {
 		switch s {
-		case "", "defaults", "async":
-			continue
+		case "", "defaults", "async", "nolazytime", "nomand", "noiversion", "loud", "silent":
+			continue // how a mount is made anyway; the kernel logs nothing about one that is made by handle
 		case "tmpcopyup":
 			o.copyUp = true
 			continue

@@ -18,7 +18,11 @@ func TestOptions(t *testing.T) {
 		{[]string{"bind", "rro"}, options{bind: true, recSet: unix.MOUNT_ATTR_RDONLY}},
 		{[]string{"relatime"}, options{clr: unix.MOUNT_ATTR__ATIME}},
 		{[]string{"size=1m", "noswap"}, options{data: []option{{key: "size", value: "1m"}, {key: "noswap", flag: true}}}},
-		{[]string{"", "defaults"}, options{}},
+		{[]string{"", "defaults", "async", "silent", "nomand"}, options{}},
+		{[]string{"nosymfollow", "noatime", "symfollow", "norelatime"}, options{clr: unix.MOUNT_ATTR_NOSYMFOLLOW | unix.MOUNT_ATTR__ATIME}},
+		{[]string{"rbind", "rsymfollow", "rnostrictatime", "rnodiratime"}, options{bind: true, recursive: true, recSet: unix.MOUNT_ATTR_NODIRATIME,
+			recClr: unix.MOUNT_ATTR_NOSYMFOLLOW | unix.MOUNT_ATTR__ATIME}},
+		{[]string{"sync", "lazytime"}, options{data: []option{{key: "sync", flag: true}, {key: "lazytime", flag: true}}}},
 		{[]string{"rslave", "idmap"}, options{prop: unix.MS_SLAVE, propRec: true, idmap: true}},
 		{[]string{"shared", "private", "tmpcopyup"}, options{copyUp: true}},
 	} {
