@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -125,6 +126,9 @@ func (c *container) readopt(last map[string]runtime.Event, cs *containerState, e
 			_ = unix.Kill(st.Pid, unix.SIGKILL)
 		}
 	}
+	if st.Status == runtime.Running && c.rec.Starting {
+		c.rec.Starting = !c.executed()
+	}
 	if err := c.openLog(); err != nil {
 		c.srv.log.Error("cannot continue a container's log", "container", c.id, "error", err)
 	}
@@ -142,6 +146,31 @@ func (c *container) readopt(last map[string]runtime.Event, cs *containerState, e
 	}
 	c.follow(c.init, c.rec.Ticks)
 	cs.drop()
+}
+
+// startSettles bounds the wait for a process that was let go, or found its gate closed, just before its supervisor died.
+const startSettles = 2 * time.Second
+
+// executed says whether the first process has executed its program; false: it ends or has ended, with an exit code that tells why. Until
+// execve a process of the zygote's has no command line.
+func (c *container) executed() bool {
+	pid := c.rec.State.Pid
+	for end := time.Now().Add(startSettles); c.srv.same(pid, c.rec.Ticks, c.rec.Boot) && time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil && len(b) > 0 {
+			return true
+		}
+		if dead(pid) {
+			return false
+		}
+	}
+	return false
+}
+
+// dead says whether a process is a zombie or gone.
+func dead(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	i := bytes.LastIndexByte(b, ')')
+	return err != nil || i < 0 || bytes.HasPrefix(b[i:], []byte(") Z")) || bytes.HasPrefix(b[i:], []byte(") X"))
 }
 
 // readoptProcess continues a process with what a client kept of it; output pipes that nobody kept are looked for in the process itself. A

@@ -26,8 +26,10 @@ type record struct {
 	State runtime.State
 	Ticks uint64
 	Boot  string
-	Pipes [2]uint64 // which pipes standard output and error are
-	Execs []execRecord
+	// Starting is true from before a start's gate is opened until the process is known to have executed.
+	Starting bool      `json:",omitempty"`
+	Pipes    [2]uint64 // which pipes standard output and error are
+	Execs    []execRecord
 }
 
 type execRecord struct {
@@ -262,6 +264,9 @@ func (c *container) ended(p *process, exit runtime.Exit) {
 	c.mu.Lock()
 	if c.failure.Err != "" {
 		exit.Code, exit.Err = c.failure.Code, c.failure.Err
+	} else if c.rec.Starting && exit.Code == zygote.NeverStarted {
+		exit.Err = "it was never executed: the supervisor died while it started it"
+		c.rec.State.StartedAt = time.Time{}
 	}
 	pending := c.pending
 	c.pending = nil

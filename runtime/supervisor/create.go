@@ -489,7 +489,7 @@ func (c *container) start(_ context.Context) (int, error) {
 	}
 	settled := make(chan struct{})
 	c.settled, c.pending = settled, nil
-	c.rec.State.Status, c.rec.State.StartedAt = runtime.Running, time.Now().UTC()
+	c.rec.State.Status, c.rec.State.StartedAt, c.rec.Starting = runtime.Running, time.Now().UTC(), true
 	err := c.save()
 	c.mu.Unlock()
 	if err == nil {
@@ -510,7 +510,10 @@ func (c *container) start(_ context.Context) (int, error) {
 		c.mu.Unlock()
 	}
 	c.mu.Lock()
-	c.rec.State.SetUp = start.child.SetUp() // kept with the next change of state
+	c.rec.State.SetUp, c.rec.Starting = start.child.SetUp(), false
+	if serr := c.save(); serr != nil {
+		c.srv.log.Error("cannot save a container's state", "container", c.id, "error", serr)
+	}
 	c.mu.Unlock()
 	start.release()
 	close(settled)

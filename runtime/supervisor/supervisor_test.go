@@ -3,6 +3,7 @@ package supervisor
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -1011,6 +1012,40 @@ func TestEndBeforeItIsKept(t *testing.T) {
 	}
 	e.must(e.sup.Delete(e.ctx, "box"))
 	e.must(e.sup.Shutdown(e.ctx, true))
+}
+
+// TestStartThatNobodySaw: a supervisor that dies while it starts a container leaves it executed or not, and the next one says which.
+func TestStartThatNobodySaw(t *testing.T) {
+	e := newEnv(t)
+	_ = e.sup.Close()
+	e.cfg.AdoptOrphans = true
+	e.ensure()
+	t.Cleanup(func() { _ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0) })
+	e.start(e.config("executed", "sleep"))
+	e.must(e.sup.Create(e.ctx, e.config("waiting", "sleep")))
+	victim := e.supervisorPID()
+	e.must(unix.Kill(victim, unix.SIGKILL))
+	e.until(func() bool { return !processAlive(victim) })
+	for _, id := range []string{"executed", "waiting"} { // as it is between the two writes of a start
+		path := filepath.Join(e.cfg.StateDir, "containers", id, "state.json")
+		var r record
+		b, err := os.ReadFile(path)
+		e.must(err)
+		e.must(json.Unmarshal(b, &r))
+		r.State.Status, r.State.StartedAt, r.Starting = runtime.Running, time.Now().UTC(), true
+		b, err = json.Marshal(r)
+		e.must(err)
+		e.must(os.WriteFile(path, b, 0o600))
+	}
+	if x := e.wait("waiting"); x.Code != 125 || !strings.Contains(x.Err, "never executed") {
+		t.Errorf("end of what was not executed: %+v", x)
+	}
+	if st, err := e.sup.State(e.ctx, "waiting"); err != nil || st.Status != runtime.Stopped || !st.StartedAt.IsZero() {
+		t.Errorf("what was not executed: %+v, %v", st, err)
+	}
+	if st, err := e.sup.State(e.ctx, "executed"); err != nil || st.Status != runtime.Running || st.StartedAt.IsZero() {
+		t.Errorf("what was executed: %+v, %v", st, err)
+	}
 }
 
 // TestAdoptOrphans: with the daemon as the parent of orphans the exit code of a container is known though its supervisor died.

@@ -290,8 +290,8 @@ func (p *Program) Report(list []Slot) {
 	p.Do("report results", unix.SYS_WRITE, replyFD, p.SlotAddr(last), 8*len(p.report))
 }
 
-// neverStarted is the exit status of a child whose supervisor died before it was told to go on.
-const neverStarted = 125
+// NeverStarted is the exit status of a child whose supervisor died before it was told to go on.
+const NeverStarted = 125
 
 // Gate adds the wait between create and start: report ready, then block until one byte arrives on fd; end of file ends the child.
 func (p *Program) Gate(fd int) {
@@ -305,7 +305,7 @@ func (p *Program) GateBy(reply, fd int) {
 	buf := p.Words(ready)
 	p.Do("report ready", unix.SYS_WRITE, reply, buf, 8)
 	i := p.Unless0("wait for start", unix.SYS_READ, fd, buf, 1)
-	p.Exit(neverStarted)
+	p.Exit(NeverStarted)
 	p.SkipOnSuccess(i)
 }
 

@@ -142,7 +142,7 @@ func TestGate(t *testing.T) {
 		if err := c.Ready(soon()); err != nil {
 			t.Fatal(err)
 		}
-		want := neverStarted
+		want := NeverStarted
 		if open {
 			want = 33
 			if _, err := unix.Write(gate[1], []byte{1}); err != nil {
