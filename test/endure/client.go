@@ -206,8 +206,8 @@ func (c *crew) happened(ctx context.Context, j *job) (bool, error) {
 		return true, nil
 	}
 	log, err := c.log(ctx, j)
-	if cerrdefs.IsNotFound(err) && j.rm {
-		return true, nil // it was just removing itself
+	if err != nil && j.rm && (cerrdefs.IsNotFound(err) || strings.Contains(err.Error(), "No such container")) {
+		return true, nil // it was just removing itself, perhaps in the middle of the answer
 	}
 	if err != nil {
 		return true, err

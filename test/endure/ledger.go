@@ -115,6 +115,7 @@ func (j *job) check(s *container.State, h history) error {
 	unknown := s.ExitCode == 255 && strings.Contains(s.Error, "unknown")
 	switch {
 	case unknown && j.unseen:
+	case s.ExitCode == 125 && j.unseen && strings.Contains(s.Error, "never executed") && len(h.runs) < j.startsTried: // the start was not done
 	case s.ExitCode == j.code && whole && s.Error == "":
 	case s.ExitCode == j.code && j.unread && s.Error == "":
 	case s.ExitCode == 137 && j.killed && s.Error == "":

@@ -18,7 +18,7 @@ const (
 	crowdClients    = 4
 	crowdLeast      = 200       // containers of which memory tells more than the garbage collector's pace
 	perContainer    = 100 << 10 // private memory of our processes for each idle container, at most
-	supervisorLimit = 20 << 20  // private memory of the supervisor, at most
+	supervisorLimit = 20 << 20  // private memory of the supervisor without containers, at most
 	descriptorLimit = 12        // for each container, at most
 	restTime        = 5 * time.Second
 )
@@ -131,8 +131,8 @@ func (w *world) costs(ctx context.Context, n int, before, after map[string]memor
 	if n >= crowdLeast && sum/int64(n) > perContainer {
 		w.breaks("%d KiB of our private memory for each container, more than %d", sum>>10/int64(n), perContainer>>10)
 	}
-	if m := after["supervisor"].private; m > supervisorLimit {
-		w.breaks("the supervisor has %s of private memory, more than %s", mib(m), mib(supervisorLimit))
+	if m := before["supervisor"].private; m > supervisorLimit {
+		w.breaks("the supervisor has %s of private memory before there is a container, more than %s", mib(m), mib(supervisorLimit))
 	}
 	h, err := c.holds(ctx)
 	if err != nil {
