@@ -695,6 +695,7 @@ func TestBridges(t *testing.T) {
 	if m, err := query(b, "udp", "a", mdns.TypeA); err != nil || answers(m) != "NXDOMAIN" {
 		t.Errorf("a, which is gone, from b: %v, %v", m, err)
 	}
+	noLeaks(l, h, leg(user, 9), leg(shut, 9))
 	for _, id := range []string{"cont-b", "cont-c", "cont-e"} {
 		l.must(h.RemoveSandbox(ctx, id))
 	}
@@ -762,5 +763,49 @@ func TestIPv6Overlay(t *testing.T) {
 	}
 	if m, err := query(t1, "udp", "web", mdns.TypeAAAA); err != nil || answers(m) != "fd00:10::2" {
 		t.Errorf("AAAA: %v, %v", m, err)
+	}
+}
+
+// noLeaks: a container on internal networks only asks nobody outside for a name, through its own resolver neither (CVE-2024-29018); no link of a
+// container takes router advertisements, on either side (CVE-2020-13401).
+func noLeaks(l *lab, h *labHost, open, shut BridgeLeg) {
+	l.t.Helper()
+	resolver, asked := "127.0.0.1:53", make(chan struct{}, 16)
+	var conn net.PacketConn
+	l.must(h.ns.Do(func() (err error) {
+		conn, err = net.ListenPacket("udp", resolver)
+		return err
+	}))
+	srv := &mdns.Server{PacketConn: conn, Handler: mdns.HandlerFunc(func(w mdns.ResponseWriter, q *mdns.Msg) {
+		asked <- struct{}{}
+		m := new(mdns.Msg)
+		_ = w.WriteMsg(m.SetRcode(q, mdns.RcodeNameError))
+	})}
+	started, done := make(chan struct{}), make(chan struct{})
+	srv.NotifyStartedFunc = func() { close(started) }
+	go func() { defer close(done); _ = srv.ActivateAndServe() }()
+	<-started
+	defer func() { _ = srv.Shutdown(); <-done }()
+	for _, c := range []struct {
+		id     string
+		legs   []BridgeLeg
+		leaves bool
+	}{{"cont-shut", []BridgeLeg{shut}, false}, {"cont-both", []BridgeLeg{shut, open}, true}} {
+		ns := l.sandbox(h, Sandbox{ID: c.id, DNS: true, Bridges: c.legs, Upstreams: []netip.AddrPort{netip.MustParseAddrPort(resolver)}})
+		m, err := query(ns, "udp", "secret.example.com", mdns.TypeA)
+		if err != nil || (m.Rcode == mdns.RcodeRefused) == c.leaves || (len(asked) > 0) != c.leaves {
+			l.t.Errorf("%s: a foreign name: %v, %v; %d questions left the node", c.id, m, err, len(asked))
+		}
+		for _, dev := range []string{"default", "eth0"} {
+			if v, err := ns.ReadSysctl("ipv6/conf/" + dev + "/accept_ra"); err == nil && v != "0" {
+				l.t.Errorf("%s: %s accepts router advertisements: %s", c.id, dev, v)
+			}
+		}
+		l.must(h.RemoveSandbox(context.Background(), c.id))
+	}
+	for _, b := range []string{"skt1", "skt2"} {
+		if v, err := h.ns.ReadSysctl("ipv6/conf/" + b + "/accept_ra"); err == nil && v != "0" {
+			l.t.Errorf("bridge %s accepts router advertisements: %s", b, v)
+		}
 	}
 }

@@ -87,7 +87,7 @@ func (d *Driver) ensureBridge(links map[string]link.Link, b Bridge) error {
 	if err != nil {
 		return fmt.Errorf("configure %s: %w", b.Name, err)
 	}
-	return d.host.Sysctl(map[string]string{"ipv4/conf/" + b.Name + "/route_localnet": "1"})
+	return d.host.Sysctl(map[string]string{"ipv4/conf/" + b.Name + "/route_localnet": "1", "ipv6/conf/" + b.Name + "/accept_ra?": "0"})
 }
 
 func (d *Driver) bridgePlan(s Sandbox, i int, l BridgeLeg) (plan, error) {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -37,7 +38,7 @@ func (d *Driver) serveDNS(ctx context.Context, ns *link.NS, s Sandbox) error {
 	if err != nil {
 		return fmt.Errorf("open DNS sockets: %w", err)
 	}
-	if err := d.dns.Add(s.ID, view(s, zones, dns.HostResolvers()), udp, tcp); err != nil {
+	if err := d.dns.Add(s.ID, d.view(s, zones, dns.HostResolvers()), udp, tcp); err != nil {
 		udp.Close()
 		tcp.Close()
 		return err
@@ -177,12 +178,14 @@ func (d *Driver) refreshViews(zones map[string]*dns.Zone) {
 	resolvers := dns.HostResolvers()
 	for id, b := range d.boxes {
 		if b.spec.DNS {
-			d.dns.SetView(id, view(b.spec, zones, resolvers))
+			d.dns.SetView(id, d.view(b.spec, zones, resolvers))
 		}
 	}
 }
 
-func view(s Sandbox, zones map[string]*dns.Zone, resolvers []netip.AddrPort) *dns.View {
+// view is what a sandbox resolves. One that is on internal networks only has no resolver for foreign names, whichever it asks for: they are
+// asked from the node, and would carry out what the network keeps in.
+func (d *Driver) view(s Sandbox, zones map[string]*dns.Zone, resolvers []netip.AddrPort) *dns.View {
 	v := &dns.View{Search: s.SearchDNS, Upstreams: s.Upstreams}
 	for _, l := range s.Legs {
 		if z := zones[l.NetworkID]; z != nil {
@@ -194,10 +197,26 @@ func view(s Sandbox, zones map[string]*dns.Zone, resolvers []netip.AddrPort) *dn
 			v.Zones = append(v.Zones, z)
 		}
 	}
-	if len(v.Upstreams) == 0 {
+	switch {
+	case d.internal(s):
+		v.Upstreams = nil
+	case len(v.Upstreams) == 0:
 		v.Upstreams = resolvers
 	}
 	return v
+}
+
+// internal tells that a sandbox has no way out of this cluster's networks.
+func (d *Driver) internal(s Sandbox) bool {
+	if s.Gateway4.IsValid() || s.Gateway6.IsValid() {
+		return false
+	}
+	for _, l := range s.Legs {
+		if slices.ContainsFunc(d.cfg.Networks, func(nw Network) bool { return nw.ID == l.NetworkID && !nw.Internal }) {
+			return false
+		}
+	}
+	return !slices.ContainsFunc(s.Bridges, func(l BridgeLeg) bool { return !d.bridges[l.BridgeID].Internal })
 }
 
 // cachedZone spares building the names of a network that did not change.

@@ -116,7 +116,8 @@ func newRoom() (*room, error) {
 
 // setUpRoom sets what all containers have; with six false devices have no IPv6, so that there is no link-local chatter.
 func setUpRoom(r *room, six bool) error {
-	set := map[string]string{"ipv4/conf/all/accept_redirects": "0", "ipv4/conf/default/accept_redirects": "0", "ipv6/conf/default/disable_ipv6?": "1"}
+	set := map[string]string{"ipv4/conf/all/accept_redirects": "0", "ipv4/conf/default/accept_redirects": "0", "ipv6/conf/default/disable_ipv6?": "1",
+		"ipv6/conf/default/accept_ra?": "0"} // or whoever shares a network with it could route its traffic
 	if six {
 		set["ipv6/conf/default/disable_ipv6?"] = "0"
 	}

@@ -285,6 +285,7 @@ func (d *Driver) gatewayPlan(s Sandbox) (plan, error) {
 				"ipv4/conf/" + name + "/rp_filter":      "1", // it sends from its own address only
 				"ipv4/conf/" + name + "/route_localnet": "1",
 				"ipv4/conf/" + name + "/send_redirects": "0",
+				"ipv6/conf/" + name + "/accept_ra?":     "0", // a container is no router for its node
 			})
 			if err != nil {
 				return err
