@@ -54,6 +54,7 @@ type taskPart struct {
 	id       string
 	sandbox  overlay.Sandbox
 	networks map[string]*network.EndpointSettings
+	ports    []overlay.HostPort
 	files    []depFile
 }
 
@@ -92,7 +93,7 @@ func (e *Engine) create(name string, req container.CreateRequest, img image.Imag
 		State: state{Status: container.StateCreated, Clean: true},
 	}
 	if task != nil {
-		rec.Task, rec.Sandbox, rec.Networks, rec.Files = task.id, task.sandbox, task.networks, task.files
+		rec.Task, rec.Sandbox, rec.Networks, rec.Files, rec.HostPorts = task.id, task.sandbox, task.networks, task.files, task.ports
 		rec.Sandbox.ID = id
 	} else if rec.Networks, err = e.endpointSettings(&hc, req.NetworkingConfig); err != nil {
 		return nil, nil, err

@@ -87,12 +87,9 @@ func portMap(r record) network.PortMap {
 	for p := range r.Config.ExposedPorts {
 		out[p] = nil
 	}
-	for _, b := range r.Sandbox.Bridges {
-		for _, hp := range b.Ports {
-			p, ok := network.PortFrom(hp.Target, network.IPProtocol(hp.Protocol))
-			if ok {
-				out[p] = append(out[p], network.PortBinding{HostIP: hostIP(hp.HostIP), HostPort: strconv.Itoa(int(hp.Published))})
-			}
+	for _, hp := range r.published() {
+		if p, ok := network.PortFrom(hp.Target, network.IPProtocol(hp.Protocol)); ok {
+			out[p] = append(out[p], network.PortBinding{HostIP: hostIP(hp.HostIP), HostPort: strconv.Itoa(int(hp.Published))})
 		}
 	}
 	return out
@@ -136,11 +133,9 @@ func (e *Engine) summary(ctx context.Context, c *entry, r record) container.Summ
 	}
 	s.HostConfig.NetworkMode = string(r.HostConfig.NetworkMode)
 	published := map[portKey]bool{}
-	for _, b := range r.Sandbox.Bridges {
-		for _, hp := range b.Ports {
-			published[portKey{hp.Protocol, hp.Target}] = true
-			s.Ports = append(s.Ports, container.PortSummary{IP: hostIP(hp.HostIP), PrivatePort: hp.Target, PublicPort: hp.Published, Type: hp.Protocol})
-		}
+	for _, hp := range r.published() {
+		published[portKey{hp.Protocol, hp.Target}] = true
+		s.Ports = append(s.Ports, container.PortSummary{IP: hostIP(hp.HostIP), PrivatePort: hp.Target, PublicPort: hp.Published, Type: hp.Protocol})
 	}
 	for p := range r.Config.ExposedPorts {
 		if !published[portKey{string(p.Proto()), p.Num()}] {

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -40,8 +41,10 @@ type record struct {
 	Task       string        `json:",omitempty"` // cluster task this container carries out
 	Volumes    []volumeMount `json:",omitempty"`
 	Inherited  []mount.Mount `json:",omitempty"` // binds of other containers
-	Files      []depFile     `json:",omitempty"` // secrets and configs of a task
-	State      state
+	// HostPorts are a task's in mode host; the mesh publishes them.
+	HostPorts []overlay.HostPort `json:",omitempty"`
+	Files     []depFile          `json:",omitempty"` // secrets and configs of a task
+	State     state
 }
 
 // state is the changing part of a record.
@@ -57,6 +60,15 @@ type state struct {
 	Backoff       int  `json:",omitempty"` // short runs in a row; decides the delay of the next restart
 	StoppedByUser bool // no restart policy applies
 	Clean         bool // runtime state and sandbox of the last run are removed
+}
+
+// published lists the ports that are reached by addresses of this node.
+func (r record) published() []overlay.HostPort {
+	out := slices.Clone(r.HostPorts)
+	for _, b := range r.Sandbox.Bridges {
+		out = append(out, b.Ports...)
+	}
+	return out
 }
 
 func (s state) active() bool {

@@ -119,7 +119,7 @@ func (t *taskController) Prepare(ctx context.Context) error {
 	name := t.a.ServiceName + "." + slot + "." + t.a.TaskId
 	files, err := t.provide()
 	if err == nil {
-		_, _, err = t.e.create(name, req, img, &taskPart{id: t.a.TaskId, sandbox: sb, networks: nets, files: files})
+		_, _, err = t.e.create(name, req, img, &taskPart{id: t.a.TaskId, sandbox: sb, networks: nets, ports: t.hostPorts(), files: files})
 	}
 	if err != nil {
 		err = errors.Join(err, t.e.removeFiles(t.a.TaskId))
@@ -129,6 +129,17 @@ func (t *taskController) Prepare(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// hostPorts are the task's ports in mode host.
+func (t *taskController) hostPorts() []overlay.HostPort {
+	var out []overlay.HostPort
+	for _, p := range t.a.Ports {
+		if p.Published != 0 {
+			out = append(out, overlay.HostPort{Published: uint16(p.Published), Target: uint16(p.Target), Protocol: p.Protocol})
+		}
+	}
+	return out
 }
 
 // image finds the image locally first: a registry that is down must not stop a task whose image is here.

@@ -51,7 +51,7 @@ func (x *expander) expand(s string) string {
 		type m = map[string]any
 		err = t.Execute(&b, m{
 			"Service": m{"ID": x.a.ServiceId, "Name": x.a.ServiceName},
-			"Node":    m{"ID": x.a.NodeId, "Hostname": x.hostname},
+			"Node":    m{"ID": x.a.NodeId, "Hostname": x.hostname, "Platform": m{"Architecture": machine(), "OS": "linux"}},
 			"Task":    m{"ID": x.a.TaskId, "Slot": slot, "Name": x.a.ServiceName + "." + toString(slot) + "." + x.a.TaskId},
 		})
 	}

@@ -52,6 +52,9 @@ func validateContainer(c *swarm.ContainerSpec) error {
 	if err := validateMounts(c.Mounts); err != nil {
 		return err
 	}
+	if err := validateTemplates(c); err != nil {
+		return err
+	}
 	return validateDependencies(c)
 }
 
