@@ -121,10 +121,13 @@ func (c *container) spawnExec(p *runtime.Process, init *process) (pid int, err e
 		err = c.joined(pid, init)
 	}
 	if err != nil {
-		start.release()
+		start.release() // whatever waits at the gate ends
+		var f *zygote.Failure
+		if !errors.As(err, &f) { // there may be a child that nobody knows
+			c.srv.orphans.always()
+		}
 		return 0, c.setupError(err)
 	}
-	c.srv.orphans.add(pid)
 	np := &process{id: p.ID, pid: pid, ours: true, stdin: io.stdin, done: make(chan struct{})}
 	io.closeChild()
 	if err = c.beginExec(np, p, start, out, io, deadline); err != nil {
@@ -148,10 +151,17 @@ func errIfNil(err error) error {
 
 // joined makes sure that pid is a child of ours in the container's pid namespace: others may have written into the process that says so.
 func (c *container) joined(pid int, init *process) error {
+	claimed := false
 	tampered := func(err error) error {
-		c.srv.orphans.always() // there may be a child that nobody knows
+		if claimed {
+			c.srv.orphans.remove(pid)
+		}
 		return errors.Join(fmt.Errorf("process %d is not the one that was started: the container tampered with it: %w", pid, errdefs.ErrFailedPrecondition), err)
 	}
+	if !c.srv.orphans.claim(pid) {
+		return tampered(nil)
+	}
+	claimed = true
 	if err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil); err != nil {
 		return tampered(err)
 	}

@@ -51,6 +51,17 @@ func (o *orphans) start(cmd *exec.Cmd) error {
 	return err
 }
 
+// claim is add for a child that nobody may be waiting for yet.
+func (o *orphans) claim(pid int) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.own[pid] {
+		return false
+	}
+	o.own[pid] = true
+	return true
+}
+
 // expect starts the reaping once a container needs it.
 func (o *orphans) expect(s *specs.Spec) {
 	for _, n := range s.Linux.Namespaces {
@@ -61,10 +72,16 @@ func (o *orphans) expect(s *specs.Spec) {
 	o.always()
 }
 
-// always starts the reaping.
+// always starts the reaping, of those too that have ended before.
 func (o *orphans) always() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	defer func() {
+		select {
+		case o.signal <- unix.SIGCHLD:
+		default:
+		}
+	}()
 	if !o.wanted {
 		o.wanted = true
 		signal.Notify(o.signal, unix.SIGCHLD)

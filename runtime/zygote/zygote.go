@@ -481,7 +481,7 @@ func (c *Child) Parted(deadline time.Time) (int, error) {
 		}
 	}
 	if c.parted < 0 {
-		return 0, fmt.Errorf("clone: %w", unix.Errno(-c.parted))
+		return 0, &Failure{Op: "clone", Errno: unix.Errno(-c.parted)}
 	}
 	return int(c.parted), nil
 }

@@ -139,3 +139,36 @@ func TestJoiningProcessIsTamperedWith(t *testing.T) {
 		t.Errorf("exec afterwards: %+v", x)
 	}
 }
+
+// TestTracedProcessIsKilled: a process inside traces another one, which is killed, and ends itself later. The kernel tells the parent of
+// the first's end only then; a supervisor that looks once never learns of it, and the container can never end.
+func TestTracedProcessIsKilled(t *testing.T) {
+	w := newWorld(t)
+	c := w.config("box", "say", "ready", "sleep")
+	givePtrace(&c)
+	w.start(c)
+	w.says(c, "ready")
+	host, err := w.sup.Exec(w.ctx, "box", runtime.Process{ID: "traced", Args: []string{"/hostile", "sleep"}})
+	w.must(err)
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", host))
+	w.must(err)
+	inner := regexp.MustCompile(`NSpid:.*\s(\d+)\n`).FindStringSubmatch(string(b))[1]
+	_, err = w.sup.Exec(w.ctx, "box", runtime.Process{ID: "tracer", Args: []string{"/hostile", "trace", inner}})
+	w.must(err)
+	eventually(t, "it is traced", func() bool {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", host))
+		w.must(err)
+		return regexp.MustCompile(`TracerPid:\t[1-9]`).Match(b)
+	})
+	w.must(w.sup.SignalExec(w.ctx, "box", "traced", int(unix.SIGKILL)))
+	eventually(t, "it is dead", func() bool {
+		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", host))
+		return strings.Contains(string(b), "State:\tZ")
+	})
+	w.must(w.sup.SignalExec(w.ctx, "box", "tracer", int(unix.SIGKILL)))
+	w.ended("box", "tracer")
+	if x := w.ended("box", "traced"); x.Code != 137 {
+		t.Errorf("the traced process: %+v", x)
+	}
+	w.kill("box")
+}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -169,6 +170,12 @@ func try(cmd string, a []string) int {
 			_, werr = f.WriteString("x")
 		}
 		fmt.Println("exe", l, err, werr != nil)
+	case "trace": // a process, without ever letting go
+		pid, _ := strconv.Atoi(a[0])
+		runtime.LockOSThread()
+		_, _, e := syscall.RawSyscall6(syscall.SYS_PTRACE, 0x4206, uintptr(pid), 0, 0, 0, 0) // PTRACE_SEIZE
+		fmt.Println("trace", int(e))
+		time.Sleep(time.Hour)
 	case "dial":
 		c, err := net.Dial("unix", a[0])
 		if err == nil {
