@@ -59,6 +59,7 @@ type Program struct {
 	direct bool // see EnterDirect
 	mark   uint64
 	alone  bool   // see Seclude
+	copyAt int    // the first call of Seclude
 	report []Slot // of a secluded program, in the order in which they are reported
 	args   []string
 	built  uintptr // of one that an earlier program of this process built, see Resume: where its arena was

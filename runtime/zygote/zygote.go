@@ -250,11 +250,50 @@ func (p *Program) Seclude() {
 	if p.direct {
 		return
 	}
-	p.Do("copy the program", unix.SYS_MMAP, Addr(p.base()), arenaLen, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_FIXED,
-		memoryFD, p.index*arenaLen)
-	p.Do("copy the program", unix.SYS_MADVISE, Addr(p.base()), arenaLen, unix.MADV_POPULATE_WRITE)
+	p.copyAt = p.nops
+	for _, from := range copied() { // lengths come with the end of the program, see seal
+		at := Addr(p.base() + uintptr(from))
+		p.Do("copy the program", unix.SYS_MMAP, at, 0, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_FIXED, memoryFD, p.index*arenaLen+from)
+		p.Do("copy the program", unix.SYS_MADVISE, at, 0, unix.MADV_POPULATE_WRITE)
+		p.Do("hide the rest", unix.SYS_MUNMAP, at, 0)
+	}
 	p.Do("leave the programs", unix.SYS_CLOSE, memoryFD)
 	p.alone = true
+}
+
+// copied are the beginnings of what Seclude copies: calls and data, in one piece where the border of pages is not theirs.
+func copied() []int {
+	if dataOff%os.Getpagesize() != 0 {
+		return []int{0}
+	}
+	return []int{0, dataOff}
+}
+
+// seal gives the calls of Seclude their lengths: only what the program has is copied, a page costs as much as a system call. No page of
+// the shared memory stays.
+func (p *Program) seal() {
+	if !p.alone {
+		return
+	}
+	page := uint64(os.Getpagesize())
+	up := func(n int) uint64 { return (uint64(n) + page - 1) &^ (page - 1) }
+	ends := []int{opsOff + opSize*p.nops, p.data} // of calls and data
+	starts := copied()
+	for i, from := range starts {
+		used, end := up(ends[len(ends)-1])-uint64(from), uint64(arenaLen)-uint64(from)
+		if i+1 < len(starts) {
+			used, end = up(ends[i]), uint64(starts[i+1])
+		}
+		op := func(n int) []byte { return p.mem[opsOff+opSize*(p.copyAt+3*i+n):] }
+		binary.LittleEndian.PutUint64(op(0)[16:], used)
+		binary.LittleEndian.PutUint64(op(1)[16:], used)
+		rest := end - used
+		binary.LittleEndian.PutUint64(op(2)[8:], uint64(p.base())+uint64(from)+used)
+		binary.LittleEndian.PutUint64(op(2)[16:], rest)
+		if rest == 0 {
+			binary.LittleEndian.PutUint64(op(2), unix.SYS_GETPID) // nothing to hide, which munmap refuses
+		}
+	}
 }
 
 // PartFlags are those of the clone that Part adds.
@@ -383,6 +422,7 @@ func (z *Zygote) replace(pid int) error {
 
 func (z *Zygote) spawn(r Request, deadline time.Time) (*Child, error) {
 	p := r.Program
+	p.seal()
 	clear(p.mem[:opsOff])
 	ca := (*cloneArgs)(unsafe.Pointer(&p.mem[argsOff]))
 	// CLONE_PARENT wants no exit signal: the kernel takes the zygote's own, SIGCHLD.

@@ -268,3 +268,37 @@ func TestPrivateMemory(t *testing.T) {
 		t.Errorf("the zygote shows %q (%v) as its file", exe, err)
 	}
 }
+
+// TestSecluded: of the memory that a child shares with the supervisor nothing stays mapped but private copies of its own program.
+func TestSecluded(t *testing.T) {
+	pool, z := newZygote(t)
+	n := null(t)
+	p, err := pool.Program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Release()
+	p.EnterToPart()
+	p.Seclude()
+	vec := p.Bytes(make([]byte, arenaLen/4096))
+	for _, at := range []uintptr{opsOff - 4096, opsOff, dataOff} {
+		p.Do("look at what is needed", unix.SYS_MINCORE, Addr(p.base()+at), 4096, vec)
+	}
+	for _, at := range []uintptr{dataOff - 4096, dataOff + 8192, arenaLen - 4096} {
+		i := p.Try("look at the rest", unix.SYS_MINCORE, Addr(p.base()+at), 4096, vec)
+		p.Exit(1)
+		p.SkipOnError(i)
+	}
+	p.Exit(42)
+	c, err := z.Spawn(Request{Program: p, Files: []int{n, n, n}, Cgroup: -1}, soon())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.Executed(soon()); err != nil {
+		t.Errorf("executed: %v", err)
+	}
+	if ws := waitFor(t, c.PID); ws.ExitStatus() != 42 {
+		t.Errorf("exit status %d, want 42 (failure %v)", ws.ExitStatus(), p.Failure())
+	}
+}
