@@ -18,7 +18,7 @@ func FuzzRequest(f *testing.F) {
 		method    int
 		path, val string
 	}{
-		{1, "/v1.55/containers/create?name=x", `{"Image":"busybox","HostConfig":{"Binds":["a:b"]}}`}, {1, "/services/create", `{"Name":"a","Mode":{"Replicated":{"Replicas":1}},"TaskTemplate":{"ContainerSpec":{"Image":"x"}}}`},
+		{1, "/v1.55/containers/create?name=x", `{"Image":"busybox","HostConfig":{"Binds":["a:b"]}}`}, {1, "/services/create", `{}`}, {1, "/services/create", `{"Name":"a","Mode":{"Replicated":{"Replicas":1}},"TaskTemplate":{"ContainerSpec":{"Image":"x"}}}`},
 		{0, "/containers/json?all=1&filters=" + url.QueryEscape(`{"label":{"a":true},"name":["x"]}`), ""}, {0, "/containers/web/logs?stdout=1&since=1.5&until=2026-01-01T00:00:00Z&tail=x", ""},
 		{1, "/images/create?fromImage=a&tag=sha256:1", ""}, {1, "/images/a/b/tag?repo=x&tag=", ""}, {0, "/images/get?names=a", ""}, {2, "/networks/x", ""}, {1, "/networks/create", `{"Name":"n","IPAM":{"Config":[{"Subnet":"10.0.0.0/8"}]}}`},
 		{1, "/services/a/update?version=1&rollback=x", `{"version":1}`}, {1, "/swarm/init", `{"ListenAddr":"x"}`}, {1, "/containers/web/exec", `{"Cmd":["a"]}`}, {1, "/exec/x/start", `{"Detach":true}`},

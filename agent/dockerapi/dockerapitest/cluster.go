@@ -250,6 +250,9 @@ func (c *Cluster) CreateService(_ context.Context, r *api.CreateRequest, _ ...gr
 	return &api.Created{Id: s.ID}, nil
 }
 
+// maxReplicas is as many tasks as a fake service gets.
+const maxReplicas = 1000
+
 // fill gives each slot a task of the service's spec and retires others.
 func (c *Cluster) fill(s *swarm.Service) {
 	for _, t := range c.Tasks {
@@ -257,7 +260,11 @@ func (c *Cluster) fill(s *swarm.Service) {
 			t.DesiredState, t.Status.State = swarm.TaskStateShutdown, swarm.TaskStateShutdown
 		}
 	}
-	for slot := 1; slot <= int(*s.Spec.Mode.Replicated.Replicas); slot++ {
+	replicas := uint64(1)
+	if m := s.Spec.Mode.Replicated; m != nil && m.Replicas != nil {
+		replicas = min(*m.Replicas, maxReplicas)
+	}
+	for slot := 1; slot <= int(replicas); slot++ {
 		t := &swarm.Task{
 			ID: api.NewID(), ServiceID: s.ID, Slot: slot, NodeID: NodeID, DesiredState: swarm.TaskStateRunning, Spec: s.Spec.TaskTemplate,
 			Meta: swarm.Meta{Version: swarm.Version{Index: c.index}, CreatedAt: time.Now(), UpdatedAt: time.Now()},
@@ -281,6 +288,9 @@ func (c *Cluster) UpdateService(_ context.Context, r *api.UpdateRequest, _ ...gr
 	}
 	old := s.Spec
 	if r.GetRollback() != "" {
+		if s.PreviousSpec == nil {
+			return nil, status.Errorf(codes.FailedPrecondition, "service %s does not have a previous spec", r.GetRef())
+		}
 		s.Spec, s.PreviousSpec = *s.PreviousSpec, nil
 	} else {
 		var spec swarm.ServiceSpec
