@@ -407,23 +407,13 @@ func (u *unpacker) all(tr *tar.Reader) error {
 		if name == "." || name == "" {
 			continue
 		}
-		if isSparse(h) {
+		if layer.IsSparse(h) {
 			return invalid("extract %s: sparse files are not extracted: a few bytes could fill the disk", name)
 		}
 		if err := u.entry(tr, h, name); err != nil {
 			return fmt.Errorf("extract %s: %w", name, err)
 		}
 	}
-}
-
-// isSparse tells a file that is larger than what is in the archive.
-func isSparse(h *tar.Header) bool {
-	for k := range h.PAXRecords {
-		if strings.HasPrefix(k, "GNU.sparse.") {
-			return true
-		}
-	}
-	return h.Typeflag == tar.TypeGNUSparse
 }
 
 // beneath opens a path that must stay below the directory of the extraction.

@@ -4,12 +4,14 @@ import (
 	"archive/tar"
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	cerrdefs "github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 
 	"skein/agent/dockerapi"
@@ -140,4 +142,40 @@ func FuzzSeccompProfile(f *testing.F) {
 		}
 		_, _ = sandbox.CompileSeccomp(flt)
 	})
+}
+
+// sparse is an archive of 2 KiB with one file that claims to have size bytes.
+func sparse(size int64) []byte {
+	header := func(typ byte, n int) []byte {
+		b := make([]byte, 512)
+		for at, s := range map[int]string{0: "f", 100: "0000644", 108: "0000000", 116: "0000000", 124: fmt.Sprintf("%011o", n), 136: "00000000000", 148: "        ", 156: string(typ), 257: "ustar\x0000"} {
+			copy(b[at:], s)
+		}
+		sum := 0
+		for _, c := range b {
+			sum += int(c)
+		}
+		copy(b[148:], fmt.Sprintf("%06o\x00 ", sum))
+		return b
+	}
+	size10 := fmt.Sprintf("GNU.sparse.realsize=%d\n", size)
+	records := "22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n21 GNU.sparse.name=f\n" + fmt.Sprintf("%d %s", len(size10)+3, size10)
+	out := append(header(tar.TypeXHeader, len(records)), records...)
+	out = append(out, make([]byte, 512-len(records))...)
+	out = append(append(out, header(tar.TypeReg, 512)...), "0\n"...)
+	return append(out, make([]byte, 510+1024)...)
+}
+
+// TestSparseCopy: a file that claims more bytes than the archive has is refused before it fills the disk.
+func TestSparseCopy(t *testing.T) {
+	b := newBench(t)
+	id := b.create("one", container.HostConfig{})
+	raw := sparse(1 << 50)
+	if h, err := tar.NewReader(bytes.NewReader(raw)).Next(); err != nil || h.Size != 1<<50 {
+		t.Fatalf("the archive is not what the test wants: %+v %v", h, err)
+	}
+	err := b.e.ArchivePut(t.Context(), id, "/", dockerapi.ArchiveOptions{}, bytes.NewReader(raw))
+	if !cerrdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "sparse") {
+		t.Errorf("got %v, want it refused", err)
+	}
 }

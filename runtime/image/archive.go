@@ -127,6 +127,9 @@ func (in *importer) read(ctx context.Context, tr *tar.Reader) error {
 		if len(h.Name) > maxArchiveName || len(h.Linkname) > maxArchiveName {
 			return kind(errdefs.ErrInvalidArgument, "%.100q: a name in the archive is longer than %d bytes", h.Name, maxArchiveName)
 		}
+		if layer.IsSparse(h) {
+			return kind(errdefs.ErrInvalidArgument, "%.100q: sparse files are not read: a few bytes could fill the disk", h.Name)
+		}
 		name := path.Clean(h.Name)
 		switch h.Typeflag {
 		case tar.TypeSymlink:

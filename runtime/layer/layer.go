@@ -11,6 +11,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -79,6 +80,16 @@ func Apply(ctx context.Context, dst string, r io.Reader, o Options) (Result, err
 		return Result{}, err
 	}
 	return Result{DiffID: digester.Digest(), Bytes: in.n, Entries: n}, nil
+}
+
+// IsSparse tells a file that is larger than what is in the archive: a few bytes may claim to be petabytes.
+func IsSparse(h *tar.Header) bool {
+	for k := range h.PAXRecords {
+		if strings.HasPrefix(k, "GNU.sparse.") {
+			return true
+		}
+	}
+	return h.Typeflag == tar.TypeGNUSparse
 }
 
 // meter bounds and watches a stream.

@@ -163,6 +163,14 @@ func TestApply(t *testing.T) {
 		{"long path", []*tar.Header{e(reg, strings.Repeat("x/", 3000)+"f", "1")}, "", errdefs.ErrInvalidArgument},
 		{"unknown type", []*tar.Header{e('V', "vol", "")}, "", errdefs.ErrInvalidArgument},
 		{"fifo", []*tar.Header{e(tar.TypeFifo, "p", "")}, "p p---------", nil},
+		{"device over a link", []*tar.Header{e(sym, "n", "../victim/secret"), {Typeflag: tar.TypeChar, Name: "n", Devmajor: 1, Devminor: 3, Mode: 0o4777}}, "n Dc---------", nil},
+		{"device through a link", []*tar.Header{e(sym, "out", "../victim"), {Typeflag: tar.TypeBlock, Name: "out/n", Devmajor: 8}}, "", errdefs.ErrInvalidArgument},
+		{"opaque on a link", []*tar.Header{e(sym, "out", "../victim"), e(reg, "out/.wh..wh..opq", "")}, "", errdefs.ErrInvalidArgument},
+		{"whiteout through a link", []*tar.Header{e(sym, "out", "../victim"), e(reg, "out/.wh.secret", "")}, "", errdefs.ErrInvalidArgument},
+		{"link to a link, hard", []*tar.Header{e(sym, "s", "../victim"), e(hard, "h", "s"), e(reg, "h/secret", "evil")}, "", errdefs.ErrInvalidArgument},
+		{"hard link to itself", []*tar.Header{e(reg, "f", "x"), e(hard, "f", "f")}, "", errdefs.ErrInvalidArgument},
+		{"hard link to a directory", []*tar.Header{e(dir, "d", ""), e(hard, "f", "d")}, "", unix.EPERM},
+		{"names of other cases", []*tar.Header{e(reg, "f", "1"), e(reg, "F", "2"), e(dir, "D", ""), e(sym, "d", "../victim"), e(reg, "D/secret", "3")}, "D dir:755\nD/secret file:3\nF file:2\nd sym:../victim\nf file:1", nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dst, check := sandbox(t)
@@ -333,6 +341,59 @@ func countFDs(t *testing.T) int {
 		t.Fatal(err)
 	}
 	return len(es)
+}
+
+// TestSparse: a few bytes that claim to be a file of petabytes end at the bound of what is written, in either of the forms of sparse files.
+func TestSparse(t *testing.T) {
+	needRoot(t)
+	const size = 1 << 50
+	var pax bytes.Buffer
+	// The writer makes no sparse files: their records are put into a plain file's header, by hand.
+	records := fmt.Sprintf("%d GNU.sparse.major=1\n%d GNU.sparse.minor=0\n", 22, 22)
+	name := "GNU.sparse.name=f\n"
+	records += fmt.Sprintf("%d %s", len(name)+3, name)
+	real := fmt.Sprintf("GNU.sparse.realsize=%d\n", int64(size))
+	records += fmt.Sprintf("%d %s", len(real)+3, real)
+	for _, h := range []struct {
+		typ  byte
+		body string
+	}{{tar.TypeXHeader, records}, {tar.TypeReg, "0\n" + strings.Repeat("\x00", 510)}} {
+		pax.Write(rawHeader("PaxHeaders/f", h.typ, len(h.body)))
+		pax.WriteString(h.body)
+		pax.Write(make([]byte, (512-len(h.body)%512)%512))
+	}
+	pax.Write(make([]byte, 1024))
+	h, err := tar.NewReader(bytes.NewReader(pax.Bytes())).Next()
+	if err != nil || h.Size != size {
+		t.Fatalf("the archive is not what the test wants: %+v %v", h, err)
+	}
+	dst, check := sandbox(t)
+	_, err = Apply(context.Background(), dst, bytes.NewReader(pax.Bytes()), Options{MaxBytes: 1 << 20})
+	if !errors.Is(err, errdefs.ErrInvalidArgument) {
+		t.Errorf("got %v, want it refused", err)
+	}
+	if st, err := os.Stat(filepath.Join(dst, "f")); err == nil && st.Size() > 2<<20 {
+		t.Errorf("%d bytes were written", st.Size())
+	}
+	check()
+}
+
+// rawHeader is a header of the oldest form with a checksum.
+func rawHeader(name string, typ byte, size int) []byte {
+	b := make([]byte, 512)
+	copy(b, name)
+	copy(b[100:], "0000644\x000000000\x000000000\x00")
+	copy(b[124:], fmt.Sprintf("%011o\x00", size))
+	copy(b[136:], "00000000000\x00")
+	copy(b[148:], "        ")
+	b[156] = typ
+	copy(b[257:], "ustar\x0000")
+	sum := 0
+	for _, c := range b {
+		sum += int(c)
+	}
+	copy(b[148:], fmt.Sprintf("%06o\x00 ", sum))
+	return b
 }
 
 func TestTruncated(t *testing.T) {
