@@ -145,7 +145,9 @@ func deleteCommand() command {
 			}
 			err = s.with(id, true, func(c *oci.Container) error { return c.Delete(force) })
 			if force && errdefs.IsNotFound(err) {
-				return nil
+				if err = s.rt.Discard(id); errdefs.IsNotFound(err) {
+					return nil
+				}
 			}
 			return err
 		}

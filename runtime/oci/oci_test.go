@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"skein/runtime/cgroup"
 	"skein/runtime/sandbox"
 )
 
@@ -393,6 +394,55 @@ func TestJoin(t *testing.T) {
 		t.Error(err)
 	}
 	reap(d.PID()) // the pid namespace goes only with all its processes
+}
+
+// TestDiscard: what a creator that was killed leaves can be removed: without the final record, without any, without a config.
+func TestDiscard(t *testing.T) {
+	w := newWorld(t)
+	for _, lost := range [][]string{{}, {recordFile}, {recordFile, configFile}} {
+		s := w.spec("sleep")
+		s.Linux.CgroupsPath = ""
+		c, err := w.create(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(filepath.Join(c.dir, recordFile), filepath.Join(c.dir, recordFile+".new")); err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range lost {
+			if f == recordFile {
+				f += ".new"
+			}
+			if err := os.Remove(filepath.Join(c.dir, f)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := w.Open(c.rec.ID, false); !errdefs.IsNotFound(err) {
+			t.Errorf("open: %v", err)
+		}
+		done := make(chan error, 1)
+		go func() { done <- w.Discard(c.rec.ID) }() // waits for the creator's lock
+		c.Close()
+		if err := <-done; err != nil {
+			t.Errorf("without %q: %v", lost, err)
+		}
+		if len(lost) == 2 { // nothing says which groups these were
+			if err := errors.Join(c.stop(), cgroup.Unmake(c.rec.Made)); err != nil {
+				t.Error(err)
+			}
+		}
+		if c.alive() {
+			t.Errorf("without %q: its process still waits", lost)
+		}
+		reap(c.PID())
+		if left, _ := filepath.Glob("/sys/fs/cgroup/*" + cgroupParent + "/" + c.rec.ID); len(left) > 0 {
+			t.Errorf("without %q: %v is left", lost, left)
+		}
+		w.clean()
+	}
+	if err := w.Discard("nobody"); !errdefs.IsNotFound(err) {
+		t.Error(err)
+	}
 }
 
 // TestDefaultGroups: containers without a path of their own share a parent that goes with the last of them.

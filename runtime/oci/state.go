@@ -108,7 +108,7 @@ func (r *Runtime) Open(id string, exclusive bool) (*Container, error) {
 	if err != nil {
 		f.Close()
 		if errors.Is(err, os.ErrNotExist) {
-			return nil, fmt.Errorf("container %q does not exist: its creation has not finished: %w", id, errdefs.ErrNotFound)
+			return nil, fmt.Errorf("container %q does not exist: its creation has not finished; if its creator is gone, delete it by force: %w", id, errdefs.ErrNotFound)
 		}
 		return nil, fmt.Errorf("container %q: read state: %w", id, err)
 	}
