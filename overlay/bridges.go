@@ -27,7 +27,8 @@ func (d *Driver) SetBridges(ctx context.Context, bridges []Bridge) error {
 		}
 		want[b.ID] = b
 	}
-	if err := d.awaitAllDeparted(ctx); err != nil { // a bridge that goes may have legs on their way out
+	// A bridge that goes may have legs on their way out. One that cannot be deleted is reported by Check, and is no obstacle.
+	if err := d.awaitAllDeparted(ctx); err != nil && ctx.Err() != nil {
 		return fmt.Errorf("bridge networks: %w", err)
 	}
 	d.mu.Lock()

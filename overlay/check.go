@@ -122,12 +122,10 @@ func (d *Driver) damagedSandboxes() ([]string, error) {
 
 // Leave removes what belongs to the cluster: overlay networks, the mesh, its rules and table. Sandboxes lose those legs; bridges stay.
 func (d *Driver) Leave(ctx context.Context) error {
-	if err := d.awaitAllDeparted(ctx); err != nil {
-		return fmt.Errorf("remove the cluster's networks from this node: %w", err)
-	}
+	err := d.awaitAllDeparted(ctx)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err := d.leave(); err != nil {
+	if err := errors.Join(err, d.leave()); err != nil {
 		return fmt.Errorf("remove the cluster's networks from this node: %w", err)
 	}
 	return nil
