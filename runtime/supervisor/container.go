@@ -209,10 +209,13 @@ func (c *container) record(p *process, exit runtime.Exit) {
 // drainLimit bounds the wait for output after the end: other holders of the pipe may live on.
 const drainLimit = 3 * time.Second
 
+// clientLimit is how long clients that do not read may hold up the end of what they are attached to.
+const clientLimit = time.Second
+
 // drain waits for the rest of the output: first with its clients, then without those that do not read.
 func (p *process) drain() {
 	p.out.release()
-	if p.out.ends(drainLimit) {
+	if p.out.ends(clientLimit) {
 		return
 	}
 	close(p.out.hurry)

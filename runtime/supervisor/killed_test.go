@@ -144,6 +144,23 @@ func TestKilledAlone(t *testing.T) {
 	checkLines(t, e.log(log))
 }
 
+// TestKeptIsRefused: a program that does not understand what was kept is started without it.
+func TestKeptIsRefused(t *testing.T) {
+	e := newEnv(t)
+	self, err := os.Executable()
+	e.must(err)
+	exe := filepath.Join(e.dir, "older")
+	e.must(os.WriteFile(exe, fmt.Appendf(nil, "#!/bin/sh\ncase \"$*\" in *take-over*) exit 1;; esac\nexec %s \"$@\"\n", self), 0o755))
+	e.must(e.sup.Close())
+	e.sup, err = Ensure(e.ctx, exe, e.cfg)
+	e.must(err)
+	c := e.config("log", "count")
+	e.start(c)
+	e.killSupervisor()
+	before := len(e.log(c))
+	e.until(func() bool { return len(e.log(c)) > before })
+}
+
 // keptBy counts the descriptors that this process keeps.
 func (e *env) keptBy() int {
 	c := e.sup.(*client)

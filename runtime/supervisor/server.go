@@ -122,6 +122,15 @@ func serve(cfg Config, given *os.File) error {
 	if err := cfg.validate(); err != nil {
 		return err
 	}
+	for _, p := range []struct {
+		what string
+		op   int
+		arg  uintptr
+	}{{"become not dumpable", unix.PR_SET_DUMPABLE, 0}, {"become reaper", unix.PR_SET_CHILD_SUBREAPER, 1}} {
+		if err := unix.Prctl(p.op, p.arg, 0, 0, 0); err != nil {
+			return fmt.Errorf("supervisor: %s: %w", p.what, err)
+		}
+	}
 	pool, err := zygote.NewPool(arenas)
 	if err != nil {
 		return fmt.Errorf("supervisor: %w", err)
@@ -155,15 +164,6 @@ func newServer(cfg Config) *server {
 // run serves until shutdown; st is what an earlier program of this process left, or what a
 // client kept of an earlier process, or nil.
 func (s *server) run(st *state) error {
-	for _, p := range []struct {
-		what string
-		op   int
-		arg  uintptr
-	}{{"become reaper", unix.PR_SET_CHILD_SUBREAPER, 1}, {"become not dumpable", unix.PR_SET_DUMPABLE, 0}} {
-		if err := unix.Prctl(p.op, p.arg, 0, 0, 0); err != nil {
-			return fmt.Errorf("%s: %w", p.what, err)
-		}
-	}
 	if err := os.MkdirAll(s.containersDir(), 0o700); err != nil {
 		return err
 	}
