@@ -461,5 +461,8 @@ func (e *Engine) ContainerRename(ctx context.Context, ref, name string) error {
 		return err
 	}
 	e.emit(c.snapshot(), events.ActionRename, map[string]string{"oldName": "/" + old})
+	if err := e.renameInDNS(ctx, c, old); err != nil {
+		return fmt.Errorf("container %s has its new name %s, but not in DNS until it is started again: %w", old, name, err)
+	}
 	return nil
 }

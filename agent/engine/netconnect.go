@@ -84,6 +84,37 @@ func (e *Engine) NetworkDisconnect(ctx context.Context, ref string, req network.
 	return nil
 }
 
+// renameInDNS makes a running container answer to its new name on the networks that users made. The caller holds c.op.
+func (e *Engine) renameInDNS(ctx context.Context, c *entry, old string) error {
+	r := c.snapshot()
+	sb, nets := r.Sandbox, maps.Clone(r.Networks)
+	sb.Bridges = slices.Clone(sb.Bridges)
+	changed := false
+	for i := range sb.Bridges {
+		l := &sb.Bridges[i]
+		if len(l.Names) == 0 || l.Names[0] != old {
+			continue
+		}
+		changed = true
+		l.Names = append([]string{r.Name}, l.Names[1:]...)
+		for name, s := range nets {
+			if s.NetworkID == l.BridgeID {
+				renamed := *s
+				renamed.DNSNames = l.Names
+				nets[name] = &renamed
+			}
+		}
+	}
+	if !changed || !r.State.active() {
+		return nil // a start gives the names anew
+	}
+	if err := e.update(c, func(r *record) { r.Sandbox, r.Networks = sb, nets }); err != nil {
+		return err
+	}
+	_, err := e.cfg.Network.AddSandbox(context.WithoutCancel(ctx), sb)
+	return err
+}
+
 // changeable refuses containers whose networks are not theirs to choose.
 func changeable(r record, l *localNetwork) error {
 	switch {
