@@ -164,6 +164,38 @@ func TestHostileManifests(t *testing.T) {
 	}
 }
 
+// TestManifestIsItsDigest: by digest or by tag, a manifest that is not what its digest says is not taken, valid as it may be.
+func TestManifestIsItsDigest(t *testing.T) {
+	reg, _ := newRegistry(t)
+	good, evil := build(t, "gzip", tarOf(t, f("x", "1"))), build(t, "gzip", tarOf(t, f("x", "evil")))
+	d := good.push(t, reg, "web:v1")
+	evil.push(t, reg, "web:v2")
+	raw := marshal(t, evil.manifest)
+	for _, lies := range []bool{true, false} { // about the digest of what it serves
+		host := front(t, reg, func(w http.ResponseWriter, r *http.Request) bool {
+			if !strings.Contains(r.URL.Path, "/manifests/") {
+				return false
+			}
+			w.Header().Set("Content-Type", evil.manifest.MediaType)
+			w.Header().Set("Content-Length", fmt.Sprint(len(raw)))
+			if lies {
+				w.Header().Set("Docker-Content-Digest", d.String())
+			}
+			if r.Method == http.MethodGet {
+				w.Write(raw)
+			}
+			return true
+		})
+		s, _ := newStore(t)
+		for _, ref := range []string{"/web@" + d.String(), "/web:v1@" + d.String(), "/web:v1"} {
+			img, err := s.Pull(testContext(t), host+ref, image.PullOptions{})
+			if byTag := ref == "/web:v1" && !lies; (err == nil) != byTag {
+				t.Errorf("%s, lies %v: got %v %v", ref, lies, img.Target.Digest, err)
+			}
+		}
+	}
+}
+
 // TestURLsInManifest: a layer is fetched from the registry that was asked, not from where the manifest points.
 func TestURLsInManifest(t *testing.T) {
 	var asked atomic.Int32
