@@ -205,6 +205,23 @@ func TestPool(t *testing.T) {
 	if _, err := p.Create("e", &specs.LinuxResources{Devices: rules, Pids: &specs.LinuxPids{Limit: ptr(int64(1 << 60))}}); err == nil {
 		t.Error("an impossible limit was accepted")
 	}
+	for limit, want := range map[int64]string{0: fmt.Sprint(h.processes), -1: "max"} {
+		r := &specs.LinuxResources{Devices: rules}
+		if limit != 0 {
+			r.Pids = &specs.LinuxPids{Limit: &limit}
+		}
+		full(p)
+		g, err := p.Create(fmt.Sprintf("pids%d", limit), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := g.value(t, "pids", "pids.max", "pids.max"); got != want {
+			t.Errorf("processes of a ready group: limit %s, want %s", got, want)
+		}
+		if err := g.Remove(); err != nil {
+			t.Error(err)
+		}
+	}
 	free, err := p.Create("f", &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}})
 	if err != nil || free.value(t, "devices", "devices.list", "") != "a *:* rwm" {
 		t.Errorf("other rules: %v", err)

@@ -115,6 +115,9 @@ func (p *Pool) prepare(name string) (*Group, error) {
 	if err = g.make(); err == nil && p.host.v1["devices"] != "" {
 		err = g.devices(p.rules)
 	}
+	if err == nil && p.host.v1["pids"] != "" {
+		err = g.defaultPids()
+	}
 	if err != nil {
 		return nil, errors.Join(err, g.Remove())
 	}
@@ -172,6 +175,9 @@ func (p *Pool) use(ready *Group, id string, r *specs.LinuxResources) (*Group, er
 	}
 	if err == nil {
 		err = g.Update(r)
+	}
+	if err == nil && r.Pids == nil && p.host.v1["pids"] == "" { // else it was set ahead
+		err = g.defaultPids()
 	}
 	if err == nil && p.host.v1["devices"] == "" {
 		err = g.devices(r.Devices)
