@@ -7,7 +7,6 @@
 package cgroup
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"os"
@@ -37,15 +36,16 @@ func v1Controllers() []string {
 
 // Probe reads what is mounted in this mount namespace.
 func Probe() (*Host, error) {
-	f, err := os.Open("/proc/self/mountinfo")
+	b, err := read("/proc/self/mountinfo")
 	if err != nil {
 		return nil, fmt.Errorf("find cgroup mounts: %w", err)
 	}
-	defer f.Close()
 	h := &Host{v1: map[string]string{}, controllers: map[string]bool{}, processes: shareOfProcesses()}
-	sc := bufio.NewScanner(f)
-	for sc.Scan() {
-		left, right, ok := strings.Cut(sc.Text(), " - ")
+	for line := range strings.Lines(string(b)) {
+		left, right, ok := strings.Cut(line, " - ")
+		if !strings.HasPrefix(right, "cgroup") {
+			continue
+		}
 		fields, fs := strings.Fields(left), strings.Fields(right)
 		if !ok || len(fields) < 5 || len(fs) < 3 {
 			continue
@@ -62,9 +62,6 @@ func Probe() (*Host, error) {
 				}
 			}
 		}
-	}
-	if err := sc.Err(); err != nil {
-		return nil, fmt.Errorf("find cgroup mounts: %w", err)
 	}
 	if h.v2 == "" && len(h.v1) == 0 {
 		return nil, errors.New("no cgroup hierarchy is mounted: mount cgroup2 on /sys/fs/cgroup")

@@ -284,6 +284,11 @@ func (c *creation) launch() error {
 	if err != nil {
 		return err
 	}
+	defer func() {
+		if reply >= 0 {
+			unix.Close(reply)
+		}
+	}()
 	files, own, err := standardStreams()
 	c.fds = append(c.fds, own...)
 	if err != nil {
@@ -326,32 +331,34 @@ func (c *creation) launch() error {
 		c.fds = append(c.fds, fd)
 		files = append(files, fd)
 	}
-	return c.child.Launch(files, reply, replyW, c.out.Flags, dir)
+	owned := reply
+	reply = -1
+	return c.child.Launch(files, owned, replyW, c.out.Flags, dir)
 }
 
 // pipes makes the named pipes by which another process will start the container and see it execute.
-func (c *creation) pipes() (reply *os.File, replyW int, err error) {
+func (c *creation) pipes() (reply, replyW int, err error) {
 	for _, n := range []string{gateFile, replyFile} {
 		if err := unix.Mkfifo(filepath.Join(c.dir, n), 0o600); err != nil {
-			return nil, -1, fmt.Errorf("make %s: %w", n, err)
+			return -1, -1, fmt.Errorf("make %s: %w", n, err)
 		}
 	}
 	gate, err := unix.Open(filepath.Join(c.dir, gateFile), unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, -1, fmt.Errorf("open %s: %w", gateFile, err)
+		return -1, -1, fmt.Errorf("open %s: %w", gateFile, err)
 	}
 	c.gate = os.NewFile(uintptr(gate), gateFile)
 	r, err := unix.Open(filepath.Join(c.dir, replyFile), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, -1, fmt.Errorf("open %s: %w", replyFile, err)
+		return -1, -1, fmt.Errorf("open %s: %w", replyFile, err)
 	}
 	w, err := unix.Open(filepath.Join(c.dir, replyFile), unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		unix.Close(r)
-		return nil, -1, fmt.Errorf("open %s: %w", replyFile, err)
+		return -1, -1, fmt.Errorf("open %s: %w", replyFile, err)
 	}
 	c.fds = append(c.fds, w)
-	return os.NewFile(uintptr(r), replyFile), w, nil
+	return r, w, nil
 }
 
 // openNamespace opens a namespace by path and makes sure that it is one of the type.

@@ -115,14 +115,14 @@ func userNamespace(uids, gids []specs.LinuxIDMapping) (int, error) {
 }
 
 // replyPipe is for a child whose end this process sees itself.
-func replyPipe() (*os.File, int, error) {
+func replyPipe() (r, w int, err error) {
 	var p [2]int
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
-		return nil, -1, err
+		return -1, -1, err
 	}
 	if err := unix.SetNonblock(p[0], true); err != nil {
 		closeFDs(p[:])
-		return nil, -1, err
+		return -1, -1, err
 	}
-	return os.NewFile(uintptr(p[0]), "reply"), p[1], nil
+	return p[0], p[1], nil
 }

@@ -38,7 +38,7 @@ type Direct struct {
 	// PID of the forked process.
 	PID   int
 	prog  *Program
-	reply *os.File
+	reply int // reading end of the pipe on which it reports, or -1
 	files int
 	veil  *veil
 }
@@ -50,7 +50,7 @@ const firstHigh = 260
 // nothing else of this process.
 func (p *Program) EnterDirect(n int) *Direct {
 	p.direct = true
-	d := &Direct{prog: p, files: n}
+	d := &Direct{prog: p, reply: -1, files: n}
 	var err error
 	if d.veil, err = newVeil(); err != nil {
 		p.fail("%w", err)
@@ -78,8 +78,8 @@ func directFD(i int) int {
 }
 
 // Launch forks the child with the namespaces of flags, in the cgroup v2 directory open as cgroup, or -1. The child's reports are
-// written to replyW and read from replyR, which Direct owns from now on. The caller closes the others.
-func (d *Direct) Launch(files []int, replyR *os.File, replyW int, flags uint64, cgroup int) error {
+// written to replyW and read from replyR, which must not block and which Direct owns from now on. The caller closes the others.
+func (d *Direct) Launch(files []int, replyR, replyW int, flags uint64, cgroup int) error {
 	d.reply = replyR
 	if d.prog.err != nil {
 		return d.prog.err
@@ -105,8 +105,9 @@ func (d *Direct) Launch(files []int, replyR *os.File, replyW int, flags uint64, 
 
 // Close forgets the child.
 func (d *Direct) Close() {
-	if d.reply != nil {
-		d.reply.Close()
+	if d.reply >= 0 {
+		unix.Close(d.reply)
+		d.reply = -1
 	}
 	if d.veil != nil {
 		d.veil.close()
@@ -116,12 +117,24 @@ func (d *Direct) Close() {
 
 // Await waits until the child stands at its next gate.
 func (d *Direct) Await(deadline time.Time) error {
-	if err := d.reply.SetReadDeadline(deadline); err != nil {
-		return err
-	}
 	var b [8]byte
-	if _, err := io.ReadFull(d.reply, b[:]); err != nil {
-		return d.why(err)
+	for got := 0; got < len(b); {
+		n, err := unix.Read(d.reply, b[got:])
+		switch {
+		case n > 0:
+			got += n
+		case err == nil:
+			return d.why(io.EOF)
+		case !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR):
+			return d.why(err)
+		default:
+			// By poll and not by the runtime's poller, whose threads would wake one another while the child works.
+			left := int(time.Until(deadline).Milliseconds())
+			if left <= 0 {
+				return d.why(os.ErrDeadlineExceeded)
+			}
+			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(d.reply), Events: unix.POLLIN}}, left)
+		}
 	}
 	if binary.LittleEndian.Uint64(b[:]) != ready {
 		return fmt.Errorf("process set-up: unexpected report %x", b)

@@ -1,11 +1,11 @@
 package zygote
 
 import (
-	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"unsafe"
@@ -86,16 +86,15 @@ func (v *veil) findSegments() error {
 	if err != nil {
 		return err
 	}
-	f, err := os.Open("/proc/self/maps")
+	maps, err := readProc("/proc/self/maps")
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	for sc := bufio.NewScanner(f); sc.Scan(); {
-		if !strings.HasSuffix(sc.Text(), " "+exe) {
+	for line := range strings.Lines(maps) {
+		if !strings.HasSuffix(line, " "+exe+"\n") {
 			continue
 		}
-		span, _, _ := strings.Cut(sc.Text(), " ")
+		span, _, _ := strings.Cut(line, " ")
 		lo, hi, _ := strings.Cut(span, "-")
 		a, err1 := strconv.ParseUint(lo, 16, 64)
 		b, err2 := strconv.ParseUint(hi, 16, 64)
@@ -110,13 +109,35 @@ func (v *veil) findSegments() error {
 	return nil
 }
 
+// readProc reads a file of the kernel by plain calls: package os would make a poller for it.
+func readProc(file string) (string, error) {
+	fd, err := unix.Open(file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", &os.PathError{Op: "open", Path: file, Err: err}
+	}
+	defer unix.Close(fd)
+	b := make([]byte, 0, 8192)
+	for {
+		n, err := unix.Read(fd, b[len(b):cap(b)])
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return "", &os.PathError{Op: "read", Path: file, Err: err}
+		case n == 0:
+			return string(b), nil
+		default:
+			b = slices.Grow(b[:len(b)+n], 4096)
+		}
+	}
+}
+
 // readMM is the kernel's notion of this process's memory, to be given back unchanged but for the file.
 func (v *veil) readMM() error {
-	b, err := os.ReadFile("/proc/self/stat")
+	stat, err := readProc("/proc/self/stat")
 	if err != nil {
 		return err
 	}
-	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+	f := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
 	if len(f) < 50 {
 		return errors.New("/proc/self/stat is malformed")
 	}
