@@ -54,17 +54,40 @@ func (e *Engine) ended(c *entry, exit runtime.Exit) {
 			return // replayed, or told twice
 		}
 		e.work.Go(func() error {
-			c.op.Lock()
-			defer c.op.Unlock()
-			if err := e.clean(context.WithoutCancel(e.background), c); err != nil {
-				e.log.Error("clean up after a container", "container", c.snapshot().Name, "err", err)
-			}
+			e.cleanUp(c, 0)
 			return nil
 		})
 		return
 	}
 	e.work.Go(func() error {
-		e.followUp(c)
+		e.followUp(c, 0)
+		return nil
+	})
+}
+
+// cleanUp is clean for what nobody waits for.
+func (e *Engine) cleanUp(c *entry, attempt int) {
+	c.op.Lock()
+	defer c.op.Unlock()
+	if err := e.clean(context.WithoutCancel(e.background), c); err != nil {
+		e.log.Error("clean up after a container", "container", c.snapshot().Name, "err", err)
+		e.tryAgain(c, attempt, e.cleanUp)
+	}
+}
+
+// tryAgain repeats what could not be done after a run, later each time: a supervisor that died is started again, a full disk is emptied.
+func (e *Engine) tryAgain(c *entry, attempt int, do func(*entry, int)) {
+	e.work.Go(func() error {
+		t := time.NewTimer(min(tryAgainFirst<<min(attempt, 10), tryAgainMax))
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-e.background.Done():
+			return nil
+		}
+		if r, _, removed, _ := c.watch(); !removed && (!r.State.Clean || r.HostConfig.AutoRemove) {
+			do(c, attempt+1)
+		}
 		return nil
 	})
 }
@@ -128,7 +151,7 @@ func (e *Engine) markFailed(c *entry, cause error) {
 }
 
 // followUp cleans up after a run and applies --rm and the restart policy.
-func (e *Engine) followUp(c *entry) {
+func (e *Engine) followUp(c *entry, attempt int) {
 	ctx := e.background
 	c.op.Lock()
 	defer c.op.Unlock()
@@ -142,11 +165,13 @@ func (e *Engine) followUp(c *entry) {
 			if err := e.clean(context.WithoutCancel(ctx), c); err != nil { // what it holds others may need
 				e.log.Error("clean up after a container", "container", r.Name, "err", err)
 			}
+			e.tryAgain(c, attempt, e.followUp)
 		}
 		return
 	}
 	if err := e.clean(context.WithoutCancel(ctx), c); err != nil {
 		e.log.Error("clean up after a container", "container", r.Name, "err", err)
+		e.tryAgain(c, attempt, e.cleanUp)
 	}
 	if r, _, _, _ = c.watch(); e.wantsRestart(r) {
 		e.scheduleRestart(ctx, c, r)

@@ -25,6 +25,8 @@ const (
 	killWait           = 10 * time.Second // after SIGKILL: longer means an unkillable process
 	restartDelayFirst  = 100 * time.Millisecond
 	restartDelayMax    = time.Minute
+	tryAgainFirst      = 100 * time.Millisecond // after a clean-up that failed
+	tryAgainMax        = time.Minute
 	restartReset       = 10 * time.Second // a run this long starts the back-off anew
 )
 
@@ -69,13 +71,16 @@ func (e *Engine) startFailed(ctx context.Context, c *entry, reason error) {
 	ctx = context.WithoutCancel(ctx)
 	r := c.snapshot()
 	var err error
+	again := e.cleanUp
 	if r.HostConfig.AutoRemove {
+		again = e.followUp
 		err = e.remove(ctx, c, removal{volumes: true}) // needs no space on a full disk, unlike a record
 	} else {
 		err = e.clean(ctx, c)
 	}
 	if err != nil {
 		e.log.Warn("cleaning up after a failed start", "container", r.Name, "err", err)
+		e.tryAgain(c, 0, again)
 	}
 }
 

@@ -361,6 +361,33 @@ func TestAdoptRemovesWhatStillDeparted(t *testing.T) {
 	}
 }
 
+// What cannot be cleaned up at once is cleaned up when it can be: the supervisor may be gone for a moment.
+func TestCleanUpIsRepeated(t *testing.T) {
+	b := newBench(t)
+	plain, rm := b.run("plain", container.HostConfig{}), b.run("rm", container.HostConfig{AutoRemove: true})
+	b.sup.set("delete", cerrdefs.ErrUnavailable)
+	b.sup.exit(plain, runtime.Exit{Code: 9})
+	b.sup.exit(rm, runtime.Exit{Code: 9})
+	b.until(rm, "ended", func(r record) bool { return !r.State.active() })
+	entry, err := b.e.find(rm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.sup.set("delete", nil)
+	b.until(plain, "clean", exited)
+	for {
+		_, _, removed, changed := entry.watch()
+		if removed {
+			return
+		}
+		select {
+		case <-changed:
+		case <-time.After(10 * time.Second):
+			t.Fatal("a container that was to go is still there")
+		}
+	}
+}
+
 // A replayed end of an earlier run does not end the present one.
 func TestReplayedExit(t *testing.T) {
 	b := newBench(t)

@@ -183,7 +183,7 @@ func (e *Engine) resume() {
 			continue
 		}
 		e.work.Go(func() error {
-			e.followUp(c)
+			e.followUp(c, 0)
 			return nil
 		})
 	}
