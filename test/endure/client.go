@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -77,10 +78,20 @@ func (c *crew) work(ctx context.Context, stop <-chan struct{}) {
 		}
 		j := c.newJob()
 		if err := c.live(ctx, j); err != nil && ctx.Err() == nil {
-			c.breaks("container %s (%.12s): %v", j.name, j.id, err)
+			c.breaks("container %s (%.12s): %v; it is %s", j.name, j.id, err, c.situation(ctx, j))
 		}
 		c.counted("containers")
 	}
+}
+
+// situation tells what a container is after something went wrong with it.
+func (c *crew) situation(ctx context.Context, j *job) string {
+	in, err := c.inspect(ctx, j)
+	if err != nil || in == nil {
+		return fmt.Sprintf("not to be found (%v)", err)
+	}
+	process, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", in.State.Pid))
+	return fmt.Sprintf("%+v, its process %.60q", *in.State, process)
 }
 
 func (c *crew) newJob() *job {
@@ -273,6 +284,9 @@ func (c *crew) exec(ctx context.Context, j *job) error {
 		return err
 	}
 	h, err := readHistory(name, out, false)
+	if err != nil && j.stopped {
+		return nil // the first half of a restart was done: it ended
+	}
 	if err != nil {
 		return fmt.Errorf("exec: %w", err)
 	}
