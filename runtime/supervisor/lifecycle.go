@@ -91,6 +91,9 @@ func (c *container) delete() error {
 	}
 	c.mu.Lock()
 	c.deleted = true
+	for _, p := range c.execs {
+		p.out.release() // nobody will attach any more
+	}
 	c.mu.Unlock()
 	if err := c.remove(); err != nil {
 		c.mu.Lock()

@@ -982,6 +982,7 @@ func TestEndBetweenSupervisors(t *testing.T) {
 // from recording here is a full disk.
 func TestEndBeforeItIsKept(t *testing.T) {
 	e := newEnv(t)
+	e.must(e.sup.Shutdown(e.ctx, true)) // this test's lives elsewhere
 	_ = e.sup.Close()
 	e.cfg.AdoptOrphans = true
 	e.cfg.StateDir = filepath.Join(e.dir, "small")
@@ -1024,8 +1025,7 @@ func TestStartThatNobodySaw(t *testing.T) {
 	e.start(e.config("executed", "sleep"))
 	e.must(e.sup.Create(e.ctx, e.config("waiting", "sleep")))
 	victim := e.supervisorPID()
-	e.must(unix.Kill(victim, unix.SIGKILL))
-	e.until(func() bool { return !processAlive(victim) })
+	e.must(unix.Kill(victim, unix.SIGSTOP)) // the client starts another as soon as this one is dead
 	for _, id := range []string{"executed", "waiting"} { // as it is between the two writes of a start
 		path := filepath.Join(e.cfg.StateDir, "containers", id, "state.json")
 		var r record
@@ -1037,6 +1037,8 @@ func TestStartThatNobodySaw(t *testing.T) {
 		e.must(err)
 		e.must(os.WriteFile(path, b, 0o600))
 	}
+	e.must(unix.Kill(victim, unix.SIGKILL))
+	e.until(func() bool { return !processAlive(victim) })
 	if x := e.wait("waiting"); x.Code != 125 || !strings.Contains(x.Err, "never executed") {
 		t.Errorf("end of what was not executed: %+v", x)
 	}
@@ -1046,6 +1048,8 @@ func TestStartThatNobodySaw(t *testing.T) {
 	if st, err := e.sup.State(e.ctx, "executed"); err != nil || st.Status != runtime.Running || st.StartedAt.IsZero() {
 		t.Errorf("what was executed: %+v, %v", st, err)
 	}
+	e.must(e.sup.Signal(e.ctx, "executed", 9)) // while it is known who reaps it
+	e.wait("executed")
 }
 
 // TestAdoptOrphans: with the daemon as the parent of orphans the exit code of a container is known though its supervisor died.
