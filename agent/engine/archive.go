@@ -33,6 +33,9 @@ func (e *Engine) withRoot(ctx context.Context, ref, name string, f func(root *os
 		return err
 	}
 	if r := c.snapshot(); r.State.active() {
+		if e.remapped(r.HostConfig) { // its files have other owners when seen from here, and new ones none that it knows
+			return notBuilt("copying from or to container %s, which runs in a user namespace, is not supported by this version of skein: stop it first", r.Name)
+		}
 		root, err := e.openRunning(ctx, r)
 		if err != nil {
 			return err

@@ -278,7 +278,6 @@ func (e *Engine) checkHostConfig(hc *container.HostConfig) (warnings []string, e
 		}
 	}
 	refuse(len(hc.Links) > 0, "--link (put both containers on a user-defined network instead)")
-	refuse(hc.UsernsMode != "", "--userns")
 	refuse(hc.VolumeDriver != "", "--volume-driver")
 	refuse(hc.Runtime != "" && hc.Runtime != "skein", "runtime "+strconv.Quote(hc.Runtime))
 	if err != nil {
@@ -294,6 +293,9 @@ func (e *Engine) checkHostConfig(hc *container.HostConfig) (warnings []string, e
 		return nil, err
 	}
 	if err := checkNamespaces(hc); err != nil {
+		return nil, err
+	}
+	if err := e.checkUserns(hc); err != nil {
 		return nil, err
 	}
 	if err := container.ValidateRestartPolicy(hc.RestartPolicy); err != nil {

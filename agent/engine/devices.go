@@ -66,12 +66,12 @@ func parseDeviceRule(s string) (specs.LinuxDeviceCgroup, error) {
 	return out, nil
 }
 
-// setDevices adds the container's device nodes and what its group may do with devices.
-func setDevices(spec *specs.Spec, hc *container.HostConfig) error {
-	l := spec.Linux
+// setDevices adds the container's device nodes and what its group may do with devices. Where each is on the host goes into nodes.
+func setDevices(spec *specs.Spec, hc *container.HostConfig, nodes map[string]string) error {
+	l := deviceList{spec.Linux, nodes}
 	if hc.Privileged {
 		l.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
-		if err := addDeviceTree(l, "/dev", "/dev", ""); err != nil {
+		if err := l.addTree("/dev", "/dev", ""); err != nil {
 			return fmt.Errorf("list the host's devices: %w", err)
 		}
 	}
@@ -89,7 +89,7 @@ func setDevices(spec *specs.Spec, hc *container.HostConfig) error {
 			}
 			access = ""
 		}
-		if err := addDevice(l, d.PathOnHost, filepath.Clean(inside), access); err != nil {
+		if err := l.add(d.PathOnHost, filepath.Clean(inside), access); err != nil {
 			return invalid("error gathering device information while adding custom device %q: %v", d.PathOnHost, err)
 		}
 	}
@@ -106,19 +106,25 @@ func setDevices(spec *specs.Spec, hc *container.HostConfig) error {
 	return nil
 }
 
+// deviceList is a container's devices, and where each is on the host.
+type deviceList struct {
+	*specs.Linux
+	nodes map[string]string
+}
+
 var errNotDevice = errors.New("not a device node")
 
-// addDevice adds a node of the host, or all nodes below a directory. Without an access nothing is added to the group's rules.
-func addDevice(l *specs.Linux, host, inside, access string) error {
+// add adds a node of the host, or all nodes below a directory. Without an access nothing is added to the group's rules.
+func (l deviceList) add(host, inside, access string) error {
 	st, err := os.Stat(host)
 	if err != nil {
 		return errors.Unwrap(err) // the reason alone, as docker
 	}
 	if !st.IsDir() {
-		return addNode(l, host, inside, access)
+		return l.addNode(host, inside, access)
 	}
 	before := len(l.Devices)
-	if err := addDeviceTree(l, host, inside, access); err != nil {
+	if err := l.addTree(host, inside, access); err != nil {
 		return err
 	}
 	if len(l.Devices) == before {
@@ -128,7 +134,7 @@ func addDevice(l *specs.Linux, host, inside, access string) error {
 }
 
 // addNode adds one device under its name in the container; a later one takes an earlier one's place.
-func addNode(l *specs.Linux, host, inside, access string) error {
+func (l deviceList) addNode(host, inside, access string) error {
 	var st unix.Stat_t
 	if err := unix.Stat(host, &st); err != nil {
 		return err
@@ -143,15 +149,16 @@ func addNode(l *specs.Linux, host, inside, access string) error {
 		return fmt.Errorf("more than %d devices: name fewer", maxDevices)
 	}
 	l.Devices = append(slices.DeleteFunc(l.Devices, func(o specs.LinuxDevice) bool { return o.Path == inside }), d)
+	l.nodes[inside] = host
 	if access != "" {
 		l.Resources.Devices = append(l.Resources.Devices, specs.LinuxDeviceCgroup{Allow: true, Type: typ, Major: &d.Major, Minor: &d.Minor, Access: access})
 	}
 	return nil
 }
 
-// addDeviceTree adds the nodes below a directory. What a container has of its own, and what is no device, is left out; links are not
+// addTree adds the nodes below a directory. What a container has of its own, and what is no device, is left out; links are not
 // followed.
-func addDeviceTree(l *specs.Linux, host, inside, access string) error {
+func (l deviceList) addTree(host, inside, access string) error {
 	return filepath.WalkDir(host, func(p string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // unplugged meanwhile
@@ -169,7 +176,7 @@ func addDeviceTree(l *specs.Linux, host, inside, access string) error {
 		if d.Type()&fs.ModeDevice == 0 || p == "/dev/console" || p == "/dev/ptmx" {
 			return nil
 		}
-		err = addNode(l, p, filepath.Join(inside, strings.TrimPrefix(p, host)), access)
+		err = l.addNode(p, filepath.Join(inside, strings.TrimPrefix(p, host)), access)
 		if errors.Is(err, unix.ENOENT) {
 			return nil
 		}

@@ -43,6 +43,7 @@ type Config struct {
 	Network    Network
 	Insecure   []string // registries that may be spoken to without TLS, for info
 	Labels     []string // engine labels, "k=v"
+	UserNS     *IDMaps  // when set, containers run in user namespaces unless they ask for the host's
 	Logger     *slog.Logger
 }
 

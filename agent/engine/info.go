@@ -32,6 +32,9 @@ func (e *Engine) Info(ctx context.Context) (system.Info, error) {
 		Plugins:         system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "null", "overlay"}, Log: []string{logJSON, logLocal}},
 		RegistryConfig:  &registry.ServiceConfig{IndexConfigs: map[string]*registry.IndexInfo{}},
 	}
+	if e.cfg.UserNS != nil {
+		in.SecurityOptions = append(in.SecurityOptions, "name=userns")
+	}
 	for _, s := range append([]string{"127.0.0.0/8", "::1/128"}, e.cfg.Insecure...) {
 		if p, err := netip.ParsePrefix(s); err == nil {
 			in.RegistryConfig.InsecureRegistryCIDRs = append(in.RegistryConfig.InsecureRegistryCIDRs, p)

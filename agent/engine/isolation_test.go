@@ -450,3 +450,61 @@ func TestTaskConfinement(t *testing.T) {
 		}
 	}
 }
+
+// TestUserns: a daemon with maps puts containers into user namespaces, shows its own files through them and refuses what they exclude.
+func TestUserns(t *testing.T) {
+	b := newBench(t)
+	m := []specs.LinuxIDMapping{{HostID: 100000, Size: 65536}}
+	b.e.cfg.UserNS = &IDMaps{UIDs: m, GIDs: m}
+	for name, tc := range map[string]refusal{
+		"privileged": {container.HostConfig{Privileged: true}, "privileged mode is incompatible with user namespaces"},
+		"net":        {container.HostConfig{NetworkMode: "host"}, "cannot share the host's network namespace when user namespaces are enabled"},
+		"pid":        {container.HostConfig{PidMode: "host"}, "cannot share the host PID namespace when user namespaces are enabled"},
+		"ipc":        {container.HostConfig{IpcMode: "host"}, "cannot share the host IPC namespace when user namespaces are enabled"},
+		"mode":       {container.HostConfig{UsernsMode: "private"}, "invalid user namespace mode: private"},
+	} {
+		t.Run(name, func(t *testing.T) { b.refused(t, tc.hc, tc.want) })
+	}
+	user := func(s *specs.Spec) (path string, ok bool) {
+		for _, n := range s.Linux.Namespaces {
+			if n.Type == specs.UserNamespace {
+				return n.Path, true
+			}
+		}
+		return "", false
+	}
+	donor := b.run("donor", container.HostConfig{IpcMode: "shareable"})
+	own := b.run("own", container.HostConfig{UsernsMode: "host", IpcMode: "shareable"})
+	s := b.specOf(t, container.HostConfig{Binds: []string{"vol:/vol", "/tmp:/host"}, Resources: container.Resources{Devices: []container.DeviceMapping{{PathOnHost: "/dev/zero", PathInContainer: "/dev/nil"}}}})
+	if p, ok := user(s); !ok || p != "" || s.Linux.UIDMappings[0] != m[0] || len(s.Linux.Devices) != 0 {
+		t.Errorf("%q %v %+v", p, ok, s.Linux)
+	}
+	for target, want := range map[string]bool{"/vol": true, "/etc/hosts": true, "/host": false, "/dev/nil": false} {
+		i := slices.IndexFunc(s.Mounts, func(m specs.Mount) bool { return m.Destination == target })
+		if i < 0 || slices.Contains(s.Mounts[i].Options, "idmap") != want {
+			t.Errorf("%s: mount %d of %+v, want mapped %v", target, i, s.Mounts, want)
+		}
+	}
+	if p, _ := user(b.specOf(t, container.HostConfig{PidMode: "container:donor", IpcMode: "container:donor"})); p != "container:"+donor {
+		t.Errorf("joined: %q", p)
+	}
+	if _, ok := user(b.specOf(t, container.HostConfig{UsernsMode: "host"})); ok {
+		t.Error("--userns=host is in a user namespace")
+	}
+	if err := b.e.ContainerStart(t.Context(), b.create("", container.HostConfig{PidMode: container.PidMode("container:" + own)})); err == nil || !strings.Contains(err.Error(), "--userns=host too") {
+		t.Errorf("namespaces of a container in the host's: %v", err)
+	}
+}
+
+func TestNetDefaults(t *testing.T) {
+	b := newBench(t)
+	if s := b.specOf(t, container.HostConfig{}).Linux.Sysctl; s["net.ipv4.ip_unprivileged_port_start"] != "0" || s["net.ipv4.ping_group_range"] != "0 2147483647" {
+		t.Errorf("%v", s)
+	}
+	if s := b.specOf(t, container.HostConfig{Sysctls: map[string]string{"net/ipv4/ip_unprivileged_port_start": "1024"}}).Linux.Sysctl; len(s) != 2 || s["net/ipv4/ip_unprivileged_port_start"] != "1024" {
+		t.Errorf("%v", s)
+	}
+	if s := b.specOf(t, container.HostConfig{NetworkMode: "host"}).Linux.Sysctl; len(s) != 0 {
+		t.Errorf("%v", s)
+	}
+}

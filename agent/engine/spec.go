@@ -45,7 +45,8 @@ func (e *Engine) runtimeConfig(ctx context.Context, r record, rootfs []runtime.M
 	if err := setSecurity(spec, hc); err != nil {
 		return runtime.Config{}, err
 	}
-	if err := setDevices(spec, hc); err != nil {
+	nodes := map[string]string{}
+	if err := setDevices(spec, hc, nodes); err != nil {
 		return runtime.Config{}, err
 	}
 	if err := e.setNamespaces(spec, hc); err != nil {
@@ -62,7 +63,11 @@ func (e *Engine) runtimeConfig(ctx context.Context, r record, rootfs []runtime.M
 		p.OOMScoreAdj = &hc.OomScoreAdj
 	}
 	p.Rlimits = rlimits(hc.Ulimits)
+	setNetDefaults(spec, hc)
 	if err := e.addMounts(spec, r); err != nil {
+		return runtime.Config{}, err
+	}
+	if err := e.setUserns(spec, hc, nodes); err != nil {
 		return runtime.Config{}, err
 	}
 	plan, err := planLog(hc.LogConfig)

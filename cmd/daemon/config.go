@@ -32,6 +32,7 @@ type Config struct {
 	DataPathAddr  string
 	Hostname      string
 	CgroupParent  string
+	UsernsRemap   string
 	Insecure      []string
 	Mirrors       []string
 	Labels        []string
@@ -57,6 +58,7 @@ func (c *Config) flags(f *pflag.FlagSet) {
 	f.StringVar(&c.DataPathAddr, "data-path-addr", "", "address for VXLAN packets (default: the advertised one)")
 	f.StringVar(&c.Hostname, "hostname", host, "name of this node")
 	f.StringVar(&c.CgroupParent, "cgroup-parent", "/skein", "cgroup below which all of this node's groups are made")
+	f.StringVar(&c.UsernsRemap, "userns-remap", "", "run containers in user namespaces with the ranges of USER[:GROUP] (or \"default\": dockremap) in /etc/subuid and /etc/subgid")
 	f.StringSliceVar(&c.Insecure, "insecure-registry", nil, "registry (host:port or CIDR) that may be spoken to without TLS; loopback always may")
 	f.StringSliceVar(&c.Mirrors, "registry-mirror", nil, "mirror of Docker Hub to ask first (URL)")
 	f.StringSliceVar(&c.Labels, "label", nil, "engine label key=value, for placement constraints engine.labels.KEY")

@@ -51,9 +51,13 @@ func Run(ctx context.Context, cfg Config, version string) error {
 	if err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
+	remap, err := idMaps(cfg.UsernsRemap, "/etc/subuid", "/etc/subgid")
+	if err != nil {
+		return err
+	}
 	eng, err := engine.New(engine.Config{
 		StateDir: filepath.Join(cfg.StateDir, "engine"), RunDir: cfg.RunDir, Hostname: cfg.Hostname, Version: version, Images: images, Supervisor: sup, Network: network,
-		Insecure: cfg.Insecure, Labels: cfg.Labels, Logger: log.With("component", "engine"),
+		Insecure: cfg.Insecure, Labels: cfg.Labels, UserNS: remap, Logger: log.With("component", "engine"),
 	})
 	if err != nil {
 		return err

@@ -55,17 +55,17 @@ func (b *builder) mountRoot() error {
 	if err != nil {
 		return fmt.Errorf("root filesystem: %w", err)
 	}
+	if b.plan.Root > 0 {
+		b.Set(b.root, b.plan.Root)
+		b.attachRoot(dst)
+		return nil
+	}
 	if m.Type == "bind" || o.bind {
 		b.GetInto(b.root, "root "+m.Source, unix.SYS_OPEN_TREE, unix.AT_FDCWD, m.Source, cloneTree|unix.AT_RECURSIVE)
 		if o.set|o.clr != 0 {
 			// A read-only bind may need mount points made inside: protect it at the end, through Root.Readonly.
 			b.setAttr("root options", b.root, 0, o.set&^unix.MOUNT_ATTR_RDONLY, o.clr)
 		}
-		b.attachRoot(dst)
-		return nil
-	}
-	if m.Type == "overlay" && b.plan.Root > 0 {
-		b.Set(b.root, b.plan.Root)
 		b.attachRoot(dst)
 		return nil
 	}
@@ -76,6 +76,9 @@ func (b *builder) mountRoot() error {
 }
 
 func (b *builder) attachRoot(dst string) {
+	if b.plan.AttachAt != "" {
+		dst = b.plan.AttachAt
+	}
 	if b.plan.Detached {
 		b.setPropagation("make the root private", b.root, unix.MS_PRIVATE, true)
 		return

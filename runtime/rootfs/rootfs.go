@@ -42,6 +42,9 @@ type Plan struct {
 	TreeDirs map[int]bool
 	// Shared are such mounts that the program itself took from elsewhere, before.
 	Shared map[int]zygote.Slot
+	// AttachAt is where the root filesystem is mounted until it is the root, instead of Spec.Root.Path: a directory that the container's own
+	// user may enter.
+	AttachAt string
 	// BindDevices takes the host's device nodes instead of making some: in a user namespace none can be made.
 	BindDevices bool
 	// AnyMount offers every filesystem type of the kernel, and device nodes without a tmpfs on /dev.
@@ -260,6 +263,11 @@ func (b *builder) mount(index int, m specs.Mount) error {
 	}
 	if o.copyUp {
 		return b.copyUp(fd, m, o)
+	}
+	if s, made := b.plan.Shared[index]; made {
+		t := b.target(m.Destination, true)
+		b.Do("mount "+m.Type+" on "+m.Destination, unix.SYS_MOVE_MOUNT, s, "", t, "", moveFlags)
+		return nil
 	}
 	b.newFS(fd, m.Type, m.Source, o)
 	b.propagate(fd, m.Destination, o)

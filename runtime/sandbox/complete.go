@@ -144,7 +144,7 @@ func CompileComplete(p *zygote.Program, in CompleteInput) (CompleteOutput, error
 	}
 	detached := flags&unix.CLONE_NEWNS == 0 && !slices.ContainsFunc(in.Join, func(n NamespacePath) bool { return n.Type == specs.MountNamespace })
 	plan := rootfs.Plan{Detached: detached, Spec: s, Cgroups: in.Cgroups, LowerdirAppend: in.Host.LowerdirAppend, Trees: trees, BindDevices: inUser, AnyMount: true,
-		Mounted: func(b rootfs.Built) error { return sysctls(p, s, b) }, BeforePivot: steps}
+		Mounted: func(b rootfs.Built) error { return sysctls(p, s, b, true) }, BeforePivot: steps}
 	fs, err := rootfs.Add(p, plan)
 	if err != nil {
 		return out, err

@@ -17,30 +17,72 @@ import (
 // placed is where a container's program stands when it is in its namespaces.
 type placed struct {
 	fd    int                 // the next of the request's descriptors
-	trees map[int]zygote.Slot // mounts taken from other containers, by index in Spec.Mounts
+	trees map[int]zygote.Slot // mounts taken from other containers or made before, by index in Spec.Mounts
+	user  bool                // in a user namespace other than the host's
+	// ownNet: the network namespace is made together with the user namespace, whose it is then.
+	ownNet bool
+	// early: the parameters of the network namespace are set already.
+	early bool
 }
 
-// place brings the child into its namespaces. A pid namespace that is joined holds only children of who joins it: then a second child, a
-// sibling of the first, goes on in the namespaces of flags.
+// place brings the child into its namespaces. A pid namespace that is joined holds only children of who joins it, and in a user namespace
+// one has no rights over the host's: then a second child, a sibling of the first, goes on in the namespaces of flags.
 func (out *Output) place(p *zygote.Program, s *specs.Spec, join []NamespacePath, flags uint64, fd int) (placed, error) {
 	out.Flags = flags &^ unix.CLONE_NEWCGROUP
 	pl := placed{trees: map[int]zygote.Slot{}}
 	if err := pl.sharedMounts(p, s, join, fd); err != nil {
 		return pl, err
 	}
-	for _, n := range join {
-		out.Forks = out.Forks || n.Type == specs.PIDNamespace
+	newUser := flags&unix.CLONE_NEWUSER != 0
+	out.Forks, pl.user = newUser, newUser
+	pl.ownNet = flags&unix.CLONE_NEWNET != 0
+	for _, n := range join { // the user namespace comes last
+		if n.Type == specs.UserNamespace {
+			pl.asHost(p, s)
+			pl.user = true
+		}
+		out.Forks = out.Forks || n.Type == specs.PIDNamespace || n.Type == specs.UserNamespace
 		p.Do("join "+string(n.Type)+" namespace "+n.Path, unix.SYS_SETNS, fd, uintptr(fullCloneFlag(n.Type)))
 		p.Do("close", unix.SYS_CLOSE, fd)
 		fd++
 	}
 	pl.fd = fd
+	if newUser {
+		pl.asHost(p, s)
+	}
 	if out.Forks {
 		out.PID = p.KeptSlot()
 		goOn(p, out.PID, out.Flags)
 		out.Flags = 0
 	}
+	if newUser {
+		out.Maps = true
+		p.Gate(zygote.FileFD(3))
+	}
+	if pl.user {
+		p.Do("setgid 0", unix.SYS_SETRESGID, 0, 0, 0)
+		p.Do("setuid 0", unix.SYS_SETRESUID, 0, 0, 0)
+	}
 	return pl, nil
+}
+
+// asHost does what belongs to the network namespace, which is the host's to change, before the child gives up its rights over it.
+func (pl *placed) asHost(p *zygote.Program, s *specs.Spec) {
+	if pl.ownNet {
+		return // the first child is still in the host's
+	}
+	pl.early = true
+	for i, m := range s.Mounts {
+		if m.Type == "sysfs" {
+			pl.trees[i] = p.KeptSlot()
+			rootfs.MakeSysfs(p, pl.trees[i], m)
+		}
+	}
+	for _, n := range sysctlNames(s) {
+		if isNetSysctl(n) {
+			writeSysctl(p, unix.AT_FDCWD, "/proc/sys/", n, s.Linux.Sysctl[n])
+		}
+	}
 }
 
 // goOn makes a second child in new namespaces that continues the program; the first ends.

@@ -358,6 +358,8 @@ type ExecInput struct {
 	Preserve int
 	// NewKeyring gives it a session keyring of its own.
 	NewKeyring bool
+	// User: the container is in a user namespace other than the supervisor's.
+	User bool
 }
 
 // ExecOutput is where results will be: PID of the process (the first child only joins and ends), terminal master.
@@ -389,6 +391,9 @@ func CompileExec(p *zygote.Program, in ExecInput) (ExecOutput, error) {
 	}
 	if err := in.join(p, out, &end); err != nil {
 		return out, err
+	}
+	if in.User {
+		in.Host = InUserNamespace(in.Host)
 	}
 	s, err := shed(p, in.Host, in.Process, end)
 	if err != nil {
@@ -428,6 +433,10 @@ func (in ExecInput) join(p *zygote.Program, out ExecOutput, end *ending) error {
 	fd := joinGroups(p, gate+1+in.Preserve, in.Tasks, in.HasCgroup)
 	p.Do("join the container's namespaces", unix.SYS_SETNS, fd, uintptr(in.Namespaces))
 	p.Do("close", unix.SYS_CLOSE, fd)
+	if in.User {
+		p.Do("setgid 0", unix.SYS_SETRESGID, 0, 0, 0)
+		p.Do("setuid 0", unix.SYS_SETRESUID, 0, 0, 0)
+	}
 	end.preserve(p, gate, in.Preserve)
 	if in.Process.Terminal {
 		how := p.Words(unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0, unix.RESOLVE_NO_MAGICLINKS)

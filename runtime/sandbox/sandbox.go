@@ -79,6 +79,8 @@ type Output struct {
 	// Forks: the container is a second child, whose pid is in the slot; the first ends at once.
 	Forks bool
 	PID   zygote.Slot
+	// Maps: at its first gate the child waits for the maps of its user namespace.
+	Maps bool
 	// Console is the slot of the terminal's master descriptor, when the process has a terminal.
 	Console zygote.Slot
 }
@@ -112,7 +114,7 @@ func cloneFlag(t specs.LinuxNamespaceType) uint64 {
 func Namespaces(s *specs.Spec) (make uint64, join []NamespacePath, err error) {
 	var seen uint64
 	for _, n := range s.Linux.Namespaces {
-		f := cloneFlag(n.Type)
+		f := fullCloneFlag(n.Type)
 		switch {
 		case f == 0:
 			return 0, nil, fmt.Errorf("%s namespace: not built yet: %w", n.Type, errdefs.ErrNotImplemented)
@@ -138,9 +140,19 @@ func Namespaces(s *specs.Spec) (make uint64, join []NamespacePath, err error) {
 func Flags(join []NamespacePath) uint64 {
 	var f uint64
 	for _, n := range join {
-		f |= cloneFlag(n.Type)
+		f |= fullCloneFlag(n.Type)
 	}
 	return f
+}
+
+// ownUser says whether the container gets a new user namespace.
+func ownUser(s *specs.Spec) bool {
+	return slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.UserNamespace && n.Path == "" })
+}
+
+// InUser says whether the container is in a user namespace other than the host's.
+func InUser(s *specs.Spec) bool {
+	return slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.UserNamespace })
 }
 
 // Check refuses what the compiler would not do.
@@ -154,8 +166,8 @@ func Check(s *specs.Spec) error {
 		return invalid("no command given: set arguments or use an image with a command")
 	case s.Hooks != nil:
 		return refuse("hooks")
-	case len(s.Linux.UIDMappings)+len(s.Linux.GIDMappings) > 0:
-		return refuse("user namespace mappings")
+	case ownUser(s) != (len(s.Linux.UIDMappings) > 0) || ownUser(s) != (len(s.Linux.GIDMappings) > 0):
+		return invalid("linux.uidMappings, linux.gidMappings: a user namespace of the container's own needs both, and they need one")
 	case s.Linux.RootfsPropagation != "" && s.Linux.RootfsPropagation != "private" && s.Linux.RootfsPropagation != "rprivate":
 		return refuse("root propagation " + s.Linux.RootfsPropagation)
 	case s.Process.ApparmorProfile != "" && s.Process.ApparmorProfile != "unconfined":
@@ -198,8 +210,11 @@ func Compile(p *zygote.Program, in Input) (Output, error) {
 		p.Do("unshare cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
 	}
 	plan := rootfs.Plan{Spec: s, Rootfs: in.Rootfs, Cgroups: in.Cgroups, LowerdirAppend: in.Host.LowerdirAppend,
-		Shared: at.trees, Mounted: func(b rootfs.Built) error { return sysctls(p, s, b) }}
+		Shared: at.trees, Mounted: func(b rootfs.Built) error { return sysctls(p, s, b, !at.early) }}
 	in.prepared(&plan, at.fd)
+	if at.user {
+		in.Host, plan.BindDevices, plan.AttachAt = InUserNamespace(in.Host), true, "/usr" // where everybody may go; nothing of it is needed
+	}
 	fs, err := rootfs.Add(p, plan)
 	if err != nil {
 		return out, err
@@ -278,30 +293,40 @@ func identity(p *zygote.Program, s *specs.Spec, flags uint64) error {
 	return nil
 }
 
-// sysctls writes namespaced kernel parameters through the container's own procfs.
-func sysctls(p *zygote.Program, s *specs.Spec, fs rootfs.Built) error {
+// sysctls writes namespaced kernel parameters through the container's own procfs; those of the network may have been written before.
+func sysctls(p *zygote.Program, s *specs.Spec, fs rootfs.Built, net bool) error {
 	if len(s.Linux.Sysctl) == 0 {
 		return nil
 	}
 	if !fs.HasProc {
 		return fmt.Errorf("sysctls need a proc mount on /proc: %w", errdefs.ErrInvalidArgument)
 	}
+	if err := CheckSysctls(s); err != nil {
+		return err
+	}
+	for _, n := range sysctlNames(s) {
+		if net || !isNetSysctl(n) {
+			writeSysctl(p, fs.Proc, "sys/", n, s.Linux.Sysctl[n])
+		}
+	}
+	return nil
+}
+
+func sysctlNames(s *specs.Spec) []string {
 	names := make([]string, 0, len(s.Linux.Sysctl))
 	for n := range s.Linux.Sysctl {
 		names = append(names, n)
 	}
 	slices.Sort(names)
-	if err := CheckSysctls(s); err != nil {
-		return err
-	}
-	for _, n := range names {
-		v := s.Linux.Sysctl[n]
-		end := p.Scope()
-		f := p.Get("open sysctl "+n, unix.SYS_OPENAT, fs.Proc, "sys/"+sysctlPath(n), unix.O_WRONLY|unix.O_CLOEXEC, 0)
-		p.Do("sysctl "+n+"="+v, unix.SYS_WRITE, f, p.String(v), len(v))
-		end()
-	}
-	return nil
+	return names
+}
+
+func isNetSysctl(name string) bool { return strings.HasPrefix(sysctlPath(name), "net/") }
+
+func writeSysctl(p *zygote.Program, dir any, prefix, name, value string) {
+	defer p.Scope()()
+	f := p.Get("open sysctl "+name, unix.SYS_OPENAT, dir, prefix+sysctlPath(name), unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	p.Do("sysctl "+name+"="+value, unix.SYS_WRITE, f, p.String(value), len(value))
 }
 
 // CheckSysctls refuses kernel parameters that are not of a namespace of the spec.

@@ -109,7 +109,7 @@ func (c *container) trim(f sandbox.Filter) {
 	c.cfg.Rootfs = nil
 	c.cfg.Spec = &specs.Spec{Process: &specs.Process{Terminal: old.Process.Terminal, User: old.Process.User, Capabilities: old.Process.Capabilities,
 		Rlimits: old.Process.Rlimits, NoNewPrivileges: old.Process.NoNewPrivileges, OOMScoreAdj: old.Process.OOMScoreAdj},
-		Linux: &specs.Linux{Namespaces: old.Linux.Namespaces}}
+		Linux: &specs.Linux{Namespaces: old.Linux.Namespaces, UIDMappings: old.Linux.UIDMappings, GIDMappings: old.Linux.GIDMappings}}
 }
 
 // state is the public view; paused is asked of the kernel so that it survives restarts.

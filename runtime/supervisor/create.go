@@ -102,6 +102,10 @@ func (c *container) mountRoot() *rootMount {
 	r := &rootMount{made: make(chan struct{}), fd: -1}
 	go func() { // ends when it is made; close waits for it
 		defer close(r.made)
+		if sandbox.InUser(c.cfg.Spec) {
+			r.fd, r.err = c.mappedRoot()
+			return
+		}
 		r.fd, r.err = rootfs.MountRoot(c.cfg.Spec, c.cfg.Rootfs, c.srv.host.LowerdirAppend)
 	}()
 	return r
@@ -122,7 +126,7 @@ func (r *rootMount) close() {
 
 // spawn makes the first process and brings it to its gate.
 func (c *container) spawn(root *rootMount) (err error) {
-	io, err := openStdio(c.srv.nulls, c.cfg.Spec.Process.Terminal, c.cfg.OpenStdin, c.cfg.Spec.Process.User.UID)
+	io, err := openStdio(c.srv.nulls, c.cfg.Spec.Process.Terminal, c.cfg.OpenStdin, c.hostUID(c.cfg.Spec.Process.User.UID))
 	if err != nil {
 		return err
 	}
@@ -162,7 +166,10 @@ func (c *container) spawn(root *rootMount) (err error) {
 			return c.setupError(err)
 		}
 	}
-	if p.fd, err = openPID(p.pid); err == nil {
+	if p.fd, err = openPID(p.pid); err == nil && out.Maps {
+		err = c.giveMaps(p.pid, start)
+	}
+	if err == nil {
 		io.closeChild()
 		err = c.prepare(p, start, out, io, deadline)
 	}

@@ -76,7 +76,7 @@ func (c *container) execProcess(p *runtime.Process) (*specs.Process, sandbox.Fil
 
 // spawnExec runs the program of an additional process: a first child joins the container and makes the process, both ours.
 func (c *container) spawnExec(p *runtime.Process, init *process) (pid int, err error) {
-	io, err := openStdio(c.srv.nulls, p.Terminal, p.OpenStdin, p.User.UID)
+	io, err := openStdio(c.srv.nulls, p.Terminal, p.OpenStdin, c.hostUID(p.User.UID))
 	if err != nil {
 		return 0, err
 	}
@@ -288,7 +288,7 @@ func (c *container) compileExec(prog *zygote.Program, p *runtime.Process, io *st
 		return req, out, opened, err
 	}
 	out, err = sandbox.CompileExec(prog, sandbox.ExecInput{Host: c.srv.host, Process: proc, Filter: filter,
-		Namespaces: made | sandbox.Flags(join), Tasks: tasks, HasCgroup: cgroupAt >= 0})
+		Namespaces: made | sandbox.Flags(join), Tasks: tasks, HasCgroup: cgroupAt >= 0, User: sandbox.InUser(c.cfg.Spec)})
 	files := append(append([]int{}, io.child...), opened...)
 	req = zygote.Request{Program: prog, Files: files, Cgroup: cgroupAt}
 	return req, out, opened, errors.Join(err, prog.Err())

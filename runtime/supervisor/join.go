@@ -17,21 +17,21 @@ import (
 // openNamespace opens a namespace to join: by path, or another container's by the handle of its first process, which names nothing any
 // more once that process ended.
 func (c *container) openNamespace(n sandbox.NamespacePath) (int, error) {
-	id, other := strings.CutPrefix(n.Path, runtime.ContainerPath)
-	if !other {
+	if !strings.HasPrefix(n.Path, runtime.ContainerPath) {
 		fd, err := unix.Open(n.Path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return -1, fmt.Errorf("open %s namespace %s: %w: %w", n.Type, n.Path, err, errdefs.ErrInvalidArgument)
 		}
 		return fd, nil
 	}
-	o, err := c.srv.get(id)
+	o, err := c.donor(n.Path)
 	if err != nil {
 		return -1, fmt.Errorf("join %s namespace: %w", n.Type, err)
 	}
 	o.mu.Lock()
 	st, init := o.rec.State.Status, o.init
 	o.mu.Unlock()
+	id := o.id
 	if o == c || init == nil || st != runtime.Running && st != runtime.Paused {
 		return -1, fmt.Errorf("join %s namespace of container %s: it is not running: %w", n.Type, id, errdefs.ErrFailedPrecondition)
 	}
@@ -47,6 +47,11 @@ func (c *container) openNamespace(n sandbox.NamespacePath) (int, error) {
 	return fd, nil
 }
 
+// donor is the container that a path names.
+func (c *container) donor(name string) (*container, error) {
+	return c.srv.get(strings.TrimPrefix(name, runtime.ContainerPath))
+}
+
 // second waits until a first child made the container's process, and reaps the first.
 func (c *container) second(start *pendingStart, slot zygote.Slot, deadline time.Time) (int, error) {
 	first := start.child.PID
@@ -60,7 +65,11 @@ func (c *container) second(start *pendingStart, slot zygote.Slot, deadline time.
 	if pid <= 0 {
 		return 0, errors.Join(ready, errIfNil(ready))
 	}
-	c.srv.orphans.add(pid)
+	// Processes of a pid namespace that is joined can see the second child: its number is believed only if it is a new child of ours.
+	if err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil); err != nil || !c.srv.orphans.claim(pid) {
+		c.srv.orphans.always()
+		return 0, fmt.Errorf("process %d is not the one that was started: the container tampered with it: %w", pid, errdefs.ErrFailedPrecondition)
+	}
 	if ready != nil {
 		_ = unix.Kill(pid, unix.SIGKILL)
 		reap(pid)

@@ -84,6 +84,8 @@ type server struct {
 	zygote  *zygote.Zygote
 	journal *journal
 	buffers *sync.Pool
+	userMu  sync.Mutex
+	users   map[string]*os.File // user namespaces by their maps, for mounts
 	boot    string
 	store   fdStore
 	orphans *orphans

@@ -72,7 +72,7 @@ func TestSubpathRace(t *testing.T) {
 	}()
 	mounted := 0
 	for range 2000 {
-		fd, _, err := openSubpath(vol, "dir")
+		fd, _, err := openSubpath(vol, "dir", true)
 		if err != nil {
 			continue
 		}

@@ -539,6 +539,9 @@ func (c *Child) Ready(deadline time.Time) error {
 	return nil
 }
 
+// Next forgets that the child stood at a gate, so that Ready waits for the one after.
+func (c *Child) Next() { c.ready = false }
+
 // Executed waits until execve succeeded (nil) or the child ended.
 func (c *Child) Executed(deadline time.Time) error {
 	if err := c.reply.SetReadDeadline(deadline); err != nil {
