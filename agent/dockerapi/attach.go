@@ -47,10 +47,12 @@ func (h *handlers) containerAttach(w http.ResponseWriter, r *http.Request) error
 	defer cancel()
 	lc := &lazyConn{ready: make(chan struct{}), open: func() (*hijacked, error) {
 		conn, err := hijack(w, r, streamType(r, tty))
-		if err == nil {
-			go watchHangup(ctx, conn, o.Stdin, cancel)
+		if err != nil {
+			cancel() // the client is gone already: nobody else would tell the backend
+			return nil, err
 		}
-		return conn, err
+		go watchHangup(ctx, conn, o.Stdin, cancel)
+		return conn, nil
 	}}
 	o.Attached = func() { _, _ = lc.get() }
 	grace := time.AfterFunc(attachGrace, o.Attached)
