@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -79,7 +80,7 @@ func resolveUser(rootfs []runtime.Mount, user string, groupAdd []string) (specs.
 			return out, "", invalid("user %q: %v", user, err)
 		}
 	}
-	if len(out.AdditionalGids)+len(groupAdd) > maxGroups {
+	if len(out.AdditionalGids)+len(groupAdd) >= maxGroups {
 		return out, "", invalid("user %q: is in more than %d groups", user, maxGroups)
 	}
 	for _, g := range groupAdd {
@@ -88,6 +89,10 @@ func resolveUser(rootfs []runtime.Mount, user string, groupAdd []string) (specs.
 			return out, "", err
 		}
 		out.AdditionalGids = append(out.AdditionalGids, gid)
+	}
+	// The primary group is also a supplementary one, so that a program which changes the first keeps what denies it something.
+	if !slices.Contains(out.AdditionalGids, out.GID) {
+		out.AdditionalGids = append([]uint32{out.GID}, out.AdditionalGids...)
 	}
 	if home == "" {
 		home = "/"
