@@ -54,6 +54,7 @@ type creation struct {
 	gate   *os.File
 	fds    []int // to close
 	groups groups
+	raw    []byte // the config as it was read
 }
 
 // groups is how the child gets into its groups.
@@ -97,9 +98,7 @@ func (r *Runtime) Create(o CreateOptions) (_ *Container, err error) {
 		return nil, err
 	}
 	c := &creation{Container: &Container{rt: r, dir: dir, conf: spec}, opts: o, spec: spec}
-	if c.filter, err = sandbox.CompileSeccomp(spec.Linux.Seccomp); err != nil {
-		return nil, fmt.Errorf("config: linux.seccomp: %w", err)
-	}
+	c.raw = raw
 	c.rec = record{ID: o.ID, Bundle: bundle, Boot: bootID(), Created: time.Now().UTC(), Rootfs: spec.Root.Path, Version: spec.Version,
 		Empty: !hadProcess, Hooks: hasLaterHooks(spec.Hooks), Notes: spec.Annotations, Cgroup: spec.Linux.CgroupsPath}
 	if c.rec.Cgroup == "" {
@@ -114,7 +113,7 @@ func (r *Runtime) Create(o CreateOptions) (_ *Container, err error) {
 	if list := sandbox.Unavailable(spec.Process.Capabilities); len(list) > 0 {
 		r.Log.Warn("this process has not all configured capabilities to give: the container goes without", "container", o.ID, "capabilities", list)
 	}
-	if err := c.claim(raw); err != nil {
+	if err := c.claim(); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -136,7 +135,7 @@ func (r *Runtime) Create(o CreateOptions) (_ *Container, err error) {
 }
 
 // claim makes the state directory, which nobody else then can.
-func (c *creation) claim(config []byte) error {
+func (c *creation) claim() error {
 	if err := os.MkdirAll(c.rt.Root, 0o700); err != nil {
 		return fmt.Errorf("make state directory: %w", err)
 	}
@@ -149,9 +148,7 @@ func (c *creation) claim(config []byte) error {
 	f, err := os.Open(c.dir)
 	if err == nil {
 		c.lock = f
-		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); err == nil {
-			err = os.WriteFile(filepath.Join(c.dir, configFile), config, 0o600)
-		}
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("make state directory: %w", err), os.RemoveAll(c.dir))
@@ -242,6 +239,9 @@ func withDefaults(r *specs.LinuxResources) *specs.LinuxResources {
 
 func (c *creation) compile() error {
 	var err error
+	if c.filter, err = sandbox.CompileSeccomp(c.spec.Linux.Seccomp); err != nil {
+		return fmt.Errorf("config: linux.seccomp: %w", err)
+	}
 	if c.host, err = sandbox.ProbeProcess(); err != nil {
 		return err
 	}
@@ -393,7 +393,11 @@ func (c *creation) drive() error {
 		return setupError(c.prog, err)
 	}
 	c.rec.PID, c.rec.Ticks = pid, ticks
-	if err := c.write(); err != nil { // while the child works
+	// While the child works.
+	if err := os.WriteFile(filepath.Join(c.dir, configFile), c.raw, 0o600); err != nil {
+		return fmt.Errorf("keep the config: %w", err)
+	}
+	if err := c.write(); err != nil {
 		return err
 	}
 	if c.out.Gates.Maps {
