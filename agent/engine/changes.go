@@ -259,6 +259,7 @@ func namesIn(dir *os.File) ([]string, error) {
 	return names, nil
 }
 
+// hidesBelow tells whether a directory of the writable layer is opaque.
 func hidesBelow(dir *os.File) bool {
 	var b [8]byte
 	n, err := unix.Getxattr(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()), "trusted.overlay.opaque", b[:])
