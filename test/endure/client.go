@@ -299,7 +299,11 @@ func (c *crew) exec(ctx context.Context, j *job) error {
 
 // forgiven is an additional process that went with the process that knew it: the daemon forgets it, the supervisor loses its output.
 func (c *crew) forgiven(err error) bool {
-	return errors.Is(err, errUnsure) || cerrdefs.IsNotFound(err) && c.died() || err != nil && c.lost.supervisor
+	if err == nil {
+		return false
+	}
+	gone := cerrdefs.IsNotFound(err) || strings.Contains(err.Error(), "received 404") // the latter instead of a stream
+	return errors.Is(err, errUnsure) || gone && c.died() || c.lost.supervisor
 }
 
 // died says whether anything was killed yet.
