@@ -1025,7 +1025,7 @@ func TestStartThatNobodySaw(t *testing.T) {
 	e.start(e.config("executed", "sleep"))
 	e.must(e.sup.Create(e.ctx, e.config("waiting", "sleep")))
 	victim := e.supervisorPID()
-	e.must(unix.Kill(victim, unix.SIGSTOP)) // the client starts another as soon as this one is dead
+	e.must(unix.Kill(victim, unix.SIGSTOP))              // the client starts another as soon as this one is dead
 	for _, id := range []string{"executed", "waiting"} { // as it is between the two writes of a start
 		path := filepath.Join(e.cfg.StateDir, "containers", id, "state.json")
 		var r record
