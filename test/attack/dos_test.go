@@ -48,7 +48,7 @@ func TestFloods(t *testing.T) {
 		{"forks", nil, []string{"forkbomb"}, "", bombed},
 		{"zombies", nil, []string{"zombies", strconv.Itoa(amount(500, 10_000))}, "zombies ", nil},
 		{"files", nil, []string{"openfiles"}, "files ", nil},
-		{"inodes", nil, []string{"inodes", strconv.Itoa(amount(2_000, 300_000))}, "inodes done", nil},
+		{"inodes", nil, []string{"inodes", strconv.Itoa(amount(2_000, 60_000))}, "inodes done", nil},
 		{"log", map[string]any{"LogConfig": map[string]any{"Type": "json-file", "Config": map[string]string{"max-size": "1m", "max-file": "3"}}},
 			[]string{"flood", strconv.Itoa(amount(30, 2000)), "sleep"}, "", rotated},
 		{"mounts", nil, []string{"mount", "sleep"}, "mount operation not permitted", nil},
