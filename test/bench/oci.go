@@ -87,6 +87,10 @@ func hidden(ctx context.Context, dir, rounds, list string) error {
 		return fmt.Errorf("hide cgroup v2: %w", err)
 	}
 	err := m.run(ctx)
+	named, _ := filepath.Glob("/sys/fs/cgroup/systemd" + m.group + "*") // which other runtimes make and leave
+	for _, g := range named {
+		_ = os.Remove(g)
+	}
 	return errors.Join(err, cgroup.KillTree(m.group), cgroup.RemoveTree(m.group))
 }
 
