@@ -85,7 +85,8 @@ func (pl *placed) asHost(p *zygote.Program, s *specs.Spec) {
 	}
 }
 
-// goOn makes a second child in new namespaces that continues the program; the first ends.
+// goOn makes a second child in new namespaces that continues the program; the first ends. Where the pid namespace was joined
+// its processes see the second with all its privileges, see DESIGN.md.
 func goOn(p *zygote.Program, pid zygote.Slot, flags uint64) {
 	args, size := p.CloneArgs(flags | unix.CLONE_PARENT | unix.CLONE_CLEAR_SIGHAND)
 	i := p.Fork(pid, "clone3", unix.SYS_CLONE3, args, size)
