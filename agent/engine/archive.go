@@ -422,11 +422,7 @@ func (u *unpacker) all(tr *tar.Reader) error {
 // beneath opens a path that must stay below the directory of the extraction.
 func (u *unpacker) beneath(name string, flags int) (*os.File, error) {
 	how := unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS}
-	fd, err := unix.Openat2(int(u.dir.Fd()), name, &how)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: name, Err: err}
-	}
-	return os.NewFile(uintptr(fd), name), nil
+	return openHow(u.dir, name, &how)
 }
 
 func (u *unpacker) entry(tr *tar.Reader, h *tar.Header, name string) error {

@@ -19,8 +19,12 @@ var errNotDirectory error = unix.ENOTDIR
 // openIn opens a path inside root as a process with that root would: links and .. never lead out of it, and no link of /proc is followed.
 func openIn(root *os.File, name string, flags int) (*os.File, error) {
 	how := unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	return openHow(root, name, &how)
+}
+
+func openHow(dir *os.File, name string, how *unix.OpenHow) (*os.File, error) {
 	for range 128 { // EAGAIN: something was renamed meanwhile
-		fd, err := unix.Openat2(int(root.Fd()), name, &how)
+		fd, err := unix.Openat2(int(dir.Fd()), name, how)
 		if err == nil {
 			return os.NewFile(uintptr(fd), name), nil
 		}

@@ -14,9 +14,19 @@ const opaqueXattr = "trusted.overlay.opaque"
 
 const inRoot = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS
 
-func openDir(root int, name string) (int, error) {
-	return unix.Openat2(root, name, &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: inRoot})
+func openDir(root int, name string) (fd int, err error) {
+	for range renameTries {
+		fd, err = unix.Openat2(root, name, &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: inRoot})
+		if err != unix.EAGAIN && err != unix.EINTR {
+			break
+		}
+	}
+	return fd, err
 }
+
+// renameTries is how often a name is opened that the kernel could not resolve because something, anywhere, was renamed or mounted while it
+// went through "..".
+const renameTries = 128
 
 // parent returns the handle of a directory of this layer, making it and those above it when no entry did. The handle is the
 // extractor's, valid until the next call.

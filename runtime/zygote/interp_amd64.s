@@ -2,7 +2,8 @@
 
 // func cloneRun(args unsafe.Pointer, size uintptr, arena unsafe.Pointer) (ret uintptr)
 //
-// The layout of arena and ops is in program.go. R12 arena, R13 op, BX its control word.
+// The layout of arena and ops is in program.go. R12 arena, R13 op, BX its control word, R15 how often openat2 may still be repeated: it fails
+// with EAGAIN where a name leads through ".." while anything on the machine is renamed or mounted (openat2(2)).
 TEXT ·cloneRun(SB),NOSPLIT,$0-32
 	MOVQ	args+0(FP), DI
 	MOVQ	size+8(FP), SI
@@ -15,6 +16,7 @@ TEXT ·cloneRun(SB),NOSPLIT,$0-32
 	RET
 child:
 	LEAQ	4096(R12), R13
+	MOVQ	$0x10000, R15
 loop:
 	MOVQ	56(R13), BX
 	MOVQ	8(R13), DI
@@ -47,6 +49,9 @@ n5:
 	CMPQ	AX, $0x10000
 	JCC	pseudo
 	SYSCALL
+	CMPQ	AX, $-11
+	JEQ	again
+done:
 	TESTQ	AX, AX
 	JNZ	store
 	TESTQ	$128, BX
@@ -86,6 +91,13 @@ next:
 	SHLQ	$6, BX
 	ADDQ	BX, R13
 	JMP	loop
+again:
+	CMPQ	0(R13), $437
+	JNE	done
+	SUBQ	$1, R15
+	JHI	loop
+	MOVQ	$1, R15
+	JMP	done
 pseudo:
 	CMPQ	AX, $0x10001
 	JEQ	jump

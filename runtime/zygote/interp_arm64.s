@@ -2,7 +2,8 @@
 
 // func cloneRun(args unsafe.Pointer, size uintptr, arena unsafe.Pointer) (ret uintptr)
 //
-// The layout of arena and ops is in program.go. R19 arena, R20 op, R21 its control word. The kernel keeps all registers but R0.
+// The layout of arena and ops is in program.go. R19 arena, R20 op, R21 its control word, R23 how often openat2 may still be repeated (see
+// interp_amd64.s). The kernel keeps all registers but R0.
 TEXT ·cloneRun(SB),NOSPLIT|NOFRAME,$0-32
 	MOVD	args+0(FP), R0
 	MOVD	size+8(FP), R1
@@ -15,6 +16,7 @@ TEXT ·cloneRun(SB),NOSPLIT|NOFRAME,$0-32
 child:
 	MOVD	$4096, R9
 	ADD	R9, R19, R20
+	MOVD	$0x10000, R23
 loop:
 	MOVD	56(R20), R21
 	MOVD	8(R20), R0
@@ -45,6 +47,9 @@ n5:
 	BHS	pseudo
 	MOVD	R0, R22
 	SVC
+	CMN	$11, R0
+	BEQ	again
+done:
 	CBNZ	R0, store
 	TBNZ	$7, R21, enter
 	TBNZ	$6, R21, nostore // the child's side of a fork: the slot is the parent's
@@ -77,6 +82,14 @@ next:
 	ADD	$1, R11, R11
 	ADD	R11<<6, R20, R20
 	B	loop
+again:
+	MOVD	0(R20), R9
+	CMP	$437, R9
+	BNE	done
+	SUBS	$1, R23, R23
+	BNE	loop
+	MOVD	$1, R23
+	B	done
 pseudo:
 	MOVD	$0x10001, R9
 	CMP	R9, R8

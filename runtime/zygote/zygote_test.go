@@ -302,3 +302,64 @@ func TestSecluded(t *testing.T) {
 		t.Errorf("exit status %d, want 42 (failure %v)", ws.ExitStatus(), p.Failure())
 	}
 }
+
+// TestOpenWhileOthersRename: the kernel refuses names with ".." while anything is renamed anywhere; the interpreter tries again.
+func TestOpenWhileOthersRename(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(dir+"/d", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(dir+"/x", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for from, to := dir+"/x", dir+"/y"; ; from, to = to, from {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = os.Rename(from, to)
+			}
+		}
+	}()
+	defer func() { close(stop); <-stopped }()
+	root, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	path, how := strings.Repeat("d/../", 60)+"d", unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT}
+	for refused := false; !refused; { // until both really meet
+		fd, err := unix.Openat2(int(root.Fd()), path, &how)
+		if refused = errors.Is(err, unix.EAGAIN); !refused && err != nil {
+			t.Fatal(err)
+		}
+		if err == nil {
+			unix.Close(fd)
+		}
+	}
+	pool, z := newZygote(t)
+	n := null(t)
+	p, err := pool.Program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Release()
+	p.Enter()
+	fd := p.NewSlot()
+	for range 200 {
+		p.GetInto(fd, "open", unix.SYS_OPENAT2, FileFD(3), path, p.Words(unix.O_PATH|unix.O_CLOEXEC, 0, unix.RESOLVE_IN_ROOT), 24)
+		p.Do("close", unix.SYS_CLOSE, fd)
+	}
+	p.Exit(42)
+	c, err := z.Spawn(Request{Program: p, Files: []int{n, n, n, int(root.Fd())}, Cgroup: -1}, soon())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if ws := waitFor(t, c.PID); ws.ExitStatus() != 42 {
+		t.Errorf("exit status %d, want 42: %v", ws.ExitStatus(), p.Failure())
+	}
+}
