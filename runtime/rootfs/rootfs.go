@@ -216,11 +216,34 @@ func (b *builder) target(dst string, dir bool) zygote.Slot {
 		if i < len(parts)-1 {
 			next = b.NewSlot()
 		}
+		if i == len(parts)-1 && !dir {
+			there := b.TryInto(next, "open "+sub, unix.SYS_OPENAT2, b.root, sub, b.howPath, 24)
+			b.mend(sub, parent, name)
+			b.GetInto(next, "open "+sub, unix.SYS_OPENAT2, b.root, sub, b.howPath, 24)
+			b.SkipOnSuccess(there)
+			break
+		}
 		b.GetInto(next, "open "+sub, unix.SYS_OPENAT2, b.root, sub, b.howPath, 24)
 		parent = next
 	}
 	b.SkipOnSuccess(found)
 	return t
+}
+
+// mend makes a file where the image has a link to nothing: what the link names, or, for the files that every container gets, a file in its
+// place, since what it names may be in a directory that is not there (an image made for systemd has such an /etc/resolv.conf).
+func (b *builder) mend(sub string, parent zygote.Slot, name string) {
+	switch sub {
+	case "etc/hosts", "etc/hostname", "etc/resolv.conf":
+		b.Try("remove link "+sub, unix.SYS_UNLINKAT, parent, name, 0)
+		b.Try("create "+sub, unix.SYS_MKNODAT, parent, name, unix.S_IFREG|0o644, 0)
+		return
+	}
+	made := b.NewSlot()
+	how := b.Words(unix.O_CREAT|unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOCTTY|unix.O_NONBLOCK, 0o644, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_MAGICLINKS)
+	i := b.TryInto(made, "create "+sub, unix.SYS_OPENAT2, b.root, sub, how, 24)
+	b.Do("close", unix.SYS_CLOSE, made)
+	b.SkipOnError(i)
 }
 
 func (b *builder) mount(index int, m specs.Mount) error {

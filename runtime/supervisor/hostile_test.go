@@ -57,6 +57,30 @@ func TestHostileImage(t *testing.T) {
 	}
 }
 
+// TestDanglingLinks: what is bound onto a link that leads to nothing is there all the same, and nothing is made outside.
+func TestDanglingLinks(t *testing.T) {
+	e := newEnv(t)
+	outside := filepath.Join(e.dir, "outside")
+	e.must(os.Mkdir(outside, 0o777))
+	c := e.config("dangling", "read", "/etc/resolv.conf", "read", "/etc/hostname", "read", "/etc/hosts", "read", "/data")
+	plant(t, c, map[string]string{"etc/resolv.conf": "../run/systemd/resolve/stub-resolv.conf", "etc/hostname": "../../../../../../.." + outside + "/name",
+		"etc/hosts": "loop", "etc/loop": "hosts", "data": "etc/made"})
+	source := filepath.Join(e.dir, "source")
+	e.must(os.WriteFile(source, []byte("seven b"), 0o644))
+	for _, dst := range []string{"/etc/resolv.conf", "/etc/hostname", "/etc/hosts", "/data"} {
+		c.Spec.Mounts = append(c.Spec.Mounts, specs.Mount{Destination: dst, Type: "bind", Source: source, Options: []string{"bind", "ro"}})
+	}
+	_, out := e.run(c)
+	for _, m := range c.Spec.Mounts[len(c.Spec.Mounts)-4:] {
+		if want := "read " + m.Destination + " 7 <nil>"; !strings.Contains(out, want) {
+			t.Errorf("missing %q in %s", want, out)
+		}
+	}
+	if left, _ := os.ReadDir(outside); len(left) != 0 {
+		t.Errorf("made on the host: %v", left)
+	}
+}
+
 // TestWorkingDirectory: no working directory leads to a directory that the set-up had open.
 func TestWorkingDirectory(t *testing.T) {
 	e := newEnv(t)
