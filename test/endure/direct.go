@@ -60,7 +60,7 @@ func (w *world) newDirect(ctx context.Context) (*direct, error) {
 }
 
 func (d *direct) site() site {
-	return site{group: d.cfg.Cgroup, stateDir: d.cfg.StateDir, socket: d.cfg.SocketPath}
+	return site{group: d.cfg.Cgroup, stateDir: d.cfg.StateDir, socket: d.cfg.SocketPath, mounts: d.dir}
 }
 
 // exit is where the end of a container will be told.

@@ -100,16 +100,24 @@ func (h holdings) process(name string, pid int) {
 	h[name+" threads"] = entries(fmt.Sprintf("/proc/%d/task", pid))
 }
 
+// readyGroup begins the names of groups that a supervisor keeps for containers to come; how many there are changes by itself.
+const readyGroup = "_ready-"
+
 // site is where a supervisor lives.
 type site struct {
 	group, stateDir, socket string
+	mounts                  string // when set, only mounts that name it count: the namespace is shared with others
 }
 
 // holds looks at what a supervisor and its containers hold.
 func (s site) holds() holdings {
 	h := holdings{"records": entries(filepath.Join(s.stateDir, "containers"))}
 	for hier, list := range groups(s.group) {
-		h["cgroups "+hier] = len(list)
+		for _, g := range list {
+			if !strings.HasPrefix(filepath.Base(g), readyGroup) {
+				h["cgroups "+hier]++
+			}
+		}
 	}
 	all := processes(s.group)
 	h["processes"] = len(all)
@@ -125,7 +133,11 @@ func (s site) holds() holdings {
 	}
 	h["namespaces"] = namespaces(pids)
 	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", pid))
-	h["mounts"] = strings.Count(string(b), "\n")
+	for l := range strings.Lines(string(b)) {
+		if strings.Contains(l, s.mounts) {
+			h["mounts"]++
+		}
+	}
 	return h
 }
 
