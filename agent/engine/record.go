@@ -85,7 +85,8 @@ type entry struct {
 	changed   chan struct{}     // closed and replaced at each change of state
 	exits     int               // ends of runs seen since the daemon started
 	failures  int               // starts that did not become a run
-	removed   bool
+	gone      bool // its record is deleted and not written again
+	removed   bool // and everything of it is gone
 	attachers []*attacher // clients that wait for the next start
 	health    *health     // probes of the current run, nil without
 }
@@ -125,7 +126,7 @@ func (c *entry) lock() error {
 func (e *Engine) update(c *entry, f func(*record)) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.removed {
+	if c.gone {
 		return nil
 	}
 	f(&c.rec)

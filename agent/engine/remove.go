@@ -94,11 +94,7 @@ func (e *Engine) remove(ctx context.Context, c *entry, o removal) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
-	if err == nil {
-		c.removed = true
-		close(c.changed)
-		c.changed = make(chan struct{})
-	}
+	c.gone = err == nil
 	c.mu.Unlock()
 	if err != nil {
 		return fmt.Errorf("remove container %s: %w", r.Name, err)
@@ -114,6 +110,11 @@ func (e *Engine) remove(ctx context.Context, c *entry, o removal) error {
 	if o.volumes {
 		e.dropAnonymous(r)
 	}
+	c.mu.Lock()
+	c.removed = true
+	close(c.changed)
+	c.changed = make(chan struct{})
+	c.mu.Unlock()
 	e.emit(r, events.ActionDestroy, nil)
 	return nil
 }

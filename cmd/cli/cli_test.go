@@ -108,6 +108,7 @@ func TestVerbs(t *testing.T) {
 		{args: "pull localhost:5000/a:1", want: "Pulling localhost:5000/a:1"},
 		{args: "run -d --name r busybox", want: "0000000000000002"},
 		{args: "logs web", want: "oops"},
+		{args: "exec web missing", code: 127, want: "executable file not found"},
 		{args: "stop web", want: "web"},
 		{args: "info", want: "Swarm: active"},
 		{args: "system df", want: "Local Volumes"},
@@ -120,7 +121,6 @@ func TestVerbs(t *testing.T) {
 		{args: "net status", want: "mesh    7         6         behind"},
 		{args: "net status --format json", want: `"Table":"mesh","Desired":7`},
 		{args: "net status", env: []string{"SKEIN_HOST=unix:///nonexistent"}, code: 1, want: "cannot connect to the Skein daemon at unix:///nonexistent"},
-		{args: "exec web missing", code: 127, want: "executable file not found"},
 		{args: "service scale api=-1", code: 1, want: "-1"},
 		{args: "service inspect nope", code: 1, want: "nope"},
 	} {

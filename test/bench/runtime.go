@@ -1,15 +1,14 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	goruntime "runtime"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -352,24 +351,21 @@ func (b *bench) crowd(ctx context.Context) (err error) {
 	return nil
 }
 
-// listener finds the process that listens on a socket, by the inode that the kernel lists for it.
+// listener is the process that listens on a socket, as the kernel says.
 func listener(path string) (int, error) {
-	f, err := os.Open("/proc/net/unix")
+	conn, err := net.Dial("unix", path)
 	if err != nil {
 		return 0, err
 	}
-	defer f.Close()
-	inode := ""
-	for sc := bufio.NewScanner(f); sc.Scan(); {
-		if c := strings.Fields(sc.Text()); len(c) == 8 && c[7] == path && c[3] == "00010000" {
-			inode = "socket:[" + c[6] + "]"
-		}
+	defer conn.Close()
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return 0, err
 	}
-	links, err := filepath.Glob("/proc/[0-9]*/fd/*")
-	for _, l := range links {
-		if to, _ := os.Readlink(l); inode != "" && to == inode {
-			return strconv.Atoi(strings.Split(l, "/")[2])
-		}
+	var cred *unix.Ucred
+	cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err = errors.Join(err, cerr); err != nil {
+		return 0, err
 	}
-	return 0, errors.Join(err, fmt.Errorf("nobody listens on %s", path))
+	return int(cred.Pid), nil
 }
