@@ -58,21 +58,36 @@ type step struct {
 	want string // all that is separated by "&" in output or errors; after "!" what must not be there
 }
 
+// run carries the step out and tells what is wrong, with what the command said.
+func (s step) run(l *lab.Lab) (wrong []string) {
+	out, errOut, code := l.Docker(0, strings.Fields(s.args)...)
+	if code != s.code {
+		wrong = append(wrong, fmt.Sprintf("exit code %d, want %d", code, s.code))
+	}
+	for w := range strings.SplitSeq(s.want, "&") {
+		if bad, not := strings.CutPrefix(w, "!"); not == strings.Contains(out+errOut, bad) {
+			wrong = append(wrong, fmt.Sprintf("want %q", w))
+		}
+	}
+	if len(wrong) > 0 {
+		wrong = append(wrong, out+errOut)
+	}
+	return wrong
+}
+
 func try(t *testing.T, l *lab.Lab, steps ...step) {
 	t.Helper()
 	for _, s := range steps {
 		t.Run(s.args, func(t *testing.T) {
-			out, errOut, code := l.Docker(0, strings.Fields(s.args)...)
-			if code != s.code {
-				t.Errorf("exit code %d, want %d", code, s.code)
+			if strings.HasPrefix(s.args, "events ") { // the client counts the past in whole seconds: what happened just now is not in it yet
+				l.Eventually(10*time.Second, s.args, func() (bool, string) {
+					wrong := s.run(l)
+					return len(wrong) == 0, strings.Join(wrong, "\n")
+				})
+				return
 			}
-			for w := range strings.SplitSeq(s.want, "&") {
-				if bad, not := strings.CutPrefix(w, "!"); not == strings.Contains(out+errOut, bad) {
-					t.Errorf("want %q", w)
-				}
-			}
-			if t.Failed() {
-				t.Logf("%s%s", out, errOut)
+			if wrong := s.run(l); len(wrong) > 0 {
+				t.Error(strings.Join(wrong, "\n"))
 			}
 		})
 	}
