@@ -522,7 +522,7 @@ func (c *container) start(_ context.Context) (int, error) {
 		c.srv.log.Error("cannot save a container's state", "container", c.id, "error", serr)
 	}
 	c.mu.Unlock()
-	start.release()
+	c.srv.later(start.release)
 	close(settled)
 	if err != nil {
 		<-p.done

@@ -109,10 +109,10 @@ func (c *container) spawnExec(p *runtime.Process, init *process) (pid int, err e
 	}
 	first := start.child.PID
 	c.srv.orphans.add(first)
-	defer func() {
+	defer c.srv.later(func() {
 		reap(first) // it ends when it has made the process, or could not
 		c.srv.orphans.remove(first)
-	}()
+	})
 	pid, err = start.child.Parted(deadline)
 	if err != nil {
 		_ = unix.Kill(start.child.PID, unix.SIGKILL)
@@ -134,12 +134,20 @@ func (c *container) spawnExec(p *runtime.Process, init *process) (pid int, err e
 		_ = unix.Kill(pid, unix.SIGKILL)
 		_ = start.child.Executed(time.Now().Add(drainLimit))
 		c.srv.bury(np)
-	}
-	start.release()
-	if err != nil {
+		start.release()
 		return 0, c.setupError(err)
 	}
+	c.srv.later(start.release)
 	return pid, nil
+}
+
+// later does what a request leaves to do after its answer. No upgrade comes in between, and the end waits for it.
+func (s *server) later(f func()) {
+	s.gate.enter() // the request is under way, so the gate is open
+	s.work.Go(func() {
+		defer s.gate.leave()
+		f()
+	})
 }
 
 func errIfNil(err error) error {
