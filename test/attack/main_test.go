@@ -6,6 +6,7 @@ import (
 	"os"
 	"testing"
 
+	"skein/runtime/cgroup"
 	"skein/runtime/supervisor"
 )
 
@@ -40,5 +41,12 @@ func TestMain(m *testing.M) {
 	}
 	code := m.Run()
 	removeBuilt()
+	if err := cgroup.RemoveTree(ownGroups()); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
 	os.Exit(code)
 }
+
+// ownGroups is the parent of the groups of all worlds.
+func ownGroups() string { return fmt.Sprintf("/skein-attack-%d", os.Getpid()) }

@@ -64,7 +64,7 @@ func newNode(t testing.TB) *node {
 		t.Skip("needs root")
 	}
 	n := &node{t: t, dir: t.TempDir()}
-	n.group = fmt.Sprintf("/skein-attack-%d/%s", os.Getpid(), filepath.Base(filepath.Dir(n.dir)))
+	n.group = ownGroups() + "/" + filepath.Base(filepath.Dir(n.dir))
 	n.sock = filepath.Join(n.dir, "api.sock")
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)

@@ -78,7 +78,7 @@ func newWorld(t testing.TB) *world {
 	t.Cleanup(cancel)
 	dir := t.TempDir()
 	w := &world{t: t, ends: make(chan struct{}, 1), ctx: ctx, dir: dir, base: base, cfg: supervisor.Config{StateDir: filepath.Join(dir, "state"), SocketPath: filepath.Join(dir, "s.sock"),
-		Cgroup: fmt.Sprintf("/skein-attack-%d/%s", os.Getpid(), filepath.Base(filepath.Dir(dir)))}}
+		Cgroup: ownGroups() + "/" + filepath.Base(filepath.Dir(dir))}}
 	t.Cleanup(w.end)
 	if w.sup, err = supervisor.Ensure(ctx, "/proc/self/exe", w.cfg); err != nil {
 		t.Fatal(err)
