@@ -14,7 +14,7 @@ func TestReadme(t *testing.T) {
 		t.Fatal(err)
 	}
 	var files []string
-	for _, pattern := range []string{"*_test.go", "../../runtime/*/*_test.go", "../../runtime/*/*/*_test.go", "../../agent/*/*_test.go", "../../overlay/*_test.go"} {
+	for _, pattern := range []string{"*_test.go", "../../runtime/*/*_test.go", "../../runtime/*/*/*_test.go", "../../agent/*/*_test.go", "../../overlay/*_test.go", "../../manager/*/*_test.go"} {
 		some, err := filepath.Glob(pattern)
 		if err != nil {
 			t.Fatal(err)
