@@ -40,15 +40,20 @@ func TestUserNamespace(t *testing.T) {
 	e := newEnv(t)
 	c := e.remapped("box", "status", "host", "fds", "write", "/new", "1", "write", "/vol/f", "1", "write", "/plain/f", "1", "read", "/proc/self/uid_map",
 		"ls", "/dev", "ls", "/sys/class/net", "read", "/proc/keys", "write", "/proc/sys/kernel/hostname", "x", "sysctl", "net/ipv4/ip_unprivileged_port_start",
-		"sysctl", "kernel/msgmax", "mount", "read", "/vol/secret", "stdout")
+		"sysctl", "kernel/msgmax", "mount", "read", "/vol/secret", "stdout",
+		"write", "/engine/record", "1", "read", "/engine/record", "write", "/engine/new", "1")
 	vol, plain := filepath.Join(e.dir, "vol"), filepath.Join(e.dir, "plain")
 	e.must(os.MkdirAll(vol, 0o755))
 	e.must(os.WriteFile(vol+"/secret", []byte("for root"), 0o600))
 	e.must(os.MkdirAll(plain, 0o777))
 	e.must(os.Chmod(plain, 0o777))
+	engine := filepath.Join(e.dir, "engine") // as an engine's own data (CVE-2021-21284): root inside has no say there
+	e.must(os.MkdirAll(engine, 0o700))
+	e.must(os.WriteFile(engine+"/record", []byte("of root alone"), 0o600))
 	c.Spec.Linux.Sysctl = map[string]string{"net.ipv4.ip_unprivileged_port_start": "0", "kernel.msgmax": "9000"}
 	c.Spec.Mounts = append(c.Spec.Mounts,
 		specs.Mount{Destination: "/vol", Type: "bind", Source: vol, Options: []string{"rbind", "rprivate", "idmap"}},
+		specs.Mount{Destination: "/engine", Type: "bind", Source: engine, Options: []string{"rbind", "rprivate"}},
 		specs.Mount{Destination: "/plain", Type: "bind", Source: plain, Options: []string{"rbind", "rprivate"}},
 		specs.Mount{Destination: "/ro", Type: "bind", Source: vol, Options: []string{"rbind", "rro", "idmap"}})
 	x, out := e.run(c)
@@ -59,7 +64,9 @@ func TestUserNamespace(t *testing.T) {
 	for _, want := range []string{"Uid:\t0\t0\t0\t0", "host box pid 1 cwd /\n", "fds 0 1 2\n", "write /new <nil>", "write /vol/f <nil>", "write /plain/f <nil>", "200000",
 		"ls /dev core fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero <nil>", "lo", "read /proc/keys 0 <nil>",
 		"write /proc/sys/kernel/hostname open", "sysctl net/ipv4/ip_unprivileged_port_start 0 <nil>", "sysctl kernel/msgmax 9000 <nil>", "for root",
-		"CapBnd:\t00000000a80425fb", "mount operation not permitted"} {
+		"CapBnd:\t00000000a80425fb", "mount operation not permitted",
+		"write /engine/record open /engine/record: permission denied", "read /engine/record 0 open /engine/record: permission denied",
+		"write /engine/new open /engine/new: permission denied"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("missing %q", want)
 		}
