@@ -85,10 +85,10 @@ type entry struct {
 	changed   chan struct{}     // closed and replaced at each change of state
 	exits     int               // ends of runs seen since the daemon started
 	failures  int               // starts that did not become a run
-	gone      bool // its record is deleted and not written again
-	removed   bool // and everything of it is gone
-	attachers []*attacher // clients that wait for the next start
-	health    *health     // probes of the current run, nil without
+	gone      bool              // its record is deleted and not written again
+	removed   bool              // and everything of it is gone
+	attachers []*attacher       // clients that wait for the next start
+	health    *health           // probes of the current run, nil without
 }
 
 // snapshot returns a copy of the record; maps and pointers in it are not changed after creation except through update.
