@@ -51,6 +51,7 @@ func Run(ctx context.Context, cfg Config, version string) error {
 	if err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
+	defer network.Close() // what removed containers leave goes before the process
 	remap, err := idMaps(cfg.UsernsRemap, "/etc/subuid", "/etc/subgid")
 	if err != nil {
 		return err

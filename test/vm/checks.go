@@ -176,7 +176,7 @@ func devices(g *guest) error {
 	if err != nil || !strings.Contains(out, "null") || !strings.Contains(out, "1") || !strings.Contains(out, "not permitted") {
 		return fmt.Errorf("inside: %s %w", out, errors.Join(err))
 	}
-	out, err = g.sk(0, "run", "--rm", "--device", "/dev/kmsg:/dev/k:r", "bb", "sh", "-c", "head -n1 /dev/k | wc -l; (echo x >/dev/k) 2>&1; true")
+	out, err = g.sk(0, "run", "--rm", "--cap-add", "SYSLOG", "--device", "/dev/kmsg:/dev/k:r", "bb", "sh", "-c", "head -n1 /dev/k | wc -l; (echo x >/dev/k) 2>&1; true")
 	if err != nil || !strings.HasPrefix(out, "1") || !strings.Contains(out, "not permitted") {
 		return fmt.Errorf("with --device kmsg:r: %s %w", out, errors.Join(err))
 	}

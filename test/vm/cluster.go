@@ -18,9 +18,15 @@ const delegatedGroup = groupRoot + "/system.slice/skein.service"
 
 // endDaemon ends daemon, supervisor and what they left; parent must then be removable, the node's own leaf apart.
 func (g *guest) endDaemon(parent string) error {
+	// The network of a container that was just removed goes a moment later; killed before, it is left to the next daemon.
+	err := until(10*time.Second, "namespaces of removed containers", func() bool {
+		left, _ := filepath.Glob("/run/skein/netns/*")
+		return len(left) == 0
+	})
 	_ = g.daemon.Process.Kill()
 	_ = g.daemon.Wait()
-	out, _, err := command(30*time.Second, "pidof", "skein")
+	out, _, cerr := command(30*time.Second, "pidof", "skein")
+	err = errors.Join(err, cerr)
 	for _, f := range strings.Fields(out) {
 		if pid, aerr := strconv.Atoi(f); aerr == nil {
 			_ = unix.Kill(pid, unix.SIGKILL)
