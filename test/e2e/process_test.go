@@ -102,6 +102,7 @@ func TestProcesses(t *testing.T) {
 	})
 	l.Must(0, "run", "-d", "--name", "box", "-e", "MINE=1", "-v", "data:/data", "inside:1")
 	t.Run("exec", func(t *testing.T) { try(t, l, execs()...) })
+	t.Run("isolation", func(t *testing.T) { try(t, l, isolation()...) })
 	t.Run("changes", func(t *testing.T) { try(t, l, changes()...) })
 	t.Run("signals", func(t *testing.T) { try(t, l, signals()...) })
 	t.Run("logs", func(t *testing.T) { try(t, l, logDrivers()...) })
@@ -159,6 +160,26 @@ func execs() []step {
 		{"top box --forest", 1, `the ps option "--forest" is not supported`},
 		{"events --since 1m --until 0s --filter container=box --format {{.Action}}{{.Actor.Attributes.exitCode}}", 0,
 			"exec_create: inside exit=9&exec_start: inside exit=9&exec_die9"},
+	}
+}
+
+// isolation: what the container may do and see, and wishes that are refused before anything is made.
+func isolation() []step {
+	return []step{
+		{"run --rm inside:1 inside ls=/dev", 0, "null&!kmsg"},
+		{"run --rm --privileged inside:1 inside ls=/dev", 0, "null&kmsg"},
+		{"run --rm --device /dev/null:/dev/other:r inside:1 inside ls=/dev", 0, "other"},
+		{"run --rm --read-only inside:1 inside write=/x", 0, "read-only file system"},
+		{"run --rm --read-only --tmpfs /t:size=1m,mode=1777 inside:1 inside write=/t/x", 0, "!read-only"},
+		{"run --rm --user 5:6 --group-add 7 inside:1 inside who", 0, "uid=5 gid=6"},
+		{"run --rm --cap-add BOGUS inside:1", 125, `unknown capability: "CAP_BOGUS"`},
+		{"run --rm --security-opt apparmor=mine inside:1", 125, "loads no AppArmor profiles"},
+		{"run --rm --mount type=bind,source=/nonexistent,target=/x inside:1", 125, "bind source path does not exist: /nonexistent"},
+		{"run --rm --memory 4m inside:1", 125, "Minimum memory limit allowed is 6MB"},
+		{"run --rm --cpuset-cpus 0-99 inside:1", 125, "Requested CPUs are not available - requested 0-99"},
+		{"run --rm --gpus all inside:1", 125, "could not select device driver"},
+		{"run --rm --storage-opt size=1g inside:1", 125, "has no quota"},
+		{"run --rm --pid container:nosuch --pull never inside:1", 125, "No such container: nosuch"},
 	}
 }
 
