@@ -108,7 +108,8 @@ func (n *node) supervisorPid() int {
 			var ppid int
 			st, _ := os.ReadFile("/proc/" + e.Name() + "/stat")
 			if i := strings.LastIndexByte(string(st), ')'); i > 0 {
-				_, _ = fmt.Sscanf(string(st[i+1:]), " S %d", &ppid)
+				var state rune // sleeping or running
+				_, _ = fmt.Sscanf(string(st[i+1:]), " %c %d", &state, &ppid)
 			}
 			if ppid == os.Getpid() {
 				return pid
