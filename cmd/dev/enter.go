@@ -108,24 +108,23 @@ func dropNamespaces() error {
 	return nil
 }
 
-// supervisorPID asks the kernel who listens on the node's supervisor socket; 0 when nobody does.
-func (c *Cluster) supervisorPID(n *Node) int {
-	conn, err := net.Dial("unix", c.supervisor(n))
+// Listener is the process that listens on a unix socket, as the kernel says.
+func Listener(socket string) (pid int, err error) {
+	conn, err := net.Dial("unix", socket)
 	if err != nil {
-		return 0
+		return 0, err
 	}
 	defer conn.Close()
 	raw, err := conn.(*net.UnixConn).SyscallConn()
 	if err != nil {
-		return 0
+		return 0, err
 	}
-	pid := 0
-	_ = raw.Control(func(fd uintptr) {
-		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-			pid = int(cred.Pid)
-		}
-	})
-	return pid
+	var cred *unix.Ucred
+	cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err = errors.Join(err, cerr); err != nil {
+		return 0, err
+	}
+	return int(cred.Pid), nil
 }
 
 // inside returns a living process whose mount namespace is the node's.
@@ -133,7 +132,7 @@ func (c *Cluster) inside(n *Node) (int, error) {
 	if pid := c.daemonPID(n); pid != 0 {
 		return pid, nil
 	}
-	if pid := c.supervisorPID(n); pid != 0 {
+	if pid, err := Listener(c.supervisor(n)); err == nil {
 		return pid, nil
 	}
 	return 0, errors.New("node " + n.Name + " does not run: start it with `skein dev start " + n.Name + "`")

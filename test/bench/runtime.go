@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	goruntime "runtime"
@@ -14,6 +13,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"skein/cmd/dev"
 	"skein/runtime"
 	"skein/runtime/cgroup"
 	"skein/runtime/sandbox"
@@ -86,7 +86,7 @@ func (b *bench) newNode(ctx context.Context, name string, heap int) (*node, erro
 	if n.exits, err = n.sup.Events(ctx, 0); err != nil {
 		return nil, errors.Join(err, n.close())
 	}
-	if n.pid, err = listener(cfg.SocketPath); err != nil {
+	if n.pid, err = dev.Listener(cfg.SocketPath); err != nil {
 		return nil, errors.Join(err, n.close())
 	}
 	for begun := time.Now(); heap > 0; time.Sleep(10 * time.Millisecond) {
@@ -349,23 +349,4 @@ func (b *bench) crowd(ctx context.Context) (err error) {
 	}
 	fmt.Printf("  killed and deleted after %v\n", time.Since(begun).Round(time.Millisecond))
 	return nil
-}
-
-// listener is the process that listens on a socket, as the kernel says.
-func listener(path string) (int, error) {
-	conn, err := net.Dial("unix", path)
-	if err != nil {
-		return 0, err
-	}
-	defer conn.Close()
-	raw, err := conn.(*net.UnixConn).SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var cred *unix.Ucred
-	cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
-	if err = errors.Join(err, cerr); err != nil {
-		return 0, err
-	}
-	return int(cred.Pid), nil
 }

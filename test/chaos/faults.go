@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -12,7 +11,6 @@ import (
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/client"
-	"golang.org/x/sys/unix"
 
 	"skein/cmd/dev"
 )
@@ -225,27 +223,9 @@ func (w *world) firstWriteAfterRestart(ctx context.Context) error {
 	return err
 }
 
-// supervisorPID asks the kernel who listens on the supervisor's socket.
+// supervisorPID is the node's supervisor.
 func supervisorPID(n *dev.Node) (int, error) {
-	conn, err := net.Dial("unix", filepath.Join(filepath.Dir(n.Socket), "supervisor.sock"))
-	if err != nil {
-		return 0, err
-	}
-	defer conn.Close()
-	raw, err := conn.(*net.UnixConn).SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	pid := 0
-	if e := raw.Control(func(fd uintptr) {
-		var cred *unix.Ucred
-		if cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-			pid = int(cred.Pid)
-		}
-	}); e != nil {
-		return 0, e
-	}
-	return pid, err
+	return dev.Listener(filepath.Join(filepath.Dir(n.Socket), "supervisor.sock"))
 }
 
 func killSupervisor(ctx context.Context, w *world) error {

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"skein/cmd/dev"
 	"skein/runtime"
 	"skein/runtime/cgroup"
 	"skein/runtime/sandbox"
@@ -154,7 +155,7 @@ func (w *world) cyclesDirect(ctx context.Context, n int) (err error) {
 		once:  func(ctx context.Context, i int) error { return d.once(ctx, fmt.Sprintf("y%d", i)) },
 		holds: func(context.Context) (holdings, error) { return d.site().holds(), nil },
 		pids: func() (map[string]int, error) {
-			pid, err := supervisorPID(d.cfg.SocketPath)
+			pid, err := dev.Listener(d.cfg.SocketPath)
 			return map[string]int{"supervisor": pid}, err
 		},
 	})
@@ -210,7 +211,7 @@ func (w *world) manyDirect(ctx context.Context, n int) (err error) {
 		},
 		holds: func(context.Context) (holdings, error) { return d.site().holds(), nil },
 		pids: func() (map[string]int, error) {
-			pid, err := supervisorPID(d.cfg.SocketPath)
+			pid, err := dev.Listener(d.cfg.SocketPath)
 			if err != nil {
 				return nil, err
 			}

@@ -15,6 +15,8 @@ import (
 	"github.com/moby/moby/client"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+
+	"skein/cmd/dev"
 )
 
 // holdings is what somebody holds of the kernel and the disk, by kind.
@@ -121,7 +123,7 @@ func (s site) holds() holdings {
 	}
 	all := processes(s.group)
 	h["processes"] = len(all)
-	pid, err := supervisorPID(s.socket)
+	pid, err := dev.Listener(s.socket)
 	if err != nil {
 		h["supervisor missing"] = 1
 		return h

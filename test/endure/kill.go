@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/moby/moby/client"
+
+	"skein/cmd/dev"
 )
 
 const (
@@ -176,7 +178,7 @@ func (w *world) strike(ctx context.Context, v victims) (time.Duration, error) {
 	old := 0
 	if v.supervisor {
 		var err error
-		if old, err = supervisorPID(w.supervisorSocket()); err != nil {
+		if old, err = dev.Listener(w.supervisorSocket()); err != nil {
 			return 0, err
 		}
 		if err := syscall.Kill(old, syscall.SIGKILL); err != nil {
@@ -190,7 +192,7 @@ func (w *world) strike(ctx context.Context, v victims) (time.Duration, error) {
 	}
 	if v.supervisor {
 		err := eventually(ctx, settleTime, func() error {
-			now, err := supervisorPID(w.supervisorSocket())
+			now, err := dev.Listener(w.supervisorSocket())
 			if err == nil && now == old {
 				err = errors.New("the dead supervisor answers")
 			}

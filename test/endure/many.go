@@ -12,6 +12,8 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
+
+	"skein/cmd/dev"
 )
 
 const (
@@ -72,7 +74,7 @@ func (w *world) pids() (map[string]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	sup, err := supervisorPID(w.supervisorSocket())
+	sup, err := dev.Listener(w.supervisorSocket())
 	if err != nil {
 		return nil, err
 	}

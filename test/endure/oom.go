@@ -15,6 +15,7 @@ import (
 	"github.com/moby/moby/client"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"skein/cmd/dev"
 	"skein/runtime"
 )
 
@@ -137,7 +138,7 @@ func (w *world) watched(ctx context.Context, d *direct) (watched, error) {
 	if err != nil {
 		return nil, err
 	}
-	sup, err := supervisorPID(d.cfg.SocketPath)
+	sup, err := dev.Listener(d.cfg.SocketPath)
 	if err != nil {
 		return nil, err
 	}

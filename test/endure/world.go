@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -20,7 +19,6 @@ import (
 
 	"github.com/moby/moby/client"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 
 	"skein/cmd/dev"
 	"skein/runtime/image"
@@ -227,27 +225,6 @@ func eventually(ctx context.Context, limit time.Duration, f func() error) error 
 
 func (w *world) supervisorSocket() string {
 	return filepath.Join(filepath.Dir(w.node.Socket), "supervisor.sock")
-}
-
-// supervisorPID asks the kernel who listens on a supervisor's socket.
-func supervisorPID(socket string) (int, error) {
-	conn, err := net.Dial("unix", socket)
-	if err != nil {
-		return 0, err
-	}
-	defer conn.Close()
-	raw, err := conn.(*net.UnixConn).SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	pid := 0
-	cerr := raw.Control(func(fd uintptr) {
-		var cred *unix.Ucred
-		if cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-			pid = int(cred.Pid)
-		}
-	})
-	return pid, errors.Join(err, cerr)
 }
 
 // daemonPID is the node's daemon as its file says.
