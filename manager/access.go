@@ -39,14 +39,16 @@ func (m *Manager) standing(nodeID string) (s standing) {
 	return s
 }
 
-// catchUp is how long a request of a node that this manager has not heard of waits for the store to catch up: the node may have joined a
-// moment ago, and a manager that was just started knows nothing before it hears from the leader.
+// catchUp is how long a request of a node that this manager has not heard of, or knows as a worker while it says that it is a manager,
+// waits for the store to catch up: the node may have joined or been promoted a moment ago, and a manager that was just started knows
+// nothing, or what was true when it stopped, before it hears from the leader.
 const catchUp = 5 * time.Second
 
 // role is the role the store gives a node, for authz. A node without a record is refused for good where that is certain; a manager that
-// may lag waits, and then says that it does not know.
-func (m *Manager) role(ctx context.Context, nodeID string) (string, error) {
-	if role, certain, err := m.roleNow(nodeID); certain {
+// may lag waits, and then says that it does not know. A manager's certificate is issued after the store made the node one, so a store
+// that says less lags, or the node was demoted since: the wait tells.
+func (m *Manager) role(ctx context.Context, id api.NodeIdentity) (string, error) {
+	if role, certain, err := m.roleNow(id); certain {
 		return role, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, catchUp)
@@ -55,7 +57,7 @@ func (m *Manager) role(ctx context.Context, nodeID string) (string, error) {
 	defer w.Close()
 	for {
 		changed := m.Changed()
-		role, certain, err := m.roleNow(nodeID)
+		role, certain, err := m.roleNow(id)
 		if certain {
 			return role, err
 		}
@@ -64,15 +66,16 @@ func (m *Manager) role(ctx context.Context, nodeID string) (string, error) {
 			w.Take()
 		case <-changed:
 		case <-ctx.Done():
-			return "", err
+			return role, err
 		}
 	}
 }
 
-func (m *Manager) roleNow(nodeID string) (role string, certain bool, err error) {
+func (m *Manager) roleNow(id api.NodeIdentity) (role string, certain bool, err error) {
+	nodeID := id.NodeID
 	switch s := m.standing(nodeID); {
 	case s.role != "":
-		return s.role, true, nil
+		return s.role, s.role == id.Role || id.Role != api.RoleManager || m.IsLeader(), nil
 	case s.removed, !s.blank && m.IsLeader():
 		return "", true, api.Errorf(errdefs.ErrPermissionDenied, "node %s was removed from the cluster; leave with \"docker swarm leave --force\" and join again", nodeID)
 	}

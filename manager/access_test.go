@@ -67,12 +67,43 @@ func TestRaftStreamsFollowTheStore(t *testing.T) {
 	check("in the group", id("gone", api.RoleManager, "cluster"), false)
 }
 
+func as(id, role string) api.NodeIdentity {
+	return api.NodeIdentity{NodeID: id, Role: role, ClusterID: "cluster"}
+}
+
+// A manager that was promoted a moment ago has its certificate before every store knows.
+func TestRoleWaitsForAPromotion(t *testing.T) {
+	st, _ := storetest.New()
+	m := &Manager{cfg: Config{ClusterID: "cluster"}, store: st, changed: make(chan struct{})}
+	put(t, st, cluster(), node("n1", api.RoleWorker))
+	if role, err := m.role(t.Context(), as("n1", api.RoleWorker)); err != nil || role != api.RoleWorker {
+		t.Errorf("as a worker: %q, %v, want worker at once", role, err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if role, err := m.role(short, as("n1", api.RoleManager)); err != nil || role != api.RoleWorker {
+		t.Errorf("demoted: %q, %v, want worker in the end", role, err)
+	}
+	got := make(chan string, 1)
+	go func() {
+		role, err := m.role(t.Context(), as("n1", api.RoleManager))
+		if err != nil {
+			t.Error(err)
+		}
+		got <- role
+	}()
+	put(t, st, node("n1", api.RoleManager))
+	if role := <-got; role != api.RoleManager {
+		t.Errorf("promoted: %q, want manager", role)
+	}
+}
+
 func TestRoleWaitsForTheStore(t *testing.T) {
 	st, _ := storetest.New()
 	m := &Manager{cfg: Config{ClusterID: "cluster"}, store: st, changed: make(chan struct{})}
 	short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if _, err := m.role(short, "n1"); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "no leader elected") {
+	if _, err := m.role(short, as("n1", api.RoleWorker)); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "no leader elected") {
 		t.Errorf("nothing known: %v, want unavailable", err)
 	}
 	type answer struct {
@@ -81,7 +112,7 @@ func TestRoleWaitsForTheStore(t *testing.T) {
 	}
 	got := make(chan answer, 1)
 	go func() {
-		r, err := m.role(t.Context(), "n1")
+		r, err := m.role(t.Context(), as("n1", api.RoleWorker))
 		got <- answer{r, err}
 	}()
 	put(t, st, cluster("gone"))
@@ -89,7 +120,7 @@ func TestRoleWaitsForTheStore(t *testing.T) {
 	if a := <-got; a.err != nil || a.role != api.RoleWorker {
 		t.Errorf("known after a moment: %+v, want worker", a)
 	}
-	if _, err := m.role(t.Context(), "gone"); !errdefs.IsPermissionDenied(err) {
+	if _, err := m.role(t.Context(), as("gone", api.RoleManager)); !errdefs.IsPermissionDenied(err) {
 		t.Errorf("removed: %v, want denied at once", err)
 	}
 }

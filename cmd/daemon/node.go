@@ -129,12 +129,12 @@ func (n *clusterNode) build(m *membership) error {
 
 // roleOf is a worker's knowledge of roles, for authz: managers are those of the list that the leader keeps this node up to date with. The
 // certificate alone would be good for months after a demotion.
-func (n *clusterNode) roleOf(_ context.Context, nodeID string) (string, error) {
+func (n *clusterNode) roleOf(_ context.Context, id api.NodeIdentity) (string, error) {
 	list := n.agent.Managers()
 	if len(list) == 0 {
 		return "", api.Errorf(errdefs.ErrUnavailable, "this node has not heard yet who the managers are; try again")
 	}
-	if slices.ContainsFunc(list, func(p *api.ManagerPeer) bool { return p.NodeId == nodeID }) {
+	if slices.ContainsFunc(list, func(p *api.ManagerPeer) bool { return p.NodeId == id.NodeID }) {
 		return api.RoleManager, nil
 	}
 	return api.RoleWorker, nil

@@ -46,15 +46,16 @@ func WithCaller(ctx context.Context, c Caller) context.Context {
 
 // Config of an Authorizer.
 type Config struct {
-	// Role returns the role that the store gives a node. Unknown nodes are an error: denied where the store is known to be current,
-	// unavailable where it may lag and does not catch up in time. Nil on workers, which have no store: the certificate alone counts there.
-	Role   func(ctx context.Context, nodeID string) (string, error)
+	// Role returns the role that the store gives a node which says that it is id.Role. Unknown nodes are an error: denied where the store is
+	// known to be current, unavailable where it may lag and does not catch up in time. Where the store may lag and gives less than the
+	// node says, Role waits for it, too: the node may have been promoted a moment ago. Nil: the certificate alone counts.
+	Role   func(ctx context.Context, id api.NodeIdentity) (string, error)
 	Logger *slog.Logger
 }
 
 // Authorizer checks each request before its handler sees it.
 type Authorizer struct {
-	role  func(context.Context, string) (string, error)
+	role  func(context.Context, api.NodeIdentity) (string, error)
 	log   *slog.Logger
 	table map[string]rule
 }
@@ -128,7 +129,11 @@ func (a *Authorizer) check(ctx context.Context, c Caller, method string, req any
 	if c.NodeID == "" {
 		return api.Errorf(errdefs.ErrUnauthenticated, "%s: denied: this needs a node certificate; join the cluster first (docker swarm join)", method)
 	}
-	role, err := a.effectiveRole(ctx, c.NodeIdentity)
+	says := c.NodeIdentity
+	if r.who != managers {
+		says.Role = api.RoleWorker // all that this method asks for: a manager demoted a moment ago need not wait
+	}
+	role, err := a.effectiveRole(ctx, says)
 	if err != nil {
 		return err
 	}
@@ -146,7 +151,7 @@ func (a *Authorizer) effectiveRole(ctx context.Context, id api.NodeIdentity) (st
 	if a.role == nil {
 		return id.Role, nil
 	}
-	stored, err := a.role(ctx, id.NodeID)
+	stored, err := a.role(ctx, id)
 	if err != nil {
 		return "", err
 	}

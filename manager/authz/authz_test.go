@@ -64,7 +64,8 @@ var (
 )
 
 func authorizer() *Authorizer {
-	return New(Config{Role: func(_ context.Context, id string) (string, error) {
+	return New(Config{Role: func(_ context.Context, who api.NodeIdentity) (string, error) {
+		id := who.NodeID
 		switch id {
 		case managerID, promoID:
 			return api.RoleManager, nil
