@@ -24,6 +24,226 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type JoinTokenRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Role          string                 `protobuf:"bytes,1,opt,name=role,proto3" json:"role,omitempty"`
+	TtlNanos      int64                  `protobuf:"varint,2,opt,name=ttl_nanos,json=ttlNanos,proto3" json:"ttl_nanos,omitempty"`
+	Uses          uint64                 `protobuf:"varint,3,opt,name=uses,proto3" json:"uses,omitempty"`
+	Description   string                 `protobuf:"bytes,4,opt,name=description,proto3" json:"description,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinTokenRequest) Reset() {
+	*x = JoinTokenRequest{}
+	mi := &file_control_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinTokenRequest) ProtoMessage() {}
+
+func (x *JoinTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinTokenRequest.ProtoReflect.Descriptor instead.
+func (*JoinTokenRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *JoinTokenRequest) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *JoinTokenRequest) GetTtlNanos() int64 {
+	if x != nil {
+		return x.TtlNanos
+	}
+	return 0
+}
+
+func (x *JoinTokenRequest) GetUses() uint64 {
+	if x != nil {
+		return x.Uses
+	}
+	return 0
+}
+
+func (x *JoinTokenRequest) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+type TokenInfos struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tokens        []*TokenInfo           `protobuf:"bytes,1,rep,name=tokens,proto3" json:"tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokenInfos) Reset() {
+	*x = TokenInfos{}
+	mi := &file_control_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokenInfos) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokenInfos) ProtoMessage() {}
+
+func (x *TokenInfos) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokenInfos.ProtoReflect.Descriptor instead.
+func (*TokenInfos) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *TokenInfos) GetTokens() []*TokenInfo {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
+type TokenInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Token         string                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"` // CreateJoinToken only
+	Role          string                 `protobuf:"bytes,3,opt,name=role,proto3" json:"role,omitempty"`
+	Created       int64                  `protobuf:"varint,4,opt,name=created,proto3" json:"created,omitempty"` // unix nanos
+	Expires       int64                  `protobuf:"varint,5,opt,name=expires,proto3" json:"expires,omitempty"` // 0: never
+	Uses          uint64                 `protobuf:"varint,6,opt,name=uses,proto3" json:"uses,omitempty"`       // 0: any number
+	Used          uint64                 `protobuf:"varint,7,opt,name=used,proto3" json:"used,omitempty"`
+	State         string                 `protobuf:"bytes,8,opt,name=state,proto3" json:"state,omitempty"` // "good" | "expired" | "used up" | "revoked"
+	Description   string                 `protobuf:"bytes,9,opt,name=description,proto3" json:"description,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokenInfo) Reset() {
+	*x = TokenInfo{}
+	mi := &file_control_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokenInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokenInfo) ProtoMessage() {}
+
+func (x *TokenInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokenInfo.ProtoReflect.Descriptor instead.
+func (*TokenInfo) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *TokenInfo) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *TokenInfo) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *TokenInfo) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *TokenInfo) GetCreated() int64 {
+	if x != nil {
+		return x.Created
+	}
+	return 0
+}
+
+func (x *TokenInfo) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+func (x *TokenInfo) GetUses() uint64 {
+	if x != nil {
+		return x.Uses
+	}
+	return 0
+}
+
+func (x *TokenInfo) GetUsed() uint64 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
+func (x *TokenInfo) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *TokenInfo) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
 type Empty struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -32,7 +252,7 @@ type Empty struct {
 
 func (x *Empty) Reset() {
 	*x = Empty{}
-	mi := &file_control_proto_msgTypes[0]
+	mi := &file_control_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -44,7 +264,7 @@ func (x *Empty) String() string {
 func (*Empty) ProtoMessage() {}
 
 func (x *Empty) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[0]
+	mi := &file_control_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -57,7 +277,7 @@ func (x *Empty) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Empty.ProtoReflect.Descriptor instead.
 func (*Empty) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{0}
+	return file_control_proto_rawDescGZIP(), []int{3}
 }
 
 type DependencyRequest struct {
@@ -72,7 +292,7 @@ type DependencyRequest struct {
 
 func (x *DependencyRequest) Reset() {
 	*x = DependencyRequest{}
-	mi := &file_control_proto_msgTypes[1]
+	mi := &file_control_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -84,7 +304,7 @@ func (x *DependencyRequest) String() string {
 func (*DependencyRequest) ProtoMessage() {}
 
 func (x *DependencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[1]
+	mi := &file_control_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -97,7 +317,7 @@ func (x *DependencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DependencyRequest.ProtoReflect.Descriptor instead.
 func (*DependencyRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{1}
+	return file_control_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *DependencyRequest) GetKind() string {
@@ -138,7 +358,7 @@ type DependencyListRequest struct {
 
 func (x *DependencyListRequest) Reset() {
 	*x = DependencyListRequest{}
-	mi := &file_control_proto_msgTypes[2]
+	mi := &file_control_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -150,7 +370,7 @@ func (x *DependencyListRequest) String() string {
 func (*DependencyListRequest) ProtoMessage() {}
 
 func (x *DependencyListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[2]
+	mi := &file_control_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -163,7 +383,7 @@ func (x *DependencyListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DependencyListRequest.ProtoReflect.Descriptor instead.
 func (*DependencyListRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{2}
+	return file_control_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *DependencyListRequest) GetKind() string {
@@ -189,7 +409,7 @@ type Object struct {
 
 func (x *Object) Reset() {
 	*x = Object{}
-	mi := &file_control_proto_msgTypes[3]
+	mi := &file_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -201,7 +421,7 @@ func (x *Object) String() string {
 func (*Object) ProtoMessage() {}
 
 func (x *Object) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[3]
+	mi := &file_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -214,7 +434,7 @@ func (x *Object) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Object.ProtoReflect.Descriptor instead.
 func (*Object) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{3}
+	return file_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Object) GetJson() []byte {
@@ -233,7 +453,7 @@ type Objects struct {
 
 func (x *Objects) Reset() {
 	*x = Objects{}
-	mi := &file_control_proto_msgTypes[4]
+	mi := &file_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -245,7 +465,7 @@ func (x *Objects) String() string {
 func (*Objects) ProtoMessage() {}
 
 func (x *Objects) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[4]
+	mi := &file_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -258,7 +478,7 @@ func (x *Objects) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Objects.ProtoReflect.Descriptor instead.
 func (*Objects) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{4}
+	return file_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Objects) GetJson() [][]byte {
@@ -278,7 +498,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_control_proto_msgTypes[5]
+	mi := &file_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -290,7 +510,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[5]
+	mi := &file_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -303,7 +523,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{5}
+	return file_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetRequest) GetRef() string {
@@ -330,7 +550,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_control_proto_msgTypes[6]
+	mi := &file_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -342,7 +562,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[6]
+	mi := &file_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -355,7 +575,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{6}
+	return file_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListRequest) GetFilters() map[string]*StringList {
@@ -381,7 +601,7 @@ type StringList struct {
 
 func (x *StringList) Reset() {
 	*x = StringList{}
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -393,7 +613,7 @@ func (x *StringList) String() string {
 func (*StringList) ProtoMessage() {}
 
 func (x *StringList) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -406,7 +626,7 @@ func (x *StringList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StringList.ProtoReflect.Descriptor instead.
 func (*StringList) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{7}
+	return file_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StringList) GetValues() []string {
@@ -426,7 +646,7 @@ type CreateRequest struct {
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -438,7 +658,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -451,7 +671,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{8}
+	return file_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CreateRequest) GetSpecJson() []byte {
@@ -478,7 +698,7 @@ type Created struct {
 
 func (x *Created) Reset() {
 	*x = Created{}
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -490,7 +710,7 @@ func (x *Created) String() string {
 func (*Created) ProtoMessage() {}
 
 func (x *Created) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -503,7 +723,7 @@ func (x *Created) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Created.ProtoReflect.Descriptor instead.
 func (*Created) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{9}
+	return file_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Created) GetId() string {
@@ -536,7 +756,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -548,7 +768,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -561,7 +781,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{10}
+	return file_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *UpdateRequest) GetRef() string {
@@ -629,7 +849,7 @@ type UnlockKey struct {
 
 func (x *UnlockKey) Reset() {
 	*x = UnlockKey{}
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -641,7 +861,7 @@ func (x *UnlockKey) String() string {
 func (*UnlockKey) ProtoMessage() {}
 
 func (x *UnlockKey) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -654,7 +874,7 @@ func (x *UnlockKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnlockKey.ProtoReflect.Descriptor instead.
 func (*UnlockKey) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{11}
+	return file_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *UnlockKey) GetText() string {
@@ -673,7 +893,7 @@ type Updated struct {
 
 func (x *Updated) Reset() {
 	*x = Updated{}
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -685,7 +905,7 @@ func (x *Updated) String() string {
 func (*Updated) ProtoMessage() {}
 
 func (x *Updated) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -698,7 +918,7 @@ func (x *Updated) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Updated.ProtoReflect.Descriptor instead.
 func (*Updated) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{12}
+	return file_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Updated) GetWarnings() []string {
@@ -718,7 +938,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -730,7 +950,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -743,7 +963,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{13}
+	return file_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RemoveRequest) GetRef() string {
@@ -769,7 +989,7 @@ type NetStatusReply struct {
 
 func (x *NetStatusReply) Reset() {
 	*x = NetStatusReply{}
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -781,7 +1001,7 @@ func (x *NetStatusReply) String() string {
 func (*NetStatusReply) ProtoMessage() {}
 
 func (x *NetStatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -794,7 +1014,7 @@ func (x *NetStatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetStatusReply.ProtoReflect.Descriptor instead.
 func (*NetStatusReply) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{14}
+	return file_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *NetStatusReply) GetRows() []*NetStatusRow {
@@ -818,7 +1038,7 @@ type NetStatusRow struct {
 
 func (x *NetStatusRow) Reset() {
 	*x = NetStatusRow{}
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -830,7 +1050,7 @@ func (x *NetStatusRow) String() string {
 func (*NetStatusRow) ProtoMessage() {}
 
 func (x *NetStatusRow) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -843,7 +1063,7 @@ func (x *NetStatusRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetStatusRow.ProtoReflect.Descriptor instead.
 func (*NetStatusRow) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{15}
+	return file_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *NetStatusRow) GetNodeId() string {
@@ -897,7 +1117,7 @@ type RootCA struct {
 
 func (x *RootCA) Reset() {
 	*x = RootCA{}
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -909,7 +1129,7 @@ func (x *RootCA) String() string {
 func (*RootCA) ProtoMessage() {}
 
 func (x *RootCA) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -922,7 +1142,7 @@ func (x *RootCA) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RootCA.ProtoReflect.Descriptor instead.
 func (*RootCA) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{16}
+	return file_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RootCA) GetCertPem() []byte {
@@ -946,7 +1166,7 @@ type IssueRequest struct {
 
 func (x *IssueRequest) Reset() {
 	*x = IssueRequest{}
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -958,7 +1178,7 @@ func (x *IssueRequest) String() string {
 func (*IssueRequest) ProtoMessage() {}
 
 func (x *IssueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -971,7 +1191,7 @@ func (x *IssueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueRequest.ProtoReflect.Descriptor instead.
 func (*IssueRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{17}
+	return file_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *IssueRequest) GetToken() string {
@@ -1023,13 +1243,15 @@ type IssueReply struct {
 	CertPem       []byte                 `protobuf:"bytes,3,opt,name=cert_pem,json=certPem,proto3" json:"cert_pem,omitempty"` // leaf, then root
 	ClusterId     string                 `protobuf:"bytes,4,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
 	GossipKey     []byte                 `protobuf:"bytes,5,opt,name=gossip_key,json=gossipKey,proto3" json:"gossip_key,omitempty"`
+	TrustPem      []byte                 `protobuf:"bytes,6,opt,name=trust_pem,json=trustPem,proto3" json:"trust_pem,omitempty"` // root certificates to trust from now on; empty: the one in cert_pem
+	ChainPem      []byte                 `protobuf:"bytes,7,opt,name=chain_pem,json=chainPem,proto3" json:"chain_pem,omitempty"` // certificates to show behind the leaf
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *IssueReply) Reset() {
 	*x = IssueReply{}
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1041,7 +1263,7 @@ func (x *IssueReply) String() string {
 func (*IssueReply) ProtoMessage() {}
 
 func (x *IssueReply) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1054,7 +1276,7 @@ func (x *IssueReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueReply.ProtoReflect.Descriptor instead.
 func (*IssueReply) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{18}
+	return file_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *IssueReply) GetNodeId() string {
@@ -1092,6 +1314,20 @@ func (x *IssueReply) GetGossipKey() []byte {
 	return nil
 }
 
+func (x *IssueReply) GetTrustPem() []byte {
+	if x != nil {
+		return x.TrustPem
+	}
+	return nil
+}
+
+func (x *IssueReply) GetChainPem() []byte {
+	if x != nil {
+		return x.ChainPem
+	}
+	return nil
+}
+
 type MemberRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
@@ -1102,7 +1338,7 @@ type MemberRequest struct {
 
 func (x *MemberRequest) Reset() {
 	*x = MemberRequest{}
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1114,7 +1350,7 @@ func (x *MemberRequest) String() string {
 func (*MemberRequest) ProtoMessage() {}
 
 func (x *MemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1127,7 +1363,7 @@ func (x *MemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberRequest.ProtoReflect.Descriptor instead.
 func (*MemberRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{19}
+	return file_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *MemberRequest) GetNodeId() string {
@@ -1153,7 +1389,7 @@ type MemberReply struct {
 
 func (x *MemberReply) Reset() {
 	*x = MemberReply{}
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1165,7 +1401,7 @@ func (x *MemberReply) String() string {
 func (*MemberReply) ProtoMessage() {}
 
 func (x *MemberReply) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1178,7 +1414,7 @@ func (x *MemberReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberReply.ProtoReflect.Descriptor instead.
 func (*MemberReply) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{20}
+	return file_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *MemberReply) GetManagers() []*ManagerPeer {
@@ -1203,7 +1439,7 @@ type TaskLogsRequest struct {
 
 func (x *TaskLogsRequest) Reset() {
 	*x = TaskLogsRequest{}
-	mi := &file_control_proto_msgTypes[21]
+	mi := &file_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1215,7 +1451,7 @@ func (x *TaskLogsRequest) String() string {
 func (*TaskLogsRequest) ProtoMessage() {}
 
 func (x *TaskLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[21]
+	mi := &file_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1228,7 +1464,7 @@ func (x *TaskLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskLogsRequest.ProtoReflect.Descriptor instead.
 func (*TaskLogsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{21}
+	return file_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TaskLogsRequest) GetTaskId() string {
@@ -1291,7 +1527,7 @@ type LogChunk struct {
 
 func (x *LogChunk) Reset() {
 	*x = LogChunk{}
-	mi := &file_control_proto_msgTypes[22]
+	mi := &file_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1303,7 +1539,7 @@ func (x *LogChunk) String() string {
 func (*LogChunk) ProtoMessage() {}
 
 func (x *LogChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[22]
+	mi := &file_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1316,7 +1552,7 @@ func (x *LogChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogChunk.ProtoReflect.Descriptor instead.
 func (*LogChunk) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{22}
+	return file_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *LogChunk) GetTime() int64 {
@@ -1344,7 +1580,25 @@ var File_control_proto protoreflect.FileDescriptor
 
 const file_control_proto_rawDesc = "" +
 	"\n" +
-	"\rcontrol.proto\x12\fskein.api.v1\x1a\x10dispatcher.proto\"\a\n" +
+	"\rcontrol.proto\x12\fskein.api.v1\x1a\x10dispatcher.proto\"y\n" +
+	"\x10JoinTokenRequest\x12\x12\n" +
+	"\x04role\x18\x01 \x01(\tR\x04role\x12\x1b\n" +
+	"\tttl_nanos\x18\x02 \x01(\x03R\bttlNanos\x12\x12\n" +
+	"\x04uses\x18\x03 \x01(\x04R\x04uses\x12 \n" +
+	"\vdescription\x18\x04 \x01(\tR\vdescription\"=\n" +
+	"\n" +
+	"TokenInfos\x12/\n" +
+	"\x06tokens\x18\x01 \x03(\v2\x17.skein.api.v1.TokenInfoR\x06tokens\"\xd9\x01\n" +
+	"\tTokenInfo\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\tR\x05token\x12\x12\n" +
+	"\x04role\x18\x03 \x01(\tR\x04role\x12\x18\n" +
+	"\acreated\x18\x04 \x01(\x03R\acreated\x12\x18\n" +
+	"\aexpires\x18\x05 \x01(\x03R\aexpires\x12\x12\n" +
+	"\x04uses\x18\x06 \x01(\x04R\x04uses\x12\x12\n" +
+	"\x04used\x18\a \x01(\x04R\x04used\x12\x14\n" +
+	"\x05state\x18\b \x01(\tR\x05state\x12 \n" +
+	"\vdescription\x18\t \x01(\tR\vdescription\"\a\n" +
 	"\x05Empty\"p\n" +
 	"\x11DependencyRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x10\n" +
@@ -1413,7 +1667,7 @@ const file_control_proto_rawDesc = "" +
 	"\bhostname\x18\x03 \x01(\tR\bhostname\x12\x19\n" +
 	"\brpc_addr\x18\x04 \x01(\tR\arpcAddr\x12#\n" +
 	"\runderlay_addr\x18\x05 \x01(\tR\funderlayAddr\x12\"\n" +
-	"\favailability\x18\x06 \x01(\tR\favailability\"\x92\x01\n" +
+	"\favailability\x18\x06 \x01(\tR\favailability\"\xcc\x01\n" +
 	"\n" +
 	"IssueReply\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x12\n" +
@@ -1422,7 +1676,9 @@ const file_control_proto_rawDesc = "" +
 	"\n" +
 	"cluster_id\x18\x04 \x01(\tR\tclusterId\x12\x1d\n" +
 	"\n" +
-	"gossip_key\x18\x05 \x01(\fR\tgossipKey\"E\n" +
+	"gossip_key\x18\x05 \x01(\fR\tgossipKey\x12\x1b\n" +
+	"\ttrust_pem\x18\x06 \x01(\fR\btrustPem\x12\x1b\n" +
+	"\tchain_pem\x18\a \x01(\fR\bchainPem\"E\n" +
 	"\rMemberRequest\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x1b\n" +
 	"\traft_addr\x18\x02 \x01(\tR\braftAddr\"D\n" +
@@ -1439,7 +1695,7 @@ const file_control_proto_rawDesc = "" +
 	"\bLogChunk\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x16\n" +
 	"\x06stream\x18\x02 \x01(\rR\x06stream\x12\x12\n" +
-	"\x04line\x18\x03 \x01(\fR\x04line2\xcf\f\n" +
+	"\x04line\x18\x03 \x01(\fR\x04line2\x9e\x0e\n" +
 	"\aControl\x12<\n" +
 	"\n" +
 	"GetCluster\x12\x18.skein.api.v1.GetRequest\x1a\x14.skein.api.v1.Object\x12A\n" +
@@ -1469,7 +1725,10 @@ const file_control_proto_rawDesc = "" +
 	"\x10CreateDependency\x12\x1f.skein.api.v1.DependencyRequest\x1a\x15.skein.api.v1.Created\x12H\n" +
 	"\x10UpdateDependency\x12\x1f.skein.api.v1.DependencyRequest\x1a\x13.skein.api.v1.Empty\x12H\n" +
 	"\x10RemoveDependency\x12\x1f.skein.api.v1.DependencyRequest\x1a\x13.skein.api.v1.Empty\x12D\n" +
-	"\tNetStatus\x12\x19.skein.api.v1.ListRequest\x1a\x1c.skein.api.v1.NetStatusReply2\xd0\x01\n" +
+	"\tNetStatus\x12\x19.skein.api.v1.ListRequest\x1a\x1c.skein.api.v1.NetStatusReply\x12J\n" +
+	"\x0fCreateJoinToken\x12\x1e.skein.api.v1.JoinTokenRequest\x1a\x17.skein.api.v1.TokenInfo\x12?\n" +
+	"\x0eListJoinTokens\x12\x13.skein.api.v1.Empty\x1a\x18.skein.api.v1.TokenInfos\x12@\n" +
+	"\x0fRemoveJoinToken\x12\x18.skein.api.v1.GetRequest\x1a\x13.skein.api.v1.Empty2\xd0\x01\n" +
 	"\x02CA\x126\n" +
 	"\tGetRootCA\x12\x13.skein.api.v1.Empty\x1a\x14.skein.api.v1.RootCA\x12H\n" +
 	"\x10IssueCertificate\x12\x1a.skein.api.v1.IssueRequest\x1a\x18.skein.api.v1.IssueReply\x12H\n" +
@@ -1494,109 +1753,119 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_control_proto_goTypes = []any{
-	(*Empty)(nil),                 // 0: skein.api.v1.Empty
-	(*DependencyRequest)(nil),     // 1: skein.api.v1.DependencyRequest
-	(*DependencyListRequest)(nil), // 2: skein.api.v1.DependencyListRequest
-	(*Object)(nil),                // 3: skein.api.v1.Object
-	(*Objects)(nil),               // 4: skein.api.v1.Objects
-	(*GetRequest)(nil),            // 5: skein.api.v1.GetRequest
-	(*ListRequest)(nil),           // 6: skein.api.v1.ListRequest
-	(*StringList)(nil),            // 7: skein.api.v1.StringList
-	(*CreateRequest)(nil),         // 8: skein.api.v1.CreateRequest
-	(*Created)(nil),               // 9: skein.api.v1.Created
-	(*UpdateRequest)(nil),         // 10: skein.api.v1.UpdateRequest
-	(*UnlockKey)(nil),             // 11: skein.api.v1.UnlockKey
-	(*Updated)(nil),               // 12: skein.api.v1.Updated
-	(*RemoveRequest)(nil),         // 13: skein.api.v1.RemoveRequest
-	(*NetStatusReply)(nil),        // 14: skein.api.v1.NetStatusReply
-	(*NetStatusRow)(nil),          // 15: skein.api.v1.NetStatusRow
-	(*RootCA)(nil),                // 16: skein.api.v1.RootCA
-	(*IssueRequest)(nil),          // 17: skein.api.v1.IssueRequest
-	(*IssueReply)(nil),            // 18: skein.api.v1.IssueReply
-	(*MemberRequest)(nil),         // 19: skein.api.v1.MemberRequest
-	(*MemberReply)(nil),           // 20: skein.api.v1.MemberReply
-	(*TaskLogsRequest)(nil),       // 21: skein.api.v1.TaskLogsRequest
-	(*LogChunk)(nil),              // 22: skein.api.v1.LogChunk
-	nil,                           // 23: skein.api.v1.DependencyListRequest.FiltersEntry
-	nil,                           // 24: skein.api.v1.ListRequest.FiltersEntry
-	(*ManagerPeer)(nil),           // 25: skein.api.v1.ManagerPeer
+	(*JoinTokenRequest)(nil),      // 0: skein.api.v1.JoinTokenRequest
+	(*TokenInfos)(nil),            // 1: skein.api.v1.TokenInfos
+	(*TokenInfo)(nil),             // 2: skein.api.v1.TokenInfo
+	(*Empty)(nil),                 // 3: skein.api.v1.Empty
+	(*DependencyRequest)(nil),     // 4: skein.api.v1.DependencyRequest
+	(*DependencyListRequest)(nil), // 5: skein.api.v1.DependencyListRequest
+	(*Object)(nil),                // 6: skein.api.v1.Object
+	(*Objects)(nil),               // 7: skein.api.v1.Objects
+	(*GetRequest)(nil),            // 8: skein.api.v1.GetRequest
+	(*ListRequest)(nil),           // 9: skein.api.v1.ListRequest
+	(*StringList)(nil),            // 10: skein.api.v1.StringList
+	(*CreateRequest)(nil),         // 11: skein.api.v1.CreateRequest
+	(*Created)(nil),               // 12: skein.api.v1.Created
+	(*UpdateRequest)(nil),         // 13: skein.api.v1.UpdateRequest
+	(*UnlockKey)(nil),             // 14: skein.api.v1.UnlockKey
+	(*Updated)(nil),               // 15: skein.api.v1.Updated
+	(*RemoveRequest)(nil),         // 16: skein.api.v1.RemoveRequest
+	(*NetStatusReply)(nil),        // 17: skein.api.v1.NetStatusReply
+	(*NetStatusRow)(nil),          // 18: skein.api.v1.NetStatusRow
+	(*RootCA)(nil),                // 19: skein.api.v1.RootCA
+	(*IssueRequest)(nil),          // 20: skein.api.v1.IssueRequest
+	(*IssueReply)(nil),            // 21: skein.api.v1.IssueReply
+	(*MemberRequest)(nil),         // 22: skein.api.v1.MemberRequest
+	(*MemberReply)(nil),           // 23: skein.api.v1.MemberReply
+	(*TaskLogsRequest)(nil),       // 24: skein.api.v1.TaskLogsRequest
+	(*LogChunk)(nil),              // 25: skein.api.v1.LogChunk
+	nil,                           // 26: skein.api.v1.DependencyListRequest.FiltersEntry
+	nil,                           // 27: skein.api.v1.ListRequest.FiltersEntry
+	(*ManagerPeer)(nil),           // 28: skein.api.v1.ManagerPeer
 }
 var file_control_proto_depIdxs = []int32{
-	23, // 0: skein.api.v1.DependencyListRequest.filters:type_name -> skein.api.v1.DependencyListRequest.FiltersEntry
-	24, // 1: skein.api.v1.ListRequest.filters:type_name -> skein.api.v1.ListRequest.FiltersEntry
-	15, // 2: skein.api.v1.NetStatusReply.rows:type_name -> skein.api.v1.NetStatusRow
-	25, // 3: skein.api.v1.MemberReply.managers:type_name -> skein.api.v1.ManagerPeer
-	7,  // 4: skein.api.v1.DependencyListRequest.FiltersEntry.value:type_name -> skein.api.v1.StringList
-	7,  // 5: skein.api.v1.ListRequest.FiltersEntry.value:type_name -> skein.api.v1.StringList
-	5,  // 6: skein.api.v1.Control.GetCluster:input_type -> skein.api.v1.GetRequest
-	10, // 7: skein.api.v1.Control.UpdateCluster:input_type -> skein.api.v1.UpdateRequest
-	0,  // 8: skein.api.v1.Control.GetUnlockKey:input_type -> skein.api.v1.Empty
-	6,  // 9: skein.api.v1.Control.ListNodes:input_type -> skein.api.v1.ListRequest
-	5,  // 10: skein.api.v1.Control.GetNode:input_type -> skein.api.v1.GetRequest
-	10, // 11: skein.api.v1.Control.UpdateNode:input_type -> skein.api.v1.UpdateRequest
-	13, // 12: skein.api.v1.Control.RemoveNode:input_type -> skein.api.v1.RemoveRequest
-	6,  // 13: skein.api.v1.Control.ListServices:input_type -> skein.api.v1.ListRequest
-	5,  // 14: skein.api.v1.Control.GetService:input_type -> skein.api.v1.GetRequest
-	8,  // 15: skein.api.v1.Control.CreateService:input_type -> skein.api.v1.CreateRequest
-	10, // 16: skein.api.v1.Control.UpdateService:input_type -> skein.api.v1.UpdateRequest
-	13, // 17: skein.api.v1.Control.RemoveService:input_type -> skein.api.v1.RemoveRequest
-	6,  // 18: skein.api.v1.Control.ListTasks:input_type -> skein.api.v1.ListRequest
-	5,  // 19: skein.api.v1.Control.GetTask:input_type -> skein.api.v1.GetRequest
-	6,  // 20: skein.api.v1.Control.ListNetworks:input_type -> skein.api.v1.ListRequest
-	5,  // 21: skein.api.v1.Control.GetNetwork:input_type -> skein.api.v1.GetRequest
-	8,  // 22: skein.api.v1.Control.CreateNetwork:input_type -> skein.api.v1.CreateRequest
-	13, // 23: skein.api.v1.Control.RemoveNetwork:input_type -> skein.api.v1.RemoveRequest
-	2,  // 24: skein.api.v1.Control.ListDependencies:input_type -> skein.api.v1.DependencyListRequest
-	1,  // 25: skein.api.v1.Control.GetDependency:input_type -> skein.api.v1.DependencyRequest
-	1,  // 26: skein.api.v1.Control.CreateDependency:input_type -> skein.api.v1.DependencyRequest
-	1,  // 27: skein.api.v1.Control.UpdateDependency:input_type -> skein.api.v1.DependencyRequest
-	1,  // 28: skein.api.v1.Control.RemoveDependency:input_type -> skein.api.v1.DependencyRequest
-	6,  // 29: skein.api.v1.Control.NetStatus:input_type -> skein.api.v1.ListRequest
-	0,  // 30: skein.api.v1.CA.GetRootCA:input_type -> skein.api.v1.Empty
-	17, // 31: skein.api.v1.CA.IssueCertificate:input_type -> skein.api.v1.IssueRequest
-	17, // 32: skein.api.v1.CA.RenewCertificate:input_type -> skein.api.v1.IssueRequest
-	19, // 33: skein.api.v1.Membership.Join:input_type -> skein.api.v1.MemberRequest
-	19, // 34: skein.api.v1.Membership.Leave:input_type -> skein.api.v1.MemberRequest
-	21, // 35: skein.api.v1.Agent.TaskLogs:input_type -> skein.api.v1.TaskLogsRequest
-	0,  // 36: skein.api.v1.Agent.Ping:input_type -> skein.api.v1.Empty
-	3,  // 37: skein.api.v1.Control.GetCluster:output_type -> skein.api.v1.Object
-	0,  // 38: skein.api.v1.Control.UpdateCluster:output_type -> skein.api.v1.Empty
-	11, // 39: skein.api.v1.Control.GetUnlockKey:output_type -> skein.api.v1.UnlockKey
-	4,  // 40: skein.api.v1.Control.ListNodes:output_type -> skein.api.v1.Objects
-	3,  // 41: skein.api.v1.Control.GetNode:output_type -> skein.api.v1.Object
-	0,  // 42: skein.api.v1.Control.UpdateNode:output_type -> skein.api.v1.Empty
-	0,  // 43: skein.api.v1.Control.RemoveNode:output_type -> skein.api.v1.Empty
-	4,  // 44: skein.api.v1.Control.ListServices:output_type -> skein.api.v1.Objects
-	3,  // 45: skein.api.v1.Control.GetService:output_type -> skein.api.v1.Object
-	9,  // 46: skein.api.v1.Control.CreateService:output_type -> skein.api.v1.Created
-	12, // 47: skein.api.v1.Control.UpdateService:output_type -> skein.api.v1.Updated
-	0,  // 48: skein.api.v1.Control.RemoveService:output_type -> skein.api.v1.Empty
-	4,  // 49: skein.api.v1.Control.ListTasks:output_type -> skein.api.v1.Objects
-	3,  // 50: skein.api.v1.Control.GetTask:output_type -> skein.api.v1.Object
-	4,  // 51: skein.api.v1.Control.ListNetworks:output_type -> skein.api.v1.Objects
-	3,  // 52: skein.api.v1.Control.GetNetwork:output_type -> skein.api.v1.Object
-	9,  // 53: skein.api.v1.Control.CreateNetwork:output_type -> skein.api.v1.Created
-	0,  // 54: skein.api.v1.Control.RemoveNetwork:output_type -> skein.api.v1.Empty
-	4,  // 55: skein.api.v1.Control.ListDependencies:output_type -> skein.api.v1.Objects
-	3,  // 56: skein.api.v1.Control.GetDependency:output_type -> skein.api.v1.Object
-	9,  // 57: skein.api.v1.Control.CreateDependency:output_type -> skein.api.v1.Created
-	0,  // 58: skein.api.v1.Control.UpdateDependency:output_type -> skein.api.v1.Empty
-	0,  // 59: skein.api.v1.Control.RemoveDependency:output_type -> skein.api.v1.Empty
-	14, // 60: skein.api.v1.Control.NetStatus:output_type -> skein.api.v1.NetStatusReply
-	16, // 61: skein.api.v1.CA.GetRootCA:output_type -> skein.api.v1.RootCA
-	18, // 62: skein.api.v1.CA.IssueCertificate:output_type -> skein.api.v1.IssueReply
-	18, // 63: skein.api.v1.CA.RenewCertificate:output_type -> skein.api.v1.IssueReply
-	20, // 64: skein.api.v1.Membership.Join:output_type -> skein.api.v1.MemberReply
-	0,  // 65: skein.api.v1.Membership.Leave:output_type -> skein.api.v1.Empty
-	22, // 66: skein.api.v1.Agent.TaskLogs:output_type -> skein.api.v1.LogChunk
-	0,  // 67: skein.api.v1.Agent.Ping:output_type -> skein.api.v1.Empty
-	37, // [37:68] is the sub-list for method output_type
-	6,  // [6:37] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	2,  // 0: skein.api.v1.TokenInfos.tokens:type_name -> skein.api.v1.TokenInfo
+	26, // 1: skein.api.v1.DependencyListRequest.filters:type_name -> skein.api.v1.DependencyListRequest.FiltersEntry
+	27, // 2: skein.api.v1.ListRequest.filters:type_name -> skein.api.v1.ListRequest.FiltersEntry
+	18, // 3: skein.api.v1.NetStatusReply.rows:type_name -> skein.api.v1.NetStatusRow
+	28, // 4: skein.api.v1.MemberReply.managers:type_name -> skein.api.v1.ManagerPeer
+	10, // 5: skein.api.v1.DependencyListRequest.FiltersEntry.value:type_name -> skein.api.v1.StringList
+	10, // 6: skein.api.v1.ListRequest.FiltersEntry.value:type_name -> skein.api.v1.StringList
+	8,  // 7: skein.api.v1.Control.GetCluster:input_type -> skein.api.v1.GetRequest
+	13, // 8: skein.api.v1.Control.UpdateCluster:input_type -> skein.api.v1.UpdateRequest
+	3,  // 9: skein.api.v1.Control.GetUnlockKey:input_type -> skein.api.v1.Empty
+	9,  // 10: skein.api.v1.Control.ListNodes:input_type -> skein.api.v1.ListRequest
+	8,  // 11: skein.api.v1.Control.GetNode:input_type -> skein.api.v1.GetRequest
+	13, // 12: skein.api.v1.Control.UpdateNode:input_type -> skein.api.v1.UpdateRequest
+	16, // 13: skein.api.v1.Control.RemoveNode:input_type -> skein.api.v1.RemoveRequest
+	9,  // 14: skein.api.v1.Control.ListServices:input_type -> skein.api.v1.ListRequest
+	8,  // 15: skein.api.v1.Control.GetService:input_type -> skein.api.v1.GetRequest
+	11, // 16: skein.api.v1.Control.CreateService:input_type -> skein.api.v1.CreateRequest
+	13, // 17: skein.api.v1.Control.UpdateService:input_type -> skein.api.v1.UpdateRequest
+	16, // 18: skein.api.v1.Control.RemoveService:input_type -> skein.api.v1.RemoveRequest
+	9,  // 19: skein.api.v1.Control.ListTasks:input_type -> skein.api.v1.ListRequest
+	8,  // 20: skein.api.v1.Control.GetTask:input_type -> skein.api.v1.GetRequest
+	9,  // 21: skein.api.v1.Control.ListNetworks:input_type -> skein.api.v1.ListRequest
+	8,  // 22: skein.api.v1.Control.GetNetwork:input_type -> skein.api.v1.GetRequest
+	11, // 23: skein.api.v1.Control.CreateNetwork:input_type -> skein.api.v1.CreateRequest
+	16, // 24: skein.api.v1.Control.RemoveNetwork:input_type -> skein.api.v1.RemoveRequest
+	5,  // 25: skein.api.v1.Control.ListDependencies:input_type -> skein.api.v1.DependencyListRequest
+	4,  // 26: skein.api.v1.Control.GetDependency:input_type -> skein.api.v1.DependencyRequest
+	4,  // 27: skein.api.v1.Control.CreateDependency:input_type -> skein.api.v1.DependencyRequest
+	4,  // 28: skein.api.v1.Control.UpdateDependency:input_type -> skein.api.v1.DependencyRequest
+	4,  // 29: skein.api.v1.Control.RemoveDependency:input_type -> skein.api.v1.DependencyRequest
+	9,  // 30: skein.api.v1.Control.NetStatus:input_type -> skein.api.v1.ListRequest
+	0,  // 31: skein.api.v1.Control.CreateJoinToken:input_type -> skein.api.v1.JoinTokenRequest
+	3,  // 32: skein.api.v1.Control.ListJoinTokens:input_type -> skein.api.v1.Empty
+	8,  // 33: skein.api.v1.Control.RemoveJoinToken:input_type -> skein.api.v1.GetRequest
+	3,  // 34: skein.api.v1.CA.GetRootCA:input_type -> skein.api.v1.Empty
+	20, // 35: skein.api.v1.CA.IssueCertificate:input_type -> skein.api.v1.IssueRequest
+	20, // 36: skein.api.v1.CA.RenewCertificate:input_type -> skein.api.v1.IssueRequest
+	22, // 37: skein.api.v1.Membership.Join:input_type -> skein.api.v1.MemberRequest
+	22, // 38: skein.api.v1.Membership.Leave:input_type -> skein.api.v1.MemberRequest
+	24, // 39: skein.api.v1.Agent.TaskLogs:input_type -> skein.api.v1.TaskLogsRequest
+	3,  // 40: skein.api.v1.Agent.Ping:input_type -> skein.api.v1.Empty
+	6,  // 41: skein.api.v1.Control.GetCluster:output_type -> skein.api.v1.Object
+	3,  // 42: skein.api.v1.Control.UpdateCluster:output_type -> skein.api.v1.Empty
+	14, // 43: skein.api.v1.Control.GetUnlockKey:output_type -> skein.api.v1.UnlockKey
+	7,  // 44: skein.api.v1.Control.ListNodes:output_type -> skein.api.v1.Objects
+	6,  // 45: skein.api.v1.Control.GetNode:output_type -> skein.api.v1.Object
+	3,  // 46: skein.api.v1.Control.UpdateNode:output_type -> skein.api.v1.Empty
+	3,  // 47: skein.api.v1.Control.RemoveNode:output_type -> skein.api.v1.Empty
+	7,  // 48: skein.api.v1.Control.ListServices:output_type -> skein.api.v1.Objects
+	6,  // 49: skein.api.v1.Control.GetService:output_type -> skein.api.v1.Object
+	12, // 50: skein.api.v1.Control.CreateService:output_type -> skein.api.v1.Created
+	15, // 51: skein.api.v1.Control.UpdateService:output_type -> skein.api.v1.Updated
+	3,  // 52: skein.api.v1.Control.RemoveService:output_type -> skein.api.v1.Empty
+	7,  // 53: skein.api.v1.Control.ListTasks:output_type -> skein.api.v1.Objects
+	6,  // 54: skein.api.v1.Control.GetTask:output_type -> skein.api.v1.Object
+	7,  // 55: skein.api.v1.Control.ListNetworks:output_type -> skein.api.v1.Objects
+	6,  // 56: skein.api.v1.Control.GetNetwork:output_type -> skein.api.v1.Object
+	12, // 57: skein.api.v1.Control.CreateNetwork:output_type -> skein.api.v1.Created
+	3,  // 58: skein.api.v1.Control.RemoveNetwork:output_type -> skein.api.v1.Empty
+	7,  // 59: skein.api.v1.Control.ListDependencies:output_type -> skein.api.v1.Objects
+	6,  // 60: skein.api.v1.Control.GetDependency:output_type -> skein.api.v1.Object
+	12, // 61: skein.api.v1.Control.CreateDependency:output_type -> skein.api.v1.Created
+	3,  // 62: skein.api.v1.Control.UpdateDependency:output_type -> skein.api.v1.Empty
+	3,  // 63: skein.api.v1.Control.RemoveDependency:output_type -> skein.api.v1.Empty
+	17, // 64: skein.api.v1.Control.NetStatus:output_type -> skein.api.v1.NetStatusReply
+	2,  // 65: skein.api.v1.Control.CreateJoinToken:output_type -> skein.api.v1.TokenInfo
+	1,  // 66: skein.api.v1.Control.ListJoinTokens:output_type -> skein.api.v1.TokenInfos
+	3,  // 67: skein.api.v1.Control.RemoveJoinToken:output_type -> skein.api.v1.Empty
+	19, // 68: skein.api.v1.CA.GetRootCA:output_type -> skein.api.v1.RootCA
+	21, // 69: skein.api.v1.CA.IssueCertificate:output_type -> skein.api.v1.IssueReply
+	21, // 70: skein.api.v1.CA.RenewCertificate:output_type -> skein.api.v1.IssueReply
+	23, // 71: skein.api.v1.Membership.Join:output_type -> skein.api.v1.MemberReply
+	3,  // 72: skein.api.v1.Membership.Leave:output_type -> skein.api.v1.Empty
+	25, // 73: skein.api.v1.Agent.TaskLogs:output_type -> skein.api.v1.LogChunk
+	3,  // 74: skein.api.v1.Agent.Ping:output_type -> skein.api.v1.Empty
+	41, // [41:75] is the sub-list for method output_type
+	7,  // [7:41] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -1611,7 +1880,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -46,6 +46,9 @@ const (
 	Control_UpdateDependency_FullMethodName = "/skein.api.v1.Control/UpdateDependency"
 	Control_RemoveDependency_FullMethodName = "/skein.api.v1.Control/RemoveDependency"
 	Control_NetStatus_FullMethodName        = "/skein.api.v1.Control/NetStatus"
+	Control_CreateJoinToken_FullMethodName  = "/skein.api.v1.Control/CreateJoinToken"
+	Control_ListJoinTokens_FullMethodName   = "/skein.api.v1.Control/ListJoinTokens"
+	Control_RemoveJoinToken_FullMethodName  = "/skein.api.v1.Control/RemoveJoinToken"
 )
 
 // ControlClient is the client API for Control service.
@@ -78,6 +81,9 @@ type ControlClient interface {
 	UpdateDependency(ctx context.Context, in *DependencyRequest, opts ...grpc.CallOption) (*Empty, error)
 	RemoveDependency(ctx context.Context, in *DependencyRequest, opts ...grpc.CallOption) (*Empty, error)
 	NetStatus(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*NetStatusReply, error)
+	CreateJoinToken(ctx context.Context, in *JoinTokenRequest, opts ...grpc.CallOption) (*TokenInfo, error)
+	ListJoinTokens(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*TokenInfos, error)
+	RemoveJoinToken(ctx context.Context, in *GetRequest, opts ...grpc.CallOption) (*Empty, error)
 }
 
 type controlClient struct {
@@ -328,6 +334,36 @@ func (c *controlClient) NetStatus(ctx context.Context, in *ListRequest, opts ...
 	return out, nil
 }
 
+func (c *controlClient) CreateJoinToken(ctx context.Context, in *JoinTokenRequest, opts ...grpc.CallOption) (*TokenInfo, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TokenInfo)
+	err := c.cc.Invoke(ctx, Control_CreateJoinToken_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) ListJoinTokens(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*TokenInfos, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TokenInfos)
+	err := c.cc.Invoke(ctx, Control_ListJoinTokens_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) RemoveJoinToken(ctx context.Context, in *GetRequest, opts ...grpc.CallOption) (*Empty, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Empty)
+	err := c.cc.Invoke(ctx, Control_RemoveJoinToken_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ControlServer is the server API for Control service.
 // All implementations must embed UnimplementedControlServer
 // for forward compatibility.
@@ -358,6 +394,9 @@ type ControlServer interface {
 	UpdateDependency(context.Context, *DependencyRequest) (*Empty, error)
 	RemoveDependency(context.Context, *DependencyRequest) (*Empty, error)
 	NetStatus(context.Context, *ListRequest) (*NetStatusReply, error)
+	CreateJoinToken(context.Context, *JoinTokenRequest) (*TokenInfo, error)
+	ListJoinTokens(context.Context, *Empty) (*TokenInfos, error)
+	RemoveJoinToken(context.Context, *GetRequest) (*Empty, error)
 	mustEmbedUnimplementedControlServer()
 }
 
@@ -439,6 +478,15 @@ func (UnimplementedControlServer) RemoveDependency(context.Context, *DependencyR
 }
 func (UnimplementedControlServer) NetStatus(context.Context, *ListRequest) (*NetStatusReply, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method NetStatus not implemented")
+}
+func (UnimplementedControlServer) CreateJoinToken(context.Context, *JoinTokenRequest) (*TokenInfo, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method CreateJoinToken not implemented")
+}
+func (UnimplementedControlServer) ListJoinTokens(context.Context, *Empty) (*TokenInfos, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method ListJoinTokens not implemented")
+}
+func (UnimplementedControlServer) RemoveJoinToken(context.Context, *GetRequest) (*Empty, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method RemoveJoinToken not implemented")
 }
 func (UnimplementedControlServer) mustEmbedUnimplementedControlServer() {}
 func (UnimplementedControlServer) testEmbeddedByValue()                 {}
@@ -893,6 +941,60 @@ func _Control_NetStatus_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Control_CreateJoinToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(JoinTokenRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).CreateJoinToken(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_CreateJoinToken_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).CreateJoinToken(ctx, req.(*JoinTokenRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_ListJoinTokens_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(Empty)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).ListJoinTokens(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_ListJoinTokens_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).ListJoinTokens(ctx, req.(*Empty))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_RemoveJoinToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).RemoveJoinToken(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_RemoveJoinToken_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).RemoveJoinToken(ctx, req.(*GetRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Control_ServiceDesc is the grpc.ServiceDesc for Control service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -995,6 +1097,18 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "NetStatus",
 			Handler:    _Control_NetStatus_Handler,
+		},
+		{
+			MethodName: "CreateJoinToken",
+			Handler:    _Control_CreateJoinToken_Handler,
+		},
+		{
+			MethodName: "ListJoinTokens",
+			Handler:    _Control_ListJoinTokens_Handler,
+		},
+		{
+			MethodName: "RemoveJoinToken",
+			Handler:    _Control_RemoveJoinToken_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

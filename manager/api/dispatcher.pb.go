@@ -31,6 +31,7 @@ type AgentMessage struct {
 	//	*AgentMessage_Heartbeat
 	//	*AgentMessage_Statuses
 	//	*AgentMessage_Ack
+	//	*AgentMessage_Tls
 	Kind          isAgentMessage_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -109,6 +110,15 @@ func (x *AgentMessage) GetAck() *TableAck {
 	return nil
 }
 
+func (x *AgentMessage) GetTls() *NodeTLS {
+	if x != nil {
+		if x, ok := x.Kind.(*AgentMessage_Tls); ok {
+			return x.Tls
+		}
+	}
+	return nil
+}
+
 type isAgentMessage_Kind interface {
 	isAgentMessage_Kind()
 }
@@ -129,6 +139,10 @@ type AgentMessage_Ack struct {
 	Ack *TableAck `protobuf:"bytes,4,opt,name=ack,proto3,oneof"`
 }
 
+type AgentMessage_Tls struct {
+	Tls *NodeTLS `protobuf:"bytes,5,opt,name=tls,proto3,oneof"` // when it has changed
+}
+
 func (*AgentMessage_Hello) isAgentMessage_Kind() {}
 
 func (*AgentMessage_Heartbeat) isAgentMessage_Kind() {}
@@ -136,6 +150,8 @@ func (*AgentMessage_Heartbeat) isAgentMessage_Kind() {}
 func (*AgentMessage_Statuses) isAgentMessage_Kind() {}
 
 func (*AgentMessage_Ack) isAgentMessage_Kind() {}
+
+func (*AgentMessage_Tls) isAgentMessage_Kind() {}
 
 type Hello struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
@@ -145,6 +161,7 @@ type Hello struct {
 	RpcAddr         string                 `protobuf:"bytes,4,opt,name=rpc_addr,json=rpcAddr,proto3" json:"rpc_addr,omitempty"`
 	Statuses        []*TaskReport          `protobuf:"bytes,5,rep,name=statuses,proto3" json:"statuses,omitempty"` // what runs here now: all tasks known to the agent
 	Acks            []*TableAck            `protobuf:"bytes,6,rep,name=acks,proto3" json:"acks,omitempty"`
+	Tls             *NodeTLS               `protobuf:"bytes,7,opt,name=tls,proto3" json:"tls,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -217,6 +234,13 @@ func (x *Hello) GetStatuses() []*TaskReport {
 func (x *Hello) GetAcks() []*TableAck {
 	if x != nil {
 		return x.Acks
+	}
+	return nil
+}
+
+func (x *Hello) GetTls() *NodeTLS {
+	if x != nil {
+		return x.Tls
 	}
 	return nil
 }
@@ -380,6 +404,7 @@ type ManagerMessage struct {
 	//	*ManagerMessage_Managers
 	//	*ManagerMessage_Heartbeat
 	//	*ManagerMessage_Dependencies
+	//	*ManagerMessage_Credentials
 	Kind          isManagerMessage_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -476,6 +501,15 @@ func (x *ManagerMessage) GetDependencies() *DependencyUpdate {
 	return nil
 }
 
+func (x *ManagerMessage) GetCredentials() *Credentials {
+	if x != nil {
+		if x, ok := x.Kind.(*ManagerMessage_Credentials); ok {
+			return x.Credentials
+		}
+	}
+	return nil
+}
+
 type isManagerMessage_Kind interface {
 	isManagerMessage_Kind()
 }
@@ -504,6 +538,10 @@ type ManagerMessage_Dependencies struct {
 	Dependencies *DependencyUpdate `protobuf:"bytes,6,opt,name=dependencies,proto3,oneof"`
 }
 
+type ManagerMessage_Credentials struct {
+	Credentials *Credentials `protobuf:"bytes,7,opt,name=credentials,proto3,oneof"`
+}
+
 func (*ManagerMessage_Welcome) isManagerMessage_Kind() {}
 
 func (*ManagerMessage_Assignments) isManagerMessage_Kind() {}
@@ -516,6 +554,69 @@ func (*ManagerMessage_Heartbeat) isManagerMessage_Kind() {}
 
 func (*ManagerMessage_Dependencies) isManagerMessage_Kind() {}
 
+func (*ManagerMessage_Credentials) isManagerMessage_Kind() {}
+
+// Credentials are whom to trust and what to encrypt gossip with. A node keeps them with its certificate.
+type Credentials struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TrustPem      []byte                 `protobuf:"bytes,1,opt,name=trust_pem,json=trustPem,proto3" json:"trust_pem,omitempty"`       // root certificates
+	Renew         bool                   `protobuf:"varint,2,opt,name=renew,proto3" json:"renew,omitempty"`                            // get a new certificate now: the present one is under a root that goes
+	GossipKeys    [][]byte               `protobuf:"bytes,3,rep,name=gossip_keys,json=gossipKeys,proto3" json:"gossip_keys,omitempty"` // accepted; the first is used
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Credentials) Reset() {
+	*x = Credentials{}
+	mi := &file_dispatcher_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Credentials) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Credentials) ProtoMessage() {}
+
+func (x *Credentials) ProtoReflect() protoreflect.Message {
+	mi := &file_dispatcher_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Credentials.ProtoReflect.Descriptor instead.
+func (*Credentials) Descriptor() ([]byte, []int) {
+	return file_dispatcher_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Credentials) GetTrustPem() []byte {
+	if x != nil {
+		return x.TrustPem
+	}
+	return nil
+}
+
+func (x *Credentials) GetRenew() bool {
+	if x != nil {
+		return x.Renew
+	}
+	return false
+}
+
+func (x *Credentials) GetGossipKeys() [][]byte {
+	if x != nil {
+		return x.GossipKeys
+	}
+	return nil
+}
+
 // DependencyUpdate comes before the assignments that refer to what is in it. A node gets only what tasks on it need, and keeps it in memory
 // for as long as an assignment refers to it.
 type DependencyUpdate struct {
@@ -527,7 +628,7 @@ type DependencyUpdate struct {
 
 func (x *DependencyUpdate) Reset() {
 	*x = DependencyUpdate{}
-	mi := &file_dispatcher_proto_msgTypes[6]
+	mi := &file_dispatcher_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -539,7 +640,7 @@ func (x *DependencyUpdate) String() string {
 func (*DependencyUpdate) ProtoMessage() {}
 
 func (x *DependencyUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[6]
+	mi := &file_dispatcher_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -552,7 +653,7 @@ func (x *DependencyUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DependencyUpdate.ProtoReflect.Descriptor instead.
 func (*DependencyUpdate) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{6}
+	return file_dispatcher_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DependencyUpdate) GetSet() []*DependencyRecord {
@@ -577,7 +678,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_dispatcher_proto_msgTypes[7]
+	mi := &file_dispatcher_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -589,7 +690,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[7]
+	mi := &file_dispatcher_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -602,7 +703,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{7}
+	return file_dispatcher_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Welcome) GetSessionId() string {
@@ -663,7 +764,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_dispatcher_proto_msgTypes[8]
+	mi := &file_dispatcher_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -675,7 +776,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[8]
+	mi := &file_dispatcher_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -688,7 +789,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{8}
+	return file_dispatcher_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *HeartbeatReply) GetSequence() uint64 {
@@ -707,7 +808,7 @@ type ManagerList struct {
 
 func (x *ManagerList) Reset() {
 	*x = ManagerList{}
-	mi := &file_dispatcher_proto_msgTypes[9]
+	mi := &file_dispatcher_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -719,7 +820,7 @@ func (x *ManagerList) String() string {
 func (*ManagerList) ProtoMessage() {}
 
 func (x *ManagerList) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[9]
+	mi := &file_dispatcher_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -732,7 +833,7 @@ func (x *ManagerList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManagerList.ProtoReflect.Descriptor instead.
 func (*ManagerList) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{9}
+	return file_dispatcher_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ManagerList) GetManagers() []*ManagerPeer {
@@ -753,7 +854,7 @@ type ManagerPeer struct {
 
 func (x *ManagerPeer) Reset() {
 	*x = ManagerPeer{}
-	mi := &file_dispatcher_proto_msgTypes[10]
+	mi := &file_dispatcher_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -765,7 +866,7 @@ func (x *ManagerPeer) String() string {
 func (*ManagerPeer) ProtoMessage() {}
 
 func (x *ManagerPeer) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[10]
+	mi := &file_dispatcher_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -778,7 +879,7 @@ func (x *ManagerPeer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManagerPeer.ProtoReflect.Descriptor instead.
 func (*ManagerPeer) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{10}
+	return file_dispatcher_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ManagerPeer) GetNodeId() string {
@@ -816,7 +917,7 @@ type AssignmentUpdate struct {
 
 func (x *AssignmentUpdate) Reset() {
 	*x = AssignmentUpdate{}
-	mi := &file_dispatcher_proto_msgTypes[11]
+	mi := &file_dispatcher_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -828,7 +929,7 @@ func (x *AssignmentUpdate) String() string {
 func (*AssignmentUpdate) ProtoMessage() {}
 
 func (x *AssignmentUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[11]
+	mi := &file_dispatcher_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -841,7 +942,7 @@ func (x *AssignmentUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignmentUpdate.ProtoReflect.Descriptor instead.
 func (*AssignmentUpdate) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{11}
+	return file_dispatcher_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AssignmentUpdate) GetSequence() uint64 {
@@ -904,7 +1005,7 @@ type Assignment struct {
 
 func (x *Assignment) Reset() {
 	*x = Assignment{}
-	mi := &file_dispatcher_proto_msgTypes[12]
+	mi := &file_dispatcher_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -916,7 +1017,7 @@ func (x *Assignment) String() string {
 func (*Assignment) ProtoMessage() {}
 
 func (x *Assignment) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[12]
+	mi := &file_dispatcher_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -929,7 +1030,7 @@ func (x *Assignment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assignment.ProtoReflect.Descriptor instead.
 func (*Assignment) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{12}
+	return file_dispatcher_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Assignment) GetTaskId() string {
@@ -1072,7 +1173,7 @@ type TableUpdate struct {
 
 func (x *TableUpdate) Reset() {
 	*x = TableUpdate{}
-	mi := &file_dispatcher_proto_msgTypes[13]
+	mi := &file_dispatcher_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1084,7 +1185,7 @@ func (x *TableUpdate) String() string {
 func (*TableUpdate) ProtoMessage() {}
 
 func (x *TableUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[13]
+	mi := &file_dispatcher_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1097,7 +1198,7 @@ func (x *TableUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableUpdate.ProtoReflect.Descriptor instead.
 func (*TableUpdate) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{13}
+	return file_dispatcher_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TableUpdate) GetTable() string {
@@ -1189,7 +1290,7 @@ type NodeEndpoint struct {
 
 func (x *NodeEndpoint) Reset() {
 	*x = NodeEndpoint{}
-	mi := &file_dispatcher_proto_msgTypes[14]
+	mi := &file_dispatcher_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1201,7 +1302,7 @@ func (x *NodeEndpoint) String() string {
 func (*NodeEndpoint) ProtoMessage() {}
 
 func (x *NodeEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[14]
+	mi := &file_dispatcher_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1214,7 +1315,7 @@ func (x *NodeEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeEndpoint.ProtoReflect.Descriptor instead.
 func (*NodeEndpoint) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{14}
+	return file_dispatcher_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *NodeEndpoint) GetIndex() uint32 {
@@ -1261,7 +1362,7 @@ type ServiceEndpoint struct {
 
 func (x *ServiceEndpoint) Reset() {
 	*x = ServiceEndpoint{}
-	mi := &file_dispatcher_proto_msgTypes[15]
+	mi := &file_dispatcher_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1273,7 +1374,7 @@ func (x *ServiceEndpoint) String() string {
 func (*ServiceEndpoint) ProtoMessage() {}
 
 func (x *ServiceEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[15]
+	mi := &file_dispatcher_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +1387,7 @@ func (x *ServiceEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceEndpoint.ProtoReflect.Descriptor instead.
 func (*ServiceEndpoint) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{15}
+	return file_dispatcher_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ServiceEndpoint) GetServiceId() string {
@@ -1354,7 +1455,7 @@ type TaskEndpoint struct {
 
 func (x *TaskEndpoint) Reset() {
 	*x = TaskEndpoint{}
-	mi := &file_dispatcher_proto_msgTypes[16]
+	mi := &file_dispatcher_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1366,7 +1467,7 @@ func (x *TaskEndpoint) String() string {
 func (*TaskEndpoint) ProtoMessage() {}
 
 func (x *TaskEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[16]
+	mi := &file_dispatcher_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1379,7 +1480,7 @@ func (x *TaskEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskEndpoint.ProtoReflect.Descriptor instead.
 func (*TaskEndpoint) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{16}
+	return file_dispatcher_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TaskEndpoint) GetTaskId() string {
@@ -1442,20 +1543,22 @@ var File_dispatcher_proto protoreflect.FileDescriptor
 
 const file_dispatcher_proto_rawDesc = "" +
 	"\n" +
-	"\x10dispatcher.proto\x12\fskein.api.v1\x1a\tlog.proto\"\xe1\x01\n" +
+	"\x10dispatcher.proto\x12\fskein.api.v1\x1a\tlog.proto\"\x8c\x02\n" +
 	"\fAgentMessage\x12+\n" +
 	"\x05hello\x18\x01 \x01(\v2\x13.skein.api.v1.HelloH\x00R\x05hello\x127\n" +
 	"\theartbeat\x18\x02 \x01(\v2\x17.skein.api.v1.HeartbeatH\x00R\theartbeat\x127\n" +
 	"\bstatuses\x18\x03 \x01(\v2\x19.skein.api.v1.StatusBatchH\x00R\bstatuses\x12*\n" +
-	"\x03ack\x18\x04 \x01(\v2\x16.skein.api.v1.TableAckH\x00R\x03ackB\x06\n" +
-	"\x04kind\"\xf0\x01\n" +
+	"\x03ack\x18\x04 \x01(\v2\x16.skein.api.v1.TableAckH\x00R\x03ack\x12)\n" +
+	"\x03tls\x18\x05 \x01(\v2\x15.skein.api.v1.NodeTLSH\x00R\x03tlsB\x06\n" +
+	"\x04kind\"\x99\x02\n" +
 	"\x05Hello\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12)\n" +
 	"\x10description_json\x18\x02 \x01(\fR\x0fdescriptionJson\x12#\n" +
 	"\runderlay_addr\x18\x03 \x01(\tR\funderlayAddr\x12\x19\n" +
 	"\brpc_addr\x18\x04 \x01(\tR\arpcAddr\x124\n" +
 	"\bstatuses\x18\x05 \x03(\v2\x18.skein.api.v1.TaskReportR\bstatuses\x12*\n" +
-	"\x04acks\x18\x06 \x03(\v2\x16.skein.api.v1.TableAckR\x04acks\"'\n" +
+	"\x04acks\x18\x06 \x03(\v2\x16.skein.api.v1.TableAckR\x04acks\x12'\n" +
+	"\x03tls\x18\a \x01(\v2\x15.skein.api.v1.NodeTLSR\x03tls\"'\n" +
 	"\tHeartbeat\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\"A\n" +
 	"\vStatusBatch\x122\n" +
@@ -1463,15 +1566,21 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\bTableAck\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x10\n" +
-	"\x03err\x18\x03 \x01(\tR\x03err\"\xff\x02\n" +
+	"\x03err\x18\x03 \x01(\tR\x03err\"\xbe\x03\n" +
 	"\x0eManagerMessage\x121\n" +
 	"\awelcome\x18\x01 \x01(\v2\x15.skein.api.v1.WelcomeH\x00R\awelcome\x12B\n" +
 	"\vassignments\x18\x02 \x01(\v2\x1e.skein.api.v1.AssignmentUpdateH\x00R\vassignments\x121\n" +
 	"\x05table\x18\x03 \x01(\v2\x19.skein.api.v1.TableUpdateH\x00R\x05table\x127\n" +
 	"\bmanagers\x18\x04 \x01(\v2\x19.skein.api.v1.ManagerListH\x00R\bmanagers\x12<\n" +
 	"\theartbeat\x18\x05 \x01(\v2\x1c.skein.api.v1.HeartbeatReplyH\x00R\theartbeat\x12D\n" +
-	"\fdependencies\x18\x06 \x01(\v2\x1e.skein.api.v1.DependencyUpdateH\x00R\fdependenciesB\x06\n" +
-	"\x04kind\"D\n" +
+	"\fdependencies\x18\x06 \x01(\v2\x1e.skein.api.v1.DependencyUpdateH\x00R\fdependencies\x12=\n" +
+	"\vcredentials\x18\a \x01(\v2\x19.skein.api.v1.CredentialsH\x00R\vcredentialsB\x06\n" +
+	"\x04kind\"a\n" +
+	"\vCredentials\x12\x1b\n" +
+	"\ttrust_pem\x18\x01 \x01(\fR\btrustPem\x12\x14\n" +
+	"\x05renew\x18\x02 \x01(\bR\x05renew\x12\x1f\n" +
+	"\vgossip_keys\x18\x03 \x03(\fR\n" +
+	"gossipKeys\"D\n" +
 	"\x10DependencyUpdate\x120\n" +
 	"\x03set\x18\x01 \x03(\v2\x1e.skein.api.v1.DependencyRecordR\x03set\"\xfd\x01\n" +
 	"\aWelcome\x12\x1d\n" +
@@ -1575,7 +1684,7 @@ func file_dispatcher_proto_rawDescGZIP() []byte {
 	return file_dispatcher_proto_rawDescData
 }
 
-var file_dispatcher_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_dispatcher_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_dispatcher_proto_goTypes = []any{
 	(*AgentMessage)(nil),     // 0: skein.api.v1.AgentMessage
 	(*Hello)(nil),            // 1: skein.api.v1.Hello
@@ -1583,58 +1692,63 @@ var file_dispatcher_proto_goTypes = []any{
 	(*StatusBatch)(nil),      // 3: skein.api.v1.StatusBatch
 	(*TableAck)(nil),         // 4: skein.api.v1.TableAck
 	(*ManagerMessage)(nil),   // 5: skein.api.v1.ManagerMessage
-	(*DependencyUpdate)(nil), // 6: skein.api.v1.DependencyUpdate
-	(*Welcome)(nil),          // 7: skein.api.v1.Welcome
-	(*HeartbeatReply)(nil),   // 8: skein.api.v1.HeartbeatReply
-	(*ManagerList)(nil),      // 9: skein.api.v1.ManagerList
-	(*ManagerPeer)(nil),      // 10: skein.api.v1.ManagerPeer
-	(*AssignmentUpdate)(nil), // 11: skein.api.v1.AssignmentUpdate
-	(*Assignment)(nil),       // 12: skein.api.v1.Assignment
-	(*TableUpdate)(nil),      // 13: skein.api.v1.TableUpdate
-	(*NodeEndpoint)(nil),     // 14: skein.api.v1.NodeEndpoint
-	(*ServiceEndpoint)(nil),  // 15: skein.api.v1.ServiceEndpoint
-	(*TaskEndpoint)(nil),     // 16: skein.api.v1.TaskEndpoint
-	(*TaskReport)(nil),       // 17: skein.api.v1.TaskReport
-	(*DependencyRecord)(nil), // 18: skein.api.v1.DependencyRecord
-	(*NodeRecord)(nil),       // 19: skein.api.v1.NodeRecord
-	(*NetworkRecord)(nil),    // 20: skein.api.v1.NetworkRecord
-	(*Attachment)(nil),       // 21: skein.api.v1.Attachment
-	(*PortConfig)(nil),       // 22: skein.api.v1.PortConfig
+	(*Credentials)(nil),      // 6: skein.api.v1.Credentials
+	(*DependencyUpdate)(nil), // 7: skein.api.v1.DependencyUpdate
+	(*Welcome)(nil),          // 8: skein.api.v1.Welcome
+	(*HeartbeatReply)(nil),   // 9: skein.api.v1.HeartbeatReply
+	(*ManagerList)(nil),      // 10: skein.api.v1.ManagerList
+	(*ManagerPeer)(nil),      // 11: skein.api.v1.ManagerPeer
+	(*AssignmentUpdate)(nil), // 12: skein.api.v1.AssignmentUpdate
+	(*Assignment)(nil),       // 13: skein.api.v1.Assignment
+	(*TableUpdate)(nil),      // 14: skein.api.v1.TableUpdate
+	(*NodeEndpoint)(nil),     // 15: skein.api.v1.NodeEndpoint
+	(*ServiceEndpoint)(nil),  // 16: skein.api.v1.ServiceEndpoint
+	(*TaskEndpoint)(nil),     // 17: skein.api.v1.TaskEndpoint
+	(*NodeTLS)(nil),          // 18: skein.api.v1.NodeTLS
+	(*TaskReport)(nil),       // 19: skein.api.v1.TaskReport
+	(*DependencyRecord)(nil), // 20: skein.api.v1.DependencyRecord
+	(*NodeRecord)(nil),       // 21: skein.api.v1.NodeRecord
+	(*NetworkRecord)(nil),    // 22: skein.api.v1.NetworkRecord
+	(*Attachment)(nil),       // 23: skein.api.v1.Attachment
+	(*PortConfig)(nil),       // 24: skein.api.v1.PortConfig
 }
 var file_dispatcher_proto_depIdxs = []int32{
 	1,  // 0: skein.api.v1.AgentMessage.hello:type_name -> skein.api.v1.Hello
 	2,  // 1: skein.api.v1.AgentMessage.heartbeat:type_name -> skein.api.v1.Heartbeat
 	3,  // 2: skein.api.v1.AgentMessage.statuses:type_name -> skein.api.v1.StatusBatch
 	4,  // 3: skein.api.v1.AgentMessage.ack:type_name -> skein.api.v1.TableAck
-	17, // 4: skein.api.v1.Hello.statuses:type_name -> skein.api.v1.TaskReport
-	4,  // 5: skein.api.v1.Hello.acks:type_name -> skein.api.v1.TableAck
-	17, // 6: skein.api.v1.StatusBatch.reports:type_name -> skein.api.v1.TaskReport
-	7,  // 7: skein.api.v1.ManagerMessage.welcome:type_name -> skein.api.v1.Welcome
-	11, // 8: skein.api.v1.ManagerMessage.assignments:type_name -> skein.api.v1.AssignmentUpdate
-	13, // 9: skein.api.v1.ManagerMessage.table:type_name -> skein.api.v1.TableUpdate
-	9,  // 10: skein.api.v1.ManagerMessage.managers:type_name -> skein.api.v1.ManagerList
-	8,  // 11: skein.api.v1.ManagerMessage.heartbeat:type_name -> skein.api.v1.HeartbeatReply
-	6,  // 12: skein.api.v1.ManagerMessage.dependencies:type_name -> skein.api.v1.DependencyUpdate
-	18, // 13: skein.api.v1.DependencyUpdate.set:type_name -> skein.api.v1.DependencyRecord
-	19, // 14: skein.api.v1.Welcome.node:type_name -> skein.api.v1.NodeRecord
-	10, // 15: skein.api.v1.ManagerList.managers:type_name -> skein.api.v1.ManagerPeer
-	12, // 16: skein.api.v1.AssignmentUpdate.set:type_name -> skein.api.v1.Assignment
-	20, // 17: skein.api.v1.AssignmentUpdate.networks:type_name -> skein.api.v1.NetworkRecord
-	21, // 18: skein.api.v1.Assignment.attachments:type_name -> skein.api.v1.Attachment
-	22, // 19: skein.api.v1.Assignment.ports:type_name -> skein.api.v1.PortConfig
-	20, // 20: skein.api.v1.TableUpdate.network:type_name -> skein.api.v1.NetworkRecord
-	14, // 21: skein.api.v1.TableUpdate.nodes:type_name -> skein.api.v1.NodeEndpoint
-	15, // 22: skein.api.v1.TableUpdate.services:type_name -> skein.api.v1.ServiceEndpoint
-	16, // 23: skein.api.v1.TableUpdate.endpoints:type_name -> skein.api.v1.TaskEndpoint
-	22, // 24: skein.api.v1.ServiceEndpoint.ports:type_name -> skein.api.v1.PortConfig
-	22, // 25: skein.api.v1.TaskEndpoint.host_ports:type_name -> skein.api.v1.PortConfig
-	0,  // 26: skein.api.v1.Dispatcher.Session:input_type -> skein.api.v1.AgentMessage
-	5,  // 27: skein.api.v1.Dispatcher.Session:output_type -> skein.api.v1.ManagerMessage
-	27, // [27:28] is the sub-list for method output_type
-	26, // [26:27] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	18, // 4: skein.api.v1.AgentMessage.tls:type_name -> skein.api.v1.NodeTLS
+	19, // 5: skein.api.v1.Hello.statuses:type_name -> skein.api.v1.TaskReport
+	4,  // 6: skein.api.v1.Hello.acks:type_name -> skein.api.v1.TableAck
+	18, // 7: skein.api.v1.Hello.tls:type_name -> skein.api.v1.NodeTLS
+	19, // 8: skein.api.v1.StatusBatch.reports:type_name -> skein.api.v1.TaskReport
+	8,  // 9: skein.api.v1.ManagerMessage.welcome:type_name -> skein.api.v1.Welcome
+	12, // 10: skein.api.v1.ManagerMessage.assignments:type_name -> skein.api.v1.AssignmentUpdate
+	14, // 11: skein.api.v1.ManagerMessage.table:type_name -> skein.api.v1.TableUpdate
+	10, // 12: skein.api.v1.ManagerMessage.managers:type_name -> skein.api.v1.ManagerList
+	9,  // 13: skein.api.v1.ManagerMessage.heartbeat:type_name -> skein.api.v1.HeartbeatReply
+	7,  // 14: skein.api.v1.ManagerMessage.dependencies:type_name -> skein.api.v1.DependencyUpdate
+	6,  // 15: skein.api.v1.ManagerMessage.credentials:type_name -> skein.api.v1.Credentials
+	20, // 16: skein.api.v1.DependencyUpdate.set:type_name -> skein.api.v1.DependencyRecord
+	21, // 17: skein.api.v1.Welcome.node:type_name -> skein.api.v1.NodeRecord
+	11, // 18: skein.api.v1.ManagerList.managers:type_name -> skein.api.v1.ManagerPeer
+	13, // 19: skein.api.v1.AssignmentUpdate.set:type_name -> skein.api.v1.Assignment
+	22, // 20: skein.api.v1.AssignmentUpdate.networks:type_name -> skein.api.v1.NetworkRecord
+	23, // 21: skein.api.v1.Assignment.attachments:type_name -> skein.api.v1.Attachment
+	24, // 22: skein.api.v1.Assignment.ports:type_name -> skein.api.v1.PortConfig
+	22, // 23: skein.api.v1.TableUpdate.network:type_name -> skein.api.v1.NetworkRecord
+	15, // 24: skein.api.v1.TableUpdate.nodes:type_name -> skein.api.v1.NodeEndpoint
+	16, // 25: skein.api.v1.TableUpdate.services:type_name -> skein.api.v1.ServiceEndpoint
+	17, // 26: skein.api.v1.TableUpdate.endpoints:type_name -> skein.api.v1.TaskEndpoint
+	24, // 27: skein.api.v1.ServiceEndpoint.ports:type_name -> skein.api.v1.PortConfig
+	24, // 28: skein.api.v1.TaskEndpoint.host_ports:type_name -> skein.api.v1.PortConfig
+	0,  // 29: skein.api.v1.Dispatcher.Session:input_type -> skein.api.v1.AgentMessage
+	5,  // 30: skein.api.v1.Dispatcher.Session:output_type -> skein.api.v1.ManagerMessage
+	30, // [30:31] is the sub-list for method output_type
+	29, // [29:30] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_dispatcher_proto_init() }
@@ -1648,6 +1762,7 @@ func file_dispatcher_proto_init() {
 		(*AgentMessage_Heartbeat)(nil),
 		(*AgentMessage_Statuses)(nil),
 		(*AgentMessage_Ack)(nil),
+		(*AgentMessage_Tls)(nil),
 	}
 	file_dispatcher_proto_msgTypes[5].OneofWrappers = []any{
 		(*ManagerMessage_Welcome)(nil),
@@ -1656,6 +1771,7 @@ func file_dispatcher_proto_init() {
 		(*ManagerMessage_Managers)(nil),
 		(*ManagerMessage_Heartbeat)(nil),
 		(*ManagerMessage_Dependencies)(nil),
+		(*ManagerMessage_Credentials)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1663,7 +1779,7 @@ func file_dispatcher_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dispatcher_proto_rawDesc), len(file_dispatcher_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   17,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -719,25 +719,29 @@ func (x *Meta) GetUpdated() int64 {
 }
 
 type ClusterRecord struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Meta          *Meta                  `protobuf:"bytes,2,opt,name=meta,proto3" json:"meta,omitempty"`
-	SpecJson      []byte                 `protobuf:"bytes,3,opt,name=spec_json,json=specJson,proto3" json:"spec_json,omitempty"` // canonical JSON of moby swarm.Spec
-	CaCertPem     []byte                 `protobuf:"bytes,4,opt,name=ca_cert_pem,json=caCertPem,proto3" json:"ca_cert_pem,omitempty"`
-	CaKeyPem      []byte                 `protobuf:"bytes,5,opt,name=ca_key_pem,json=caKeyPem,proto3" json:"ca_key_pem,omitempty"`
-	WorkerToken   string                 `protobuf:"bytes,6,opt,name=worker_token,json=workerToken,proto3" json:"worker_token,omitempty"`
-	ManagerToken  string                 `protobuf:"bytes,7,opt,name=manager_token,json=managerToken,proto3" json:"manager_token,omitempty"`
-	OverlayPool   string                 `protobuf:"bytes,8,opt,name=overlay_pool,json=overlayPool,proto3" json:"overlay_pool,omitempty"`   // "10.0.0.0/9"
-	MeshPool      string                 `protobuf:"bytes,9,opt,name=mesh_pool,json=meshPool,proto3" json:"mesh_pool,omitempty"`            // "10.192.0.0/10"
-	UlaPrefix     string                 `protobuf:"bytes,10,opt,name=ula_prefix,json=ulaPrefix,proto3" json:"ula_prefix,omitempty"`        // "fdxx:xxxx:xxxx::/48"
-	OverlayBits   uint32                 `protobuf:"varint,11,opt,name=overlay_bits,json=overlayBits,proto3" json:"overlay_bits,omitempty"` // 20
-	DataPort      uint32                 `protobuf:"varint,12,opt,name=data_port,json=dataPort,proto3" json:"data_port,omitempty"`          // VXLAN UDP port, 4789
-	FeatureLevel  uint32                 `protobuf:"varint,13,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
-	GossipKey     []byte                 `protobuf:"bytes,14,opt,name=gossip_key,json=gossipKey,proto3" json:"gossip_key,omitempty"` // 32 bytes, memberlist packets
-	UnlockKey     []byte                 `protobuf:"bytes,16,opt,name=unlock_key,json=unlockKey,proto3" json:"unlock_key,omitempty"` // managers encrypt their data keys with it; empty: they are not locked
-	Removed       []*RemovedNode         `protobuf:"bytes,15,rep,name=removed,proto3" json:"removed,omitempty"`                      // nodes whose certificate may still be good: refused everywhere
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Id             string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Meta           *Meta                  `protobuf:"bytes,2,opt,name=meta,proto3" json:"meta,omitempty"`
+	SpecJson       []byte                 `protobuf:"bytes,3,opt,name=spec_json,json=specJson,proto3" json:"spec_json,omitempty"` // canonical JSON of moby swarm.Spec
+	CaCertPem      []byte                 `protobuf:"bytes,4,opt,name=ca_cert_pem,json=caCertPem,proto3" json:"ca_cert_pem,omitempty"`
+	CaKeyPem       []byte                 `protobuf:"bytes,5,opt,name=ca_key_pem,json=caKeyPem,proto3" json:"ca_key_pem,omitempty"`
+	WorkerToken    string                 `protobuf:"bytes,6,opt,name=worker_token,json=workerToken,proto3" json:"worker_token,omitempty"`
+	ManagerToken   string                 `protobuf:"bytes,7,opt,name=manager_token,json=managerToken,proto3" json:"manager_token,omitempty"`
+	OverlayPool    string                 `protobuf:"bytes,8,opt,name=overlay_pool,json=overlayPool,proto3" json:"overlay_pool,omitempty"`   // "10.0.0.0/9"
+	MeshPool       string                 `protobuf:"bytes,9,opt,name=mesh_pool,json=meshPool,proto3" json:"mesh_pool,omitempty"`            // "10.192.0.0/10"
+	UlaPrefix      string                 `protobuf:"bytes,10,opt,name=ula_prefix,json=ulaPrefix,proto3" json:"ula_prefix,omitempty"`        // "fdxx:xxxx:xxxx::/48"
+	OverlayBits    uint32                 `protobuf:"varint,11,opt,name=overlay_bits,json=overlayBits,proto3" json:"overlay_bits,omitempty"` // 20
+	DataPort       uint32                 `protobuf:"varint,12,opt,name=data_port,json=dataPort,proto3" json:"data_port,omitempty"`          // VXLAN UDP port, 4789
+	FeatureLevel   uint32                 `protobuf:"varint,13,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"`
+	GossipKey      []byte                 `protobuf:"bytes,14,opt,name=gossip_key,json=gossipKey,proto3" json:"gossip_key,omitempty"`        // 32 bytes, memberlist packets
+	UnlockKey      []byte                 `protobuf:"bytes,16,opt,name=unlock_key,json=unlockKey,proto3" json:"unlock_key,omitempty"`        // managers encrypt their data keys with it; empty: they are not locked
+	Removed        []*RemovedNode         `protobuf:"bytes,15,rep,name=removed,proto3" json:"removed,omitempty"`                             // nodes whose certificate may still be good: refused everywhere
+	Rotation       *RootRotation          `protobuf:"bytes,17,opt,name=rotation,proto3" json:"rotation,omitempty"`                           // under way; absent: none
+	ForceRotate    uint64                 `protobuf:"varint,18,opt,name=force_rotate,json=forceRotate,proto3" json:"force_rotate,omitempty"` // the spec's CAConfig.ForceRotate that was followed last
+	LimitedTokens  []*LimitedToken        `protobuf:"bytes,19,rep,name=limited_tokens,json=limitedTokens,proto3" json:"limited_tokens,omitempty"`
+	GossipRotation *GossipRotation        `protobuf:"bytes,20,opt,name=gossip_rotation,json=gossipRotation,proto3" json:"gossip_rotation,omitempty"` // under way; absent: gossip_key alone is good
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ClusterRecord) Reset() {
@@ -882,6 +886,367 @@ func (x *ClusterRecord) GetRemoved() []*RemovedNode {
 	return nil
 }
 
+func (x *ClusterRecord) GetRotation() *RootRotation {
+	if x != nil {
+		return x.Rotation
+	}
+	return nil
+}
+
+func (x *ClusterRecord) GetForceRotate() uint64 {
+	if x != nil {
+		return x.ForceRotate
+	}
+	return 0
+}
+
+func (x *ClusterRecord) GetLimitedTokens() []*LimitedToken {
+	if x != nil {
+		return x.LimitedTokens
+	}
+	return nil
+}
+
+func (x *ClusterRecord) GetGossipRotation() *GossipRotation {
+	if x != nil {
+		return x.GossipRotation
+	}
+	return nil
+}
+
+// RootRotation replaces the root certificate. Meanwhile nodes trust both roots, certificates are issued under the new one, and those who do
+// not know it yet accept it by its cross-signed certificate.
+type RootRotation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	CertPem       []byte                 `protobuf:"bytes,1,opt,name=cert_pem,json=certPem,proto3" json:"cert_pem,omitempty"`             // the new root
+	KeyPem        []byte                 `protobuf:"bytes,2,opt,name=key_pem,json=keyPem,proto3" json:"key_pem,omitempty"`                // its key; empty: an external authority has it
+	CrossPem      []byte                 `protobuf:"bytes,3,opt,name=cross_pem,json=crossPem,proto3" json:"cross_pem,omitempty"`          // the new root's key, signed by the old root
+	WorkerToken   string                 `protobuf:"bytes,4,opt,name=worker_token,json=workerToken,proto3" json:"worker_token,omitempty"` // what the tokens become in the end
+	ManagerToken  string                 `protobuf:"bytes,5,opt,name=manager_token,json=managerToken,proto3" json:"manager_token,omitempty"`
+	Started       int64                  `protobuf:"varint,6,opt,name=started,proto3" json:"started,omitempty"` // unix nanos
+	Until         int64                  `protobuf:"varint,7,opt,name=until,proto3" json:"until,omitempty"`     // unix nanos: the last certificate under the old root has expired
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RootRotation) Reset() {
+	*x = RootRotation{}
+	mi := &file_log_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RootRotation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RootRotation) ProtoMessage() {}
+
+func (x *RootRotation) ProtoReflect() protoreflect.Message {
+	mi := &file_log_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RootRotation.ProtoReflect.Descriptor instead.
+func (*RootRotation) Descriptor() ([]byte, []int) {
+	return file_log_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *RootRotation) GetCertPem() []byte {
+	if x != nil {
+		return x.CertPem
+	}
+	return nil
+}
+
+func (x *RootRotation) GetKeyPem() []byte {
+	if x != nil {
+		return x.KeyPem
+	}
+	return nil
+}
+
+func (x *RootRotation) GetCrossPem() []byte {
+	if x != nil {
+		return x.CrossPem
+	}
+	return nil
+}
+
+func (x *RootRotation) GetWorkerToken() string {
+	if x != nil {
+		return x.WorkerToken
+	}
+	return ""
+}
+
+func (x *RootRotation) GetManagerToken() string {
+	if x != nil {
+		return x.ManagerToken
+	}
+	return ""
+}
+
+func (x *RootRotation) GetStarted() int64 {
+	if x != nil {
+		return x.Started
+	}
+	return 0
+}
+
+func (x *RootRotation) GetUntil() int64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
+}
+
+// LimitedToken lets nodes join until a time, or so many of them. Used counts certificates issued: one a node.
+type LimitedToken struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Role          string                 `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
+	SecretSha256  []byte                 `protobuf:"bytes,3,opt,name=secret_sha256,json=secretSha256,proto3" json:"secret_sha256,omitempty"` // of the whole token
+	Created       int64                  `protobuf:"varint,4,opt,name=created,proto3" json:"created,omitempty"`                              // unix nanos
+	Expires       int64                  `protobuf:"varint,5,opt,name=expires,proto3" json:"expires,omitempty"`                              // unix nanos; 0: never
+	Uses          uint64                 `protobuf:"varint,6,opt,name=uses,proto3" json:"uses,omitempty"`                                    // 0: any number
+	Used          uint64                 `protobuf:"varint,7,opt,name=used,proto3" json:"used,omitempty"`
+	Revoked       int64                  `protobuf:"varint,8,opt,name=revoked,proto3" json:"revoked,omitempty"` // unix nanos; 0: it is not
+	Description   string                 `protobuf:"bytes,9,opt,name=description,proto3" json:"description,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LimitedToken) Reset() {
+	*x = LimitedToken{}
+	mi := &file_log_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LimitedToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LimitedToken) ProtoMessage() {}
+
+func (x *LimitedToken) ProtoReflect() protoreflect.Message {
+	mi := &file_log_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LimitedToken.ProtoReflect.Descriptor instead.
+func (*LimitedToken) Descriptor() ([]byte, []int) {
+	return file_log_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *LimitedToken) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *LimitedToken) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *LimitedToken) GetSecretSha256() []byte {
+	if x != nil {
+		return x.SecretSha256
+	}
+	return nil
+}
+
+func (x *LimitedToken) GetCreated() int64 {
+	if x != nil {
+		return x.Created
+	}
+	return 0
+}
+
+func (x *LimitedToken) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
+func (x *LimitedToken) GetUses() uint64 {
+	if x != nil {
+		return x.Uses
+	}
+	return 0
+}
+
+func (x *LimitedToken) GetUsed() uint64 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
+func (x *LimitedToken) GetRevoked() int64 {
+	if x != nil {
+		return x.Revoked
+	}
+	return 0
+}
+
+func (x *LimitedToken) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+// GossipRotation replaces the key of memberlist's packets in steps: first all nodes accept next, then they use it, then they forget last.
+type GossipRotation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Next          []byte                 `protobuf:"bytes,1,opt,name=next,proto3" json:"next,omitempty"`        // to be used after this step
+	Last          []byte                 `protobuf:"bytes,2,opt,name=last,proto3" json:"last,omitempty"`        // to be forgotten after this step
+	Changed       int64                  `protobuf:"varint,3,opt,name=changed,proto3" json:"changed,omitempty"` // unix nanos: when this step began
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GossipRotation) Reset() {
+	*x = GossipRotation{}
+	mi := &file_log_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GossipRotation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GossipRotation) ProtoMessage() {}
+
+func (x *GossipRotation) ProtoReflect() protoreflect.Message {
+	mi := &file_log_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GossipRotation.ProtoReflect.Descriptor instead.
+func (*GossipRotation) Descriptor() ([]byte, []int) {
+	return file_log_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *GossipRotation) GetNext() []byte {
+	if x != nil {
+		return x.Next
+	}
+	return nil
+}
+
+func (x *GossipRotation) GetLast() []byte {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
+func (x *GossipRotation) GetChanged() int64 {
+	if x != nil {
+		return x.Changed
+	}
+	return 0
+}
+
+// NodeTLS is what a node says of its certificate and of the roots it trusts.
+type NodeTLS struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Trust         [][]byte               `protobuf:"bytes,1,rep,name=trust,proto3" json:"trust,omitempty"`                                      // SHA-256 of each root certificate, in DER
+	IssuerSubject []byte                 `protobuf:"bytes,2,opt,name=issuer_subject,json=issuerSubject,proto3" json:"issuer_subject,omitempty"` // DER
+	IssuerKey     []byte                 `protobuf:"bytes,3,opt,name=issuer_key,json=issuerKey,proto3" json:"issuer_key,omitempty"`             // DER, subject public key info; empty: not known
+	NotAfter      int64                  `protobuf:"varint,4,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`               // unix nanos
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeTLS) Reset() {
+	*x = NodeTLS{}
+	mi := &file_log_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeTLS) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeTLS) ProtoMessage() {}
+
+func (x *NodeTLS) ProtoReflect() protoreflect.Message {
+	mi := &file_log_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeTLS.ProtoReflect.Descriptor instead.
+func (*NodeTLS) Descriptor() ([]byte, []int) {
+	return file_log_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *NodeTLS) GetTrust() [][]byte {
+	if x != nil {
+		return x.Trust
+	}
+	return nil
+}
+
+func (x *NodeTLS) GetIssuerSubject() []byte {
+	if x != nil {
+		return x.IssuerSubject
+	}
+	return nil
+}
+
+func (x *NodeTLS) GetIssuerKey() []byte {
+	if x != nil {
+		return x.IssuerKey
+	}
+	return nil
+}
+
+func (x *NodeTLS) GetNotAfter() int64 {
+	if x != nil {
+		return x.NotAfter
+	}
+	return 0
+}
+
 // RemovedNode is kept until the last certificate of a removed node has expired.
 type RemovedNode struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -893,7 +1258,7 @@ type RemovedNode struct {
 
 func (x *RemovedNode) Reset() {
 	*x = RemovedNode{}
-	mi := &file_log_proto_msgTypes[8]
+	mi := &file_log_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -905,7 +1270,7 @@ func (x *RemovedNode) String() string {
 func (*RemovedNode) ProtoMessage() {}
 
 func (x *RemovedNode) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[8]
+	mi := &file_log_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -918,7 +1283,7 @@ func (x *RemovedNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovedNode.ProtoReflect.Descriptor instead.
 func (*RemovedNode) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{8}
+	return file_log_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RemovedNode) GetNodeId() string {
@@ -950,13 +1315,14 @@ type NodeRecord struct {
 	DescriptionJson []byte                 `protobuf:"bytes,11,opt,name=description_json,json=descriptionJson,proto3" json:"description_json,omitempty"` // moby swarm.NodeDescription
 	Status          *NodeStatus            `protobuf:"bytes,12,opt,name=status,proto3" json:"status,omitempty"`
 	Restarts        uint64                 `protobuf:"varint,13,opt,name=restarts,proto3" json:"restarts,omitempty"`
+	Tls             *NodeTLS               `protobuf:"bytes,14,opt,name=tls,proto3" json:"tls,omitempty"` // as its agent said last
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
 
 func (x *NodeRecord) Reset() {
 	*x = NodeRecord{}
-	mi := &file_log_proto_msgTypes[9]
+	mi := &file_log_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -968,7 +1334,7 @@ func (x *NodeRecord) String() string {
 func (*NodeRecord) ProtoMessage() {}
 
 func (x *NodeRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[9]
+	mi := &file_log_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -981,7 +1347,7 @@ func (x *NodeRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeRecord.ProtoReflect.Descriptor instead.
 func (*NodeRecord) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{9}
+	return file_log_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *NodeRecord) GetId() string {
@@ -1075,6 +1441,13 @@ func (x *NodeRecord) GetRestarts() uint64 {
 	return 0
 }
 
+func (x *NodeRecord) GetTls() *NodeTLS {
+	if x != nil {
+		return x.Tls
+	}
+	return nil
+}
+
 type NodeStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
@@ -1086,7 +1459,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_log_proto_msgTypes[10]
+	mi := &file_log_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1098,7 +1471,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[10]
+	mi := &file_log_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1111,7 +1484,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{10}
+	return file_log_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *NodeStatus) GetNodeId() string {
@@ -1156,7 +1529,7 @@ type ServiceRecord struct {
 
 func (x *ServiceRecord) Reset() {
 	*x = ServiceRecord{}
-	mi := &file_log_proto_msgTypes[11]
+	mi := &file_log_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1168,7 +1541,7 @@ func (x *ServiceRecord) String() string {
 func (*ServiceRecord) ProtoMessage() {}
 
 func (x *ServiceRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[11]
+	mi := &file_log_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1181,7 +1554,7 @@ func (x *ServiceRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceRecord.ProtoReflect.Descriptor instead.
 func (*ServiceRecord) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{11}
+	return file_log_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ServiceRecord) GetId() string {
@@ -1286,7 +1659,7 @@ type Revision struct {
 
 func (x *Revision) Reset() {
 	*x = Revision{}
-	mi := &file_log_proto_msgTypes[12]
+	mi := &file_log_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1298,7 +1671,7 @@ func (x *Revision) String() string {
 func (*Revision) ProtoMessage() {}
 
 func (x *Revision) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[12]
+	mi := &file_log_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1311,7 +1684,7 @@ func (x *Revision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revision.ProtoReflect.Descriptor instead.
 func (*Revision) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{12}
+	return file_log_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Revision) GetNumber() uint64 {
@@ -1346,7 +1719,7 @@ type VIP struct {
 
 func (x *VIP) Reset() {
 	*x = VIP{}
-	mi := &file_log_proto_msgTypes[13]
+	mi := &file_log_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1358,7 +1731,7 @@ func (x *VIP) String() string {
 func (*VIP) ProtoMessage() {}
 
 func (x *VIP) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[13]
+	mi := &file_log_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1371,7 +1744,7 @@ func (x *VIP) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VIP.ProtoReflect.Descriptor instead.
 func (*VIP) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{13}
+	return file_log_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *VIP) GetNetworkId() string {
@@ -1408,7 +1781,7 @@ type PortConfig struct {
 
 func (x *PortConfig) Reset() {
 	*x = PortConfig{}
-	mi := &file_log_proto_msgTypes[14]
+	mi := &file_log_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1420,7 +1793,7 @@ func (x *PortConfig) String() string {
 func (*PortConfig) ProtoMessage() {}
 
 func (x *PortConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[14]
+	mi := &file_log_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1433,7 +1806,7 @@ func (x *PortConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortConfig.ProtoReflect.Descriptor instead.
 func (*PortConfig) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{14}
+	return file_log_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PortConfig) GetProtocol() string {
@@ -1484,7 +1857,7 @@ type UpdateStatus struct {
 
 func (x *UpdateStatus) Reset() {
 	*x = UpdateStatus{}
-	mi := &file_log_proto_msgTypes[15]
+	mi := &file_log_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1496,7 +1869,7 @@ func (x *UpdateStatus) String() string {
 func (*UpdateStatus) ProtoMessage() {}
 
 func (x *UpdateStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[15]
+	mi := &file_log_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1509,7 +1882,7 @@ func (x *UpdateStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateStatus.ProtoReflect.Descriptor instead.
 func (*UpdateStatus) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{15}
+	return file_log_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *UpdateStatus) GetServiceId() string {
@@ -1568,7 +1941,7 @@ type NetworkRecord struct {
 
 func (x *NetworkRecord) Reset() {
 	*x = NetworkRecord{}
-	mi := &file_log_proto_msgTypes[16]
+	mi := &file_log_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1580,7 +1953,7 @@ func (x *NetworkRecord) String() string {
 func (*NetworkRecord) ProtoMessage() {}
 
 func (x *NetworkRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[16]
+	mi := &file_log_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1593,7 +1966,7 @@ func (x *NetworkRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkRecord.ProtoReflect.Descriptor instead.
 func (*NetworkRecord) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{16}
+	return file_log_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *NetworkRecord) GetId() string {
@@ -1699,7 +2072,7 @@ type TaskCreate struct {
 
 func (x *TaskCreate) Reset() {
 	*x = TaskCreate{}
-	mi := &file_log_proto_msgTypes[17]
+	mi := &file_log_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1711,7 +2084,7 @@ func (x *TaskCreate) String() string {
 func (*TaskCreate) ProtoMessage() {}
 
 func (x *TaskCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[17]
+	mi := &file_log_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1724,7 +2097,7 @@ func (x *TaskCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskCreate.ProtoReflect.Descriptor instead.
 func (*TaskCreate) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{17}
+	return file_log_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *TaskCreate) GetServiceId() string {
@@ -1761,7 +2134,7 @@ type TaskPlacement struct {
 
 func (x *TaskPlacement) Reset() {
 	*x = TaskPlacement{}
-	mi := &file_log_proto_msgTypes[18]
+	mi := &file_log_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1773,7 +2146,7 @@ func (x *TaskPlacement) String() string {
 func (*TaskPlacement) ProtoMessage() {}
 
 func (x *TaskPlacement) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[18]
+	mi := &file_log_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1786,7 +2159,7 @@ func (x *TaskPlacement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskPlacement.ProtoReflect.Descriptor instead.
 func (*TaskPlacement) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{18}
+	return file_log_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TaskPlacement) GetTaskIds() []string {
@@ -1829,7 +2202,7 @@ type TaskReport struct {
 
 func (x *TaskReport) Reset() {
 	*x = TaskReport{}
-	mi := &file_log_proto_msgTypes[19]
+	mi := &file_log_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1841,7 +2214,7 @@ func (x *TaskReport) String() string {
 func (*TaskReport) ProtoMessage() {}
 
 func (x *TaskReport) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[19]
+	mi := &file_log_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1854,7 +2227,7 @@ func (x *TaskReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskReport.ProtoReflect.Descriptor instead.
 func (*TaskReport) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{19}
+	return file_log_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TaskReport) GetTaskId() string {
@@ -1937,7 +2310,7 @@ type TaskDesire struct {
 
 func (x *TaskDesire) Reset() {
 	*x = TaskDesire{}
-	mi := &file_log_proto_msgTypes[20]
+	mi := &file_log_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1949,7 +2322,7 @@ func (x *TaskDesire) String() string {
 func (*TaskDesire) ProtoMessage() {}
 
 func (x *TaskDesire) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[20]
+	mi := &file_log_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1962,7 +2335,7 @@ func (x *TaskDesire) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskDesire.ProtoReflect.Descriptor instead.
 func (*TaskDesire) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{20}
+	return file_log_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TaskDesire) GetTaskIds() []string {
@@ -1988,7 +2361,7 @@ type TaskDelete struct {
 
 func (x *TaskDelete) Reset() {
 	*x = TaskDelete{}
-	mi := &file_log_proto_msgTypes[21]
+	mi := &file_log_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2000,7 +2373,7 @@ func (x *TaskDelete) String() string {
 func (*TaskDelete) ProtoMessage() {}
 
 func (x *TaskDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[21]
+	mi := &file_log_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2013,7 +2386,7 @@ func (x *TaskDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskDelete.ProtoReflect.Descriptor instead.
 func (*TaskDelete) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{21}
+	return file_log_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TaskDelete) GetTaskIds() []string {
@@ -2050,7 +2423,7 @@ type TaskRecord struct {
 
 func (x *TaskRecord) Reset() {
 	*x = TaskRecord{}
-	mi := &file_log_proto_msgTypes[22]
+	mi := &file_log_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2062,7 +2435,7 @@ func (x *TaskRecord) String() string {
 func (*TaskRecord) ProtoMessage() {}
 
 func (x *TaskRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[22]
+	mi := &file_log_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2075,7 +2448,7 @@ func (x *TaskRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskRecord.ProtoReflect.Descriptor instead.
 func (*TaskRecord) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{22}
+	return file_log_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *TaskRecord) GetId() string {
@@ -2217,7 +2590,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_log_proto_msgTypes[23]
+	mi := &file_log_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2229,7 +2602,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[23]
+	mi := &file_log_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2242,7 +2615,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{23}
+	return file_log_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Attachment) GetNetworkId() string {
@@ -2294,7 +2667,7 @@ type SnapshotChunk struct {
 
 func (x *SnapshotChunk) Reset() {
 	*x = SnapshotChunk{}
-	mi := &file_log_proto_msgTypes[24]
+	mi := &file_log_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2306,7 +2679,7 @@ func (x *SnapshotChunk) String() string {
 func (*SnapshotChunk) ProtoMessage() {}
 
 func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[24]
+	mi := &file_log_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2319,7 +2692,7 @@ func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotChunk.ProtoReflect.Descriptor instead.
 func (*SnapshotChunk) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{24}
+	return file_log_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SnapshotChunk) GetKind() isSnapshotChunk_Kind {
@@ -2481,7 +2854,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_log_proto_msgTypes[25]
+	mi := &file_log_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2493,7 +2866,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[25]
+	mi := &file_log_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2506,7 +2879,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{25}
+	return file_log_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -2556,7 +2929,7 @@ type Quarantine struct {
 
 func (x *Quarantine) Reset() {
 	*x = Quarantine{}
-	mi := &file_log_proto_msgTypes[26]
+	mi := &file_log_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2568,7 +2941,7 @@ func (x *Quarantine) String() string {
 func (*Quarantine) ProtoMessage() {}
 
 func (x *Quarantine) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[26]
+	mi := &file_log_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2581,7 +2954,7 @@ func (x *Quarantine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quarantine.ProtoReflect.Descriptor instead.
 func (*Quarantine) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{26}
+	return file_log_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Quarantine) GetPool() string {
@@ -2615,7 +2988,7 @@ type SnapshotEnd struct {
 
 func (x *SnapshotEnd) Reset() {
 	*x = SnapshotEnd{}
-	mi := &file_log_proto_msgTypes[27]
+	mi := &file_log_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2627,7 +3000,7 @@ func (x *SnapshotEnd) String() string {
 func (*SnapshotEnd) ProtoMessage() {}
 
 func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[27]
+	mi := &file_log_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2640,7 +3013,7 @@ func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEnd.ProtoReflect.Descriptor instead.
 func (*SnapshotEnd) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{27}
+	return file_log_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SnapshotEnd) GetChunks() uint64 {
@@ -2670,7 +3043,7 @@ type TaskCreate_Item struct {
 
 func (x *TaskCreate_Item) Reset() {
 	*x = TaskCreate_Item{}
-	mi := &file_log_proto_msgTypes[30]
+	mi := &file_log_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2682,7 +3055,7 @@ func (x *TaskCreate_Item) String() string {
 func (*TaskCreate_Item) ProtoMessage() {}
 
 func (x *TaskCreate_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[30]
+	mi := &file_log_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2695,7 +3068,7 @@ func (x *TaskCreate_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskCreate_Item.ProtoReflect.Descriptor instead.
 func (*TaskCreate_Item) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{17, 0}
+	return file_log_proto_rawDescGZIP(), []int{21, 0}
 }
 
 func (x *TaskCreate_Item) GetSlot() uint64 {
@@ -2789,7 +3162,7 @@ const file_log_proto_rawDesc = "" +
 	"\x04Meta\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x18\n" +
 	"\acreated\x18\x02 \x01(\x03R\acreated\x12\x18\n" +
-	"\aupdated\x18\x03 \x01(\x03R\aupdated\"\xa1\x04\n" +
+	"\aupdated\x18\x03 \x01(\x03R\aupdated\"\x86\x06\n" +
 	"\rClusterRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12&\n" +
 	"\x04meta\x18\x02 \x01(\v2\x12.skein.api.v1.MetaR\x04meta\x12\x1b\n" +
@@ -2811,10 +3184,42 @@ const file_log_proto_rawDesc = "" +
 	"gossip_key\x18\x0e \x01(\fR\tgossipKey\x12\x1d\n" +
 	"\n" +
 	"unlock_key\x18\x10 \x01(\fR\tunlockKey\x123\n" +
-	"\aremoved\x18\x0f \x03(\v2\x19.skein.api.v1.RemovedNodeR\aremoved\"<\n" +
+	"\aremoved\x18\x0f \x03(\v2\x19.skein.api.v1.RemovedNodeR\aremoved\x126\n" +
+	"\brotation\x18\x11 \x01(\v2\x1a.skein.api.v1.RootRotationR\brotation\x12!\n" +
+	"\fforce_rotate\x18\x12 \x01(\x04R\vforceRotate\x12A\n" +
+	"\x0elimited_tokens\x18\x13 \x03(\v2\x1a.skein.api.v1.LimitedTokenR\rlimitedTokens\x12E\n" +
+	"\x0fgossip_rotation\x18\x14 \x01(\v2\x1c.skein.api.v1.GossipRotationR\x0egossipRotation\"\xd7\x01\n" +
+	"\fRootRotation\x12\x19\n" +
+	"\bcert_pem\x18\x01 \x01(\fR\acertPem\x12\x17\n" +
+	"\akey_pem\x18\x02 \x01(\fR\x06keyPem\x12\x1b\n" +
+	"\tcross_pem\x18\x03 \x01(\fR\bcrossPem\x12!\n" +
+	"\fworker_token\x18\x04 \x01(\tR\vworkerToken\x12#\n" +
+	"\rmanager_token\x18\x05 \x01(\tR\fmanagerToken\x12\x18\n" +
+	"\astarted\x18\x06 \x01(\x03R\astarted\x12\x14\n" +
+	"\x05until\x18\a \x01(\x03R\x05until\"\xef\x01\n" +
+	"\fLimitedToken\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04role\x18\x02 \x01(\tR\x04role\x12#\n" +
+	"\rsecret_sha256\x18\x03 \x01(\fR\fsecretSha256\x12\x18\n" +
+	"\acreated\x18\x04 \x01(\x03R\acreated\x12\x18\n" +
+	"\aexpires\x18\x05 \x01(\x03R\aexpires\x12\x12\n" +
+	"\x04uses\x18\x06 \x01(\x04R\x04uses\x12\x12\n" +
+	"\x04used\x18\a \x01(\x04R\x04used\x12\x18\n" +
+	"\arevoked\x18\b \x01(\x03R\arevoked\x12 \n" +
+	"\vdescription\x18\t \x01(\tR\vdescription\"R\n" +
+	"\x0eGossipRotation\x12\x12\n" +
+	"\x04next\x18\x01 \x01(\fR\x04next\x12\x12\n" +
+	"\x04last\x18\x02 \x01(\fR\x04last\x12\x18\n" +
+	"\achanged\x18\x03 \x01(\x03R\achanged\"\x82\x01\n" +
+	"\aNodeTLS\x12\x14\n" +
+	"\x05trust\x18\x01 \x03(\fR\x05trust\x12%\n" +
+	"\x0eissuer_subject\x18\x02 \x01(\fR\rissuerSubject\x12\x1d\n" +
+	"\n" +
+	"issuer_key\x18\x03 \x01(\fR\tissuerKey\x12\x1b\n" +
+	"\tnot_after\x18\x04 \x01(\x03R\bnotAfter\"<\n" +
 	"\vRemovedNode\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x14\n" +
-	"\x05until\x18\x02 \x01(\x03R\x05until\"\xf4\x03\n" +
+	"\x05until\x18\x02 \x01(\x03R\x05until\"\x9d\x04\n" +
 	"\n" +
 	"NodeRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12&\n" +
@@ -2830,7 +3235,8 @@ const file_log_proto_rawDesc = "" +
 	" \x01(\tR\arpcAddr\x12)\n" +
 	"\x10description_json\x18\v \x01(\fR\x0fdescriptionJson\x120\n" +
 	"\x06status\x18\f \x01(\v2\x18.skein.api.v1.NodeStatusR\x06status\x12\x1a\n" +
-	"\brestarts\x18\r \x01(\x04R\brestarts\x1a9\n" +
+	"\brestarts\x18\r \x01(\x04R\brestarts\x12'\n" +
+	"\x03tls\x18\x0e \x01(\v2\x15.skein.api.v1.NodeTLSR\x03tls\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"U\n" +
@@ -3011,7 +3417,7 @@ func file_log_proto_rawDescGZIP() []byte {
 	return file_log_proto_rawDescData
 }
 
-var file_log_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_log_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_log_proto_goTypes = []any{
 	(*Entry)(nil),            // 0: skein.api.v1.Entry
 	(*Txn)(nil),              // 1: skein.api.v1.Txn
@@ -3021,79 +3427,87 @@ var file_log_proto_goTypes = []any{
 	(*DependencyRef)(nil),    // 5: skein.api.v1.DependencyRef
 	(*Meta)(nil),             // 6: skein.api.v1.Meta
 	(*ClusterRecord)(nil),    // 7: skein.api.v1.ClusterRecord
-	(*RemovedNode)(nil),      // 8: skein.api.v1.RemovedNode
-	(*NodeRecord)(nil),       // 9: skein.api.v1.NodeRecord
-	(*NodeStatus)(nil),       // 10: skein.api.v1.NodeStatus
-	(*ServiceRecord)(nil),    // 11: skein.api.v1.ServiceRecord
-	(*Revision)(nil),         // 12: skein.api.v1.Revision
-	(*VIP)(nil),              // 13: skein.api.v1.VIP
-	(*PortConfig)(nil),       // 14: skein.api.v1.PortConfig
-	(*UpdateStatus)(nil),     // 15: skein.api.v1.UpdateStatus
-	(*NetworkRecord)(nil),    // 16: skein.api.v1.NetworkRecord
-	(*TaskCreate)(nil),       // 17: skein.api.v1.TaskCreate
-	(*TaskPlacement)(nil),    // 18: skein.api.v1.TaskPlacement
-	(*TaskReport)(nil),       // 19: skein.api.v1.TaskReport
-	(*TaskDesire)(nil),       // 20: skein.api.v1.TaskDesire
-	(*TaskDelete)(nil),       // 21: skein.api.v1.TaskDelete
-	(*TaskRecord)(nil),       // 22: skein.api.v1.TaskRecord
-	(*Attachment)(nil),       // 23: skein.api.v1.Attachment
-	(*SnapshotChunk)(nil),    // 24: skein.api.v1.SnapshotChunk
-	(*SnapshotHeader)(nil),   // 25: skein.api.v1.SnapshotHeader
-	(*Quarantine)(nil),       // 26: skein.api.v1.Quarantine
-	(*SnapshotEnd)(nil),      // 27: skein.api.v1.SnapshotEnd
-	nil,                      // 28: skein.api.v1.NodeRecord.LabelsEntry
-	nil,                      // 29: skein.api.v1.NetworkRecord.LabelsEntry
-	(*TaskCreate_Item)(nil),  // 30: skein.api.v1.TaskCreate.Item
+	(*RootRotation)(nil),     // 8: skein.api.v1.RootRotation
+	(*LimitedToken)(nil),     // 9: skein.api.v1.LimitedToken
+	(*GossipRotation)(nil),   // 10: skein.api.v1.GossipRotation
+	(*NodeTLS)(nil),          // 11: skein.api.v1.NodeTLS
+	(*RemovedNode)(nil),      // 12: skein.api.v1.RemovedNode
+	(*NodeRecord)(nil),       // 13: skein.api.v1.NodeRecord
+	(*NodeStatus)(nil),       // 14: skein.api.v1.NodeStatus
+	(*ServiceRecord)(nil),    // 15: skein.api.v1.ServiceRecord
+	(*Revision)(nil),         // 16: skein.api.v1.Revision
+	(*VIP)(nil),              // 17: skein.api.v1.VIP
+	(*PortConfig)(nil),       // 18: skein.api.v1.PortConfig
+	(*UpdateStatus)(nil),     // 19: skein.api.v1.UpdateStatus
+	(*NetworkRecord)(nil),    // 20: skein.api.v1.NetworkRecord
+	(*TaskCreate)(nil),       // 21: skein.api.v1.TaskCreate
+	(*TaskPlacement)(nil),    // 22: skein.api.v1.TaskPlacement
+	(*TaskReport)(nil),       // 23: skein.api.v1.TaskReport
+	(*TaskDesire)(nil),       // 24: skein.api.v1.TaskDesire
+	(*TaskDelete)(nil),       // 25: skein.api.v1.TaskDelete
+	(*TaskRecord)(nil),       // 26: skein.api.v1.TaskRecord
+	(*Attachment)(nil),       // 27: skein.api.v1.Attachment
+	(*SnapshotChunk)(nil),    // 28: skein.api.v1.SnapshotChunk
+	(*SnapshotHeader)(nil),   // 29: skein.api.v1.SnapshotHeader
+	(*Quarantine)(nil),       // 30: skein.api.v1.Quarantine
+	(*SnapshotEnd)(nil),      // 31: skein.api.v1.SnapshotEnd
+	nil,                      // 32: skein.api.v1.NodeRecord.LabelsEntry
+	nil,                      // 33: skein.api.v1.NetworkRecord.LabelsEntry
+	(*TaskCreate_Item)(nil),  // 34: skein.api.v1.TaskCreate.Item
 }
 var file_log_proto_depIdxs = []int32{
 	1,  // 0: skein.api.v1.Entry.txns:type_name -> skein.api.v1.Txn
 	3,  // 1: skein.api.v1.Txn.changes:type_name -> skein.api.v1.Change
 	2,  // 2: skein.api.v1.Change.expect:type_name -> skein.api.v1.Expect
 	7,  // 3: skein.api.v1.Change.put_cluster:type_name -> skein.api.v1.ClusterRecord
-	9,  // 4: skein.api.v1.Change.put_node:type_name -> skein.api.v1.NodeRecord
-	10, // 5: skein.api.v1.Change.node_status:type_name -> skein.api.v1.NodeStatus
-	11, // 6: skein.api.v1.Change.put_service:type_name -> skein.api.v1.ServiceRecord
-	15, // 7: skein.api.v1.Change.update_status:type_name -> skein.api.v1.UpdateStatus
-	16, // 8: skein.api.v1.Change.put_network:type_name -> skein.api.v1.NetworkRecord
-	17, // 9: skein.api.v1.Change.create_tasks:type_name -> skein.api.v1.TaskCreate
-	18, // 10: skein.api.v1.Change.place_tasks:type_name -> skein.api.v1.TaskPlacement
-	19, // 11: skein.api.v1.Change.report_task:type_name -> skein.api.v1.TaskReport
-	20, // 12: skein.api.v1.Change.desire_tasks:type_name -> skein.api.v1.TaskDesire
-	21, // 13: skein.api.v1.Change.delete_tasks:type_name -> skein.api.v1.TaskDelete
+	13, // 4: skein.api.v1.Change.put_node:type_name -> skein.api.v1.NodeRecord
+	14, // 5: skein.api.v1.Change.node_status:type_name -> skein.api.v1.NodeStatus
+	15, // 6: skein.api.v1.Change.put_service:type_name -> skein.api.v1.ServiceRecord
+	19, // 7: skein.api.v1.Change.update_status:type_name -> skein.api.v1.UpdateStatus
+	20, // 8: skein.api.v1.Change.put_network:type_name -> skein.api.v1.NetworkRecord
+	21, // 9: skein.api.v1.Change.create_tasks:type_name -> skein.api.v1.TaskCreate
+	22, // 10: skein.api.v1.Change.place_tasks:type_name -> skein.api.v1.TaskPlacement
+	23, // 11: skein.api.v1.Change.report_task:type_name -> skein.api.v1.TaskReport
+	24, // 12: skein.api.v1.Change.desire_tasks:type_name -> skein.api.v1.TaskDesire
+	25, // 13: skein.api.v1.Change.delete_tasks:type_name -> skein.api.v1.TaskDelete
 	4,  // 14: skein.api.v1.Change.put_dependency:type_name -> skein.api.v1.DependencyRecord
 	5,  // 15: skein.api.v1.Change.delete_dependency:type_name -> skein.api.v1.DependencyRef
 	6,  // 16: skein.api.v1.DependencyRecord.meta:type_name -> skein.api.v1.Meta
 	6,  // 17: skein.api.v1.ClusterRecord.meta:type_name -> skein.api.v1.Meta
-	8,  // 18: skein.api.v1.ClusterRecord.removed:type_name -> skein.api.v1.RemovedNode
-	6,  // 19: skein.api.v1.NodeRecord.meta:type_name -> skein.api.v1.Meta
-	28, // 20: skein.api.v1.NodeRecord.labels:type_name -> skein.api.v1.NodeRecord.LabelsEntry
-	10, // 21: skein.api.v1.NodeRecord.status:type_name -> skein.api.v1.NodeStatus
-	6,  // 22: skein.api.v1.ServiceRecord.meta:type_name -> skein.api.v1.Meta
-	13, // 23: skein.api.v1.ServiceRecord.vips:type_name -> skein.api.v1.VIP
-	14, // 24: skein.api.v1.ServiceRecord.ports:type_name -> skein.api.v1.PortConfig
-	15, // 25: skein.api.v1.ServiceRecord.update_status:type_name -> skein.api.v1.UpdateStatus
-	12, // 26: skein.api.v1.ServiceRecord.revisions:type_name -> skein.api.v1.Revision
-	6,  // 27: skein.api.v1.NetworkRecord.meta:type_name -> skein.api.v1.Meta
-	29, // 28: skein.api.v1.NetworkRecord.labels:type_name -> skein.api.v1.NetworkRecord.LabelsEntry
-	30, // 29: skein.api.v1.TaskCreate.items:type_name -> skein.api.v1.TaskCreate.Item
-	14, // 30: skein.api.v1.TaskReport.ports:type_name -> skein.api.v1.PortConfig
-	19, // 31: skein.api.v1.TaskRecord.status:type_name -> skein.api.v1.TaskReport
-	23, // 32: skein.api.v1.TaskRecord.attachments:type_name -> skein.api.v1.Attachment
-	14, // 33: skein.api.v1.TaskRecord.host_ports:type_name -> skein.api.v1.PortConfig
-	25, // 34: skein.api.v1.SnapshotChunk.header:type_name -> skein.api.v1.SnapshotHeader
-	7,  // 35: skein.api.v1.SnapshotChunk.cluster:type_name -> skein.api.v1.ClusterRecord
-	9,  // 36: skein.api.v1.SnapshotChunk.node:type_name -> skein.api.v1.NodeRecord
-	11, // 37: skein.api.v1.SnapshotChunk.service:type_name -> skein.api.v1.ServiceRecord
-	16, // 38: skein.api.v1.SnapshotChunk.network:type_name -> skein.api.v1.NetworkRecord
-	22, // 39: skein.api.v1.SnapshotChunk.task:type_name -> skein.api.v1.TaskRecord
-	26, // 40: skein.api.v1.SnapshotChunk.quarantine:type_name -> skein.api.v1.Quarantine
-	27, // 41: skein.api.v1.SnapshotChunk.end:type_name -> skein.api.v1.SnapshotEnd
-	4,  // 42: skein.api.v1.SnapshotChunk.dependency:type_name -> skein.api.v1.DependencyRecord
-	43, // [43:43] is the sub-list for method output_type
-	43, // [43:43] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	12, // 18: skein.api.v1.ClusterRecord.removed:type_name -> skein.api.v1.RemovedNode
+	8,  // 19: skein.api.v1.ClusterRecord.rotation:type_name -> skein.api.v1.RootRotation
+	9,  // 20: skein.api.v1.ClusterRecord.limited_tokens:type_name -> skein.api.v1.LimitedToken
+	10, // 21: skein.api.v1.ClusterRecord.gossip_rotation:type_name -> skein.api.v1.GossipRotation
+	6,  // 22: skein.api.v1.NodeRecord.meta:type_name -> skein.api.v1.Meta
+	32, // 23: skein.api.v1.NodeRecord.labels:type_name -> skein.api.v1.NodeRecord.LabelsEntry
+	14, // 24: skein.api.v1.NodeRecord.status:type_name -> skein.api.v1.NodeStatus
+	11, // 25: skein.api.v1.NodeRecord.tls:type_name -> skein.api.v1.NodeTLS
+	6,  // 26: skein.api.v1.ServiceRecord.meta:type_name -> skein.api.v1.Meta
+	17, // 27: skein.api.v1.ServiceRecord.vips:type_name -> skein.api.v1.VIP
+	18, // 28: skein.api.v1.ServiceRecord.ports:type_name -> skein.api.v1.PortConfig
+	19, // 29: skein.api.v1.ServiceRecord.update_status:type_name -> skein.api.v1.UpdateStatus
+	16, // 30: skein.api.v1.ServiceRecord.revisions:type_name -> skein.api.v1.Revision
+	6,  // 31: skein.api.v1.NetworkRecord.meta:type_name -> skein.api.v1.Meta
+	33, // 32: skein.api.v1.NetworkRecord.labels:type_name -> skein.api.v1.NetworkRecord.LabelsEntry
+	34, // 33: skein.api.v1.TaskCreate.items:type_name -> skein.api.v1.TaskCreate.Item
+	18, // 34: skein.api.v1.TaskReport.ports:type_name -> skein.api.v1.PortConfig
+	23, // 35: skein.api.v1.TaskRecord.status:type_name -> skein.api.v1.TaskReport
+	27, // 36: skein.api.v1.TaskRecord.attachments:type_name -> skein.api.v1.Attachment
+	18, // 37: skein.api.v1.TaskRecord.host_ports:type_name -> skein.api.v1.PortConfig
+	29, // 38: skein.api.v1.SnapshotChunk.header:type_name -> skein.api.v1.SnapshotHeader
+	7,  // 39: skein.api.v1.SnapshotChunk.cluster:type_name -> skein.api.v1.ClusterRecord
+	13, // 40: skein.api.v1.SnapshotChunk.node:type_name -> skein.api.v1.NodeRecord
+	15, // 41: skein.api.v1.SnapshotChunk.service:type_name -> skein.api.v1.ServiceRecord
+	20, // 42: skein.api.v1.SnapshotChunk.network:type_name -> skein.api.v1.NetworkRecord
+	26, // 43: skein.api.v1.SnapshotChunk.task:type_name -> skein.api.v1.TaskRecord
+	30, // 44: skein.api.v1.SnapshotChunk.quarantine:type_name -> skein.api.v1.Quarantine
+	31, // 45: skein.api.v1.SnapshotChunk.end:type_name -> skein.api.v1.SnapshotEnd
+	4,  // 46: skein.api.v1.SnapshotChunk.dependency:type_name -> skein.api.v1.DependencyRecord
+	47, // [47:47] is the sub-list for method output_type
+	47, // [47:47] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_log_proto_init() }
@@ -3120,7 +3534,7 @@ func file_log_proto_init() {
 		(*Change_PutDependency)(nil),
 		(*Change_DeleteDependency)(nil),
 	}
-	file_log_proto_msgTypes[24].OneofWrappers = []any{
+	file_log_proto_msgTypes[28].OneofWrappers = []any{
 		(*SnapshotChunk_Header)(nil),
 		(*SnapshotChunk_Cluster)(nil),
 		(*SnapshotChunk_Node)(nil),
@@ -3137,7 +3551,7 @@ func file_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_log_proto_rawDesc), len(file_log_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   31,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -64,6 +64,10 @@ func methods() map[string]method {
 		api.Control_RemoveNetwork_FullMethodName: write[api.Empty](),
 		api.Control_NetStatus_FullMethodName:     read[api.NetStatusReply](),
 
+		api.Control_CreateJoinToken_FullMethodName: write[api.TokenInfo](),
+		api.Control_ListJoinTokens_FullMethodName:  read[api.TokenInfos](),
+		api.Control_RemoveJoinToken_FullMethodName: write[api.Empty](),
+
 		api.Control_ListDependencies_FullMethodName: read[api.Objects](),
 		api.Control_GetDependency_FullMethodName:    read[api.Object](),
 		api.Control_CreateDependency_FullMethodName: write[api.Created](),
