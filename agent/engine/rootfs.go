@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"skein/runtime"
+	"skein/runtime/handle"
 )
 
 const openDirectory = unix.O_DIRECTORY
@@ -23,16 +24,11 @@ func openIn(root *os.File, name string, flags int) (*os.File, error) {
 }
 
 func openHow(dir *os.File, name string, how *unix.OpenHow) (*os.File, error) {
-	for range 128 { // EAGAIN: something was renamed meanwhile
-		fd, err := unix.Openat2(int(dir.Fd()), name, how)
-		if err == nil {
-			return os.NewFile(uintptr(fd), name), nil
-		}
-		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
-			return nil, &os.PathError{Op: "open", Path: name, Err: err}
-		}
+	fd, err := handle.Open(int(dir.Fd()), name, how)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: name, Err: err}
 	}
-	return nil, &os.PathError{Op: "open", Path: name, Err: unix.EAGAIN}
+	return os.NewFile(uintptr(fd), name), nil
 }
 
 // openImage opens the image's part of a root filesystem, without what the container changed.

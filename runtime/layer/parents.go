@@ -8,6 +8,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"skein/runtime/handle"
 )
 
 const opaqueXattr = "trusted.overlay.opaque"
@@ -15,18 +17,8 @@ const opaqueXattr = "trusted.overlay.opaque"
 const inRoot = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS
 
 func openDir(root int, name string) (fd int, err error) {
-	for range renameTries {
-		fd, err = unix.Openat2(root, name, &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: inRoot})
-		if err != unix.EAGAIN && err != unix.EINTR {
-			break
-		}
-	}
-	return fd, err
+	return handle.Open(root, name, &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: inRoot})
 }
-
-// renameTries is how often a name is opened that the kernel could not resolve because something, anywhere, was renamed or mounted while it
-// went through "..".
-const renameTries = 128
 
 // parent returns the handle of a directory of this layer, making it and those above it when no entry did. The handle is the
 // extractor's, valid until the next call.
@@ -188,7 +180,7 @@ func lookup(root int, dir string) (fd int, visible bool, err error) {
 	for part := range strings.SplitSeq(dir, "/") {
 		at = path.Join(at, part)
 		// Each component by itself: a link or a file on the way hides everything below it.
-		fd, err := unix.Openat2(root, at, &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+		fd, err := handle.Open(root, at, &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC,
 			Resolve: inRoot | unix.RESOLVE_NO_SYMLINKS})
 		switch {
 		case err == unix.ENOENT:
@@ -212,7 +204,7 @@ func lookup(root int, dir string) (fd int, visible bool, err error) {
 
 // lookupBelowOpaque looks once more: nothing below an opaque directory shows through.
 func lookupBelowOpaque(root int, dir string) (int, bool, error) {
-	fd, err := unix.Openat2(root, dir, &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC,
+	fd, err := handle.Open(root, dir, &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC,
 		Resolve: inRoot | unix.RESOLVE_NO_SYMLINKS})
 	switch err {
 	case nil:

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"skein/runtime"
+	"skein/runtime/handle"
 	"skein/runtime/rootfs"
 	"skein/runtime/sandbox"
 )
@@ -76,13 +77,7 @@ func openSubpath(source, sub string, recursive bool) (fd int, dir bool, err erro
 
 func openBeneath(base int, sub string) (int, error) {
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS}
-	at, err := unix.Openat2(base, sub, &how)
-	for range 128 {
-		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
-			break // EAGAIN: something was renamed meanwhile
-		}
-		at, err = unix.Openat2(base, sub, &how)
-	}
+	at, err := handle.Open(base, sub, &how)
 	if errors.Is(err, unix.EXDEV) {
 		err = errors.New("it leads out of the volume")
 	}
