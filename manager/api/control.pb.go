@@ -980,6 +980,210 @@ func (x *RemoveRequest) GetForce() bool {
 	return false
 }
 
+type RebalanceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"` // id or name; empty: all services
+	Apply         bool                   `protobuf:"varint,2,opt,name=apply,proto3" json:"apply,omitempty"`    // else only the plan
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RebalanceRequest) Reset() {
+	*x = RebalanceRequest{}
+	mi := &file_control_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RebalanceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RebalanceRequest) ProtoMessage() {}
+
+func (x *RebalanceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RebalanceRequest.ProtoReflect.Descriptor instead.
+func (*RebalanceRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *RebalanceRequest) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *RebalanceRequest) GetApply() bool {
+	if x != nil {
+		return x.Apply
+	}
+	return false
+}
+
+type RebalanceReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Moves         []*TaskMovePlan        `protobuf:"bytes,1,rep,name=moves,proto3" json:"moves,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RebalanceReply) Reset() {
+	*x = RebalanceReply{}
+	mi := &file_control_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RebalanceReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RebalanceReply) ProtoMessage() {}
+
+func (x *RebalanceReply) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RebalanceReply.ProtoReflect.Descriptor instead.
+func (*RebalanceReply) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *RebalanceReply) GetMoves() []*TaskMovePlan {
+	if x != nil {
+		return x.Moves
+	}
+	return nil
+}
+
+type TaskMovePlan struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TaskId        string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	ServiceId     string                 `protobuf:"bytes,2,opt,name=service_id,json=serviceId,proto3" json:"service_id,omitempty"`
+	ServiceName   string                 `protobuf:"bytes,3,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	Slot          uint64                 `protobuf:"varint,4,opt,name=slot,proto3" json:"slot,omitempty"`
+	FromNode      string                 `protobuf:"bytes,5,opt,name=from_node,json=fromNode,proto3" json:"from_node,omitempty"`
+	FromHostname  string                 `protobuf:"bytes,6,opt,name=from_hostname,json=fromHostname,proto3" json:"from_hostname,omitempty"`
+	ToNode        string                 `protobuf:"bytes,7,opt,name=to_node,json=toNode,proto3" json:"to_node,omitempty"` // where it would go now
+	ToHostname    string                 `protobuf:"bytes,8,opt,name=to_hostname,json=toHostname,proto3" json:"to_hostname,omitempty"`
+	Moving        bool                   `protobuf:"varint,9,opt,name=moving,proto3" json:"moving,omitempty"` // asked for already
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TaskMovePlan) Reset() {
+	*x = TaskMovePlan{}
+	mi := &file_control_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TaskMovePlan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TaskMovePlan) ProtoMessage() {}
+
+func (x *TaskMovePlan) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TaskMovePlan.ProtoReflect.Descriptor instead.
+func (*TaskMovePlan) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *TaskMovePlan) GetTaskId() string {
+	if x != nil {
+		return x.TaskId
+	}
+	return ""
+}
+
+func (x *TaskMovePlan) GetServiceId() string {
+	if x != nil {
+		return x.ServiceId
+	}
+	return ""
+}
+
+func (x *TaskMovePlan) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
+func (x *TaskMovePlan) GetSlot() uint64 {
+	if x != nil {
+		return x.Slot
+	}
+	return 0
+}
+
+func (x *TaskMovePlan) GetFromNode() string {
+	if x != nil {
+		return x.FromNode
+	}
+	return ""
+}
+
+func (x *TaskMovePlan) GetFromHostname() string {
+	if x != nil {
+		return x.FromHostname
+	}
+	return ""
+}
+
+func (x *TaskMovePlan) GetToNode() string {
+	if x != nil {
+		return x.ToNode
+	}
+	return ""
+}
+
+func (x *TaskMovePlan) GetToHostname() string {
+	if x != nil {
+		return x.ToHostname
+	}
+	return ""
+}
+
+func (x *TaskMovePlan) GetMoving() bool {
+	if x != nil {
+		return x.Moving
+	}
+	return false
+}
+
 type NetStatusReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Rows          []*NetStatusRow        `protobuf:"bytes,1,rep,name=rows,proto3" json:"rows,omitempty"`
@@ -989,7 +1193,7 @@ type NetStatusReply struct {
 
 func (x *NetStatusReply) Reset() {
 	*x = NetStatusReply{}
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1001,7 +1205,7 @@ func (x *NetStatusReply) String() string {
 func (*NetStatusReply) ProtoMessage() {}
 
 func (x *NetStatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1014,7 +1218,7 @@ func (x *NetStatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetStatusReply.ProtoReflect.Descriptor instead.
 func (*NetStatusReply) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{17}
+	return file_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *NetStatusReply) GetRows() []*NetStatusRow {
@@ -1038,7 +1242,7 @@ type NetStatusRow struct {
 
 func (x *NetStatusRow) Reset() {
 	*x = NetStatusRow{}
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1050,7 +1254,7 @@ func (x *NetStatusRow) String() string {
 func (*NetStatusRow) ProtoMessage() {}
 
 func (x *NetStatusRow) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1063,7 +1267,7 @@ func (x *NetStatusRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetStatusRow.ProtoReflect.Descriptor instead.
 func (*NetStatusRow) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{18}
+	return file_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *NetStatusRow) GetNodeId() string {
@@ -1117,7 +1321,7 @@ type RootCA struct {
 
 func (x *RootCA) Reset() {
 	*x = RootCA{}
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1129,7 +1333,7 @@ func (x *RootCA) String() string {
 func (*RootCA) ProtoMessage() {}
 
 func (x *RootCA) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1142,7 +1346,7 @@ func (x *RootCA) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RootCA.ProtoReflect.Descriptor instead.
 func (*RootCA) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{19}
+	return file_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RootCA) GetCertPem() []byte {
@@ -1166,7 +1370,7 @@ type IssueRequest struct {
 
 func (x *IssueRequest) Reset() {
 	*x = IssueRequest{}
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1178,7 +1382,7 @@ func (x *IssueRequest) String() string {
 func (*IssueRequest) ProtoMessage() {}
 
 func (x *IssueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1191,7 +1395,7 @@ func (x *IssueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueRequest.ProtoReflect.Descriptor instead.
 func (*IssueRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{20}
+	return file_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *IssueRequest) GetToken() string {
@@ -1251,7 +1455,7 @@ type IssueReply struct {
 
 func (x *IssueReply) Reset() {
 	*x = IssueReply{}
-	mi := &file_control_proto_msgTypes[21]
+	mi := &file_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1263,7 +1467,7 @@ func (x *IssueReply) String() string {
 func (*IssueReply) ProtoMessage() {}
 
 func (x *IssueReply) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[21]
+	mi := &file_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1276,7 +1480,7 @@ func (x *IssueReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueReply.ProtoReflect.Descriptor instead.
 func (*IssueReply) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{21}
+	return file_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *IssueReply) GetNodeId() string {
@@ -1338,7 +1542,7 @@ type MemberRequest struct {
 
 func (x *MemberRequest) Reset() {
 	*x = MemberRequest{}
-	mi := &file_control_proto_msgTypes[22]
+	mi := &file_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1350,7 +1554,7 @@ func (x *MemberRequest) String() string {
 func (*MemberRequest) ProtoMessage() {}
 
 func (x *MemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[22]
+	mi := &file_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1363,7 +1567,7 @@ func (x *MemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberRequest.ProtoReflect.Descriptor instead.
 func (*MemberRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{22}
+	return file_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *MemberRequest) GetNodeId() string {
@@ -1389,7 +1593,7 @@ type MemberReply struct {
 
 func (x *MemberReply) Reset() {
 	*x = MemberReply{}
-	mi := &file_control_proto_msgTypes[23]
+	mi := &file_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1401,7 +1605,7 @@ func (x *MemberReply) String() string {
 func (*MemberReply) ProtoMessage() {}
 
 func (x *MemberReply) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[23]
+	mi := &file_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1414,7 +1618,7 @@ func (x *MemberReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberReply.ProtoReflect.Descriptor instead.
 func (*MemberReply) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{23}
+	return file_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *MemberReply) GetManagers() []*ManagerPeer {
@@ -1439,7 +1643,7 @@ type TaskLogsRequest struct {
 
 func (x *TaskLogsRequest) Reset() {
 	*x = TaskLogsRequest{}
-	mi := &file_control_proto_msgTypes[24]
+	mi := &file_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1451,7 +1655,7 @@ func (x *TaskLogsRequest) String() string {
 func (*TaskLogsRequest) ProtoMessage() {}
 
 func (x *TaskLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[24]
+	mi := &file_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1464,7 +1668,7 @@ func (x *TaskLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskLogsRequest.ProtoReflect.Descriptor instead.
 func (*TaskLogsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{24}
+	return file_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TaskLogsRequest) GetTaskId() string {
@@ -1527,7 +1731,7 @@ type LogChunk struct {
 
 func (x *LogChunk) Reset() {
 	*x = LogChunk{}
-	mi := &file_control_proto_msgTypes[25]
+	mi := &file_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1539,7 +1743,7 @@ func (x *LogChunk) String() string {
 func (*LogChunk) ProtoMessage() {}
 
 func (x *LogChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[25]
+	mi := &file_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1552,7 +1756,7 @@ func (x *LogChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogChunk.ProtoReflect.Descriptor instead.
 func (*LogChunk) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{25}
+	return file_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *LogChunk) GetTime() int64 {
@@ -1649,7 +1853,24 @@ const file_control_proto_rawDesc = "" +
 	"\bwarnings\x18\x01 \x03(\tR\bwarnings\"7\n" +
 	"\rRemoveRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x14\n" +
-	"\x05force\x18\x02 \x01(\bR\x05force\"@\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"B\n" +
+	"\x10RebalanceRequest\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\x12\x14\n" +
+	"\x05apply\x18\x02 \x01(\bR\x05apply\"B\n" +
+	"\x0eRebalanceReply\x120\n" +
+	"\x05moves\x18\x01 \x03(\v2\x1a.skein.api.v1.TaskMovePlanR\x05moves\"\x91\x02\n" +
+	"\fTaskMovePlan\x12\x17\n" +
+	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x1d\n" +
+	"\n" +
+	"service_id\x18\x02 \x01(\tR\tserviceId\x12!\n" +
+	"\fservice_name\x18\x03 \x01(\tR\vserviceName\x12\x12\n" +
+	"\x04slot\x18\x04 \x01(\x04R\x04slot\x12\x1b\n" +
+	"\tfrom_node\x18\x05 \x01(\tR\bfromNode\x12#\n" +
+	"\rfrom_hostname\x18\x06 \x01(\tR\ffromHostname\x12\x17\n" +
+	"\ato_node\x18\a \x01(\tR\x06toNode\x12\x1f\n" +
+	"\vto_hostname\x18\b \x01(\tR\n" +
+	"toHostname\x12\x16\n" +
+	"\x06moving\x18\t \x01(\bR\x06moving\"@\n" +
 	"\x0eNetStatusReply\x12.\n" +
 	"\x04rows\x18\x01 \x03(\v2\x1a.skein.api.v1.NetStatusRowR\x04rows\"\x97\x01\n" +
 	"\fNetStatusRow\x12\x17\n" +
@@ -1695,7 +1916,7 @@ const file_control_proto_rawDesc = "" +
 	"\bLogChunk\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x16\n" +
 	"\x06stream\x18\x02 \x01(\rR\x06stream\x12\x12\n" +
-	"\x04line\x18\x03 \x01(\fR\x04line2\x9e\x0e\n" +
+	"\x04line\x18\x03 \x01(\fR\x04line2\xe9\x0e\n" +
 	"\aControl\x12<\n" +
 	"\n" +
 	"GetCluster\x12\x18.skein.api.v1.GetRequest\x1a\x14.skein.api.v1.Object\x12A\n" +
@@ -1728,7 +1949,8 @@ const file_control_proto_rawDesc = "" +
 	"\tNetStatus\x12\x19.skein.api.v1.ListRequest\x1a\x1c.skein.api.v1.NetStatusReply\x12J\n" +
 	"\x0fCreateJoinToken\x12\x1e.skein.api.v1.JoinTokenRequest\x1a\x17.skein.api.v1.TokenInfo\x12?\n" +
 	"\x0eListJoinTokens\x12\x13.skein.api.v1.Empty\x1a\x18.skein.api.v1.TokenInfos\x12@\n" +
-	"\x0fRemoveJoinToken\x12\x18.skein.api.v1.GetRequest\x1a\x13.skein.api.v1.Empty2\xd0\x01\n" +
+	"\x0fRemoveJoinToken\x12\x18.skein.api.v1.GetRequest\x1a\x13.skein.api.v1.Empty\x12I\n" +
+	"\tRebalance\x12\x1e.skein.api.v1.RebalanceRequest\x1a\x1c.skein.api.v1.RebalanceReply2\xd0\x01\n" +
 	"\x02CA\x126\n" +
 	"\tGetRootCA\x12\x13.skein.api.v1.Empty\x1a\x14.skein.api.v1.RootCA\x12H\n" +
 	"\x10IssueCertificate\x12\x1a.skein.api.v1.IssueRequest\x1a\x18.skein.api.v1.IssueReply\x12H\n" +
@@ -1753,7 +1975,7 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_control_proto_goTypes = []any{
 	(*JoinTokenRequest)(nil),      // 0: skein.api.v1.JoinTokenRequest
 	(*TokenInfos)(nil),            // 1: skein.api.v1.TokenInfos
@@ -1772,100 +1994,106 @@ var file_control_proto_goTypes = []any{
 	(*UnlockKey)(nil),             // 14: skein.api.v1.UnlockKey
 	(*Updated)(nil),               // 15: skein.api.v1.Updated
 	(*RemoveRequest)(nil),         // 16: skein.api.v1.RemoveRequest
-	(*NetStatusReply)(nil),        // 17: skein.api.v1.NetStatusReply
-	(*NetStatusRow)(nil),          // 18: skein.api.v1.NetStatusRow
-	(*RootCA)(nil),                // 19: skein.api.v1.RootCA
-	(*IssueRequest)(nil),          // 20: skein.api.v1.IssueRequest
-	(*IssueReply)(nil),            // 21: skein.api.v1.IssueReply
-	(*MemberRequest)(nil),         // 22: skein.api.v1.MemberRequest
-	(*MemberReply)(nil),           // 23: skein.api.v1.MemberReply
-	(*TaskLogsRequest)(nil),       // 24: skein.api.v1.TaskLogsRequest
-	(*LogChunk)(nil),              // 25: skein.api.v1.LogChunk
-	nil,                           // 26: skein.api.v1.DependencyListRequest.FiltersEntry
-	nil,                           // 27: skein.api.v1.ListRequest.FiltersEntry
-	(*ManagerPeer)(nil),           // 28: skein.api.v1.ManagerPeer
+	(*RebalanceRequest)(nil),      // 17: skein.api.v1.RebalanceRequest
+	(*RebalanceReply)(nil),        // 18: skein.api.v1.RebalanceReply
+	(*TaskMovePlan)(nil),          // 19: skein.api.v1.TaskMovePlan
+	(*NetStatusReply)(nil),        // 20: skein.api.v1.NetStatusReply
+	(*NetStatusRow)(nil),          // 21: skein.api.v1.NetStatusRow
+	(*RootCA)(nil),                // 22: skein.api.v1.RootCA
+	(*IssueRequest)(nil),          // 23: skein.api.v1.IssueRequest
+	(*IssueReply)(nil),            // 24: skein.api.v1.IssueReply
+	(*MemberRequest)(nil),         // 25: skein.api.v1.MemberRequest
+	(*MemberReply)(nil),           // 26: skein.api.v1.MemberReply
+	(*TaskLogsRequest)(nil),       // 27: skein.api.v1.TaskLogsRequest
+	(*LogChunk)(nil),              // 28: skein.api.v1.LogChunk
+	nil,                           // 29: skein.api.v1.DependencyListRequest.FiltersEntry
+	nil,                           // 30: skein.api.v1.ListRequest.FiltersEntry
+	(*ManagerPeer)(nil),           // 31: skein.api.v1.ManagerPeer
 }
 var file_control_proto_depIdxs = []int32{
 	2,  // 0: skein.api.v1.TokenInfos.tokens:type_name -> skein.api.v1.TokenInfo
-	26, // 1: skein.api.v1.DependencyListRequest.filters:type_name -> skein.api.v1.DependencyListRequest.FiltersEntry
-	27, // 2: skein.api.v1.ListRequest.filters:type_name -> skein.api.v1.ListRequest.FiltersEntry
-	18, // 3: skein.api.v1.NetStatusReply.rows:type_name -> skein.api.v1.NetStatusRow
-	28, // 4: skein.api.v1.MemberReply.managers:type_name -> skein.api.v1.ManagerPeer
-	10, // 5: skein.api.v1.DependencyListRequest.FiltersEntry.value:type_name -> skein.api.v1.StringList
-	10, // 6: skein.api.v1.ListRequest.FiltersEntry.value:type_name -> skein.api.v1.StringList
-	8,  // 7: skein.api.v1.Control.GetCluster:input_type -> skein.api.v1.GetRequest
-	13, // 8: skein.api.v1.Control.UpdateCluster:input_type -> skein.api.v1.UpdateRequest
-	3,  // 9: skein.api.v1.Control.GetUnlockKey:input_type -> skein.api.v1.Empty
-	9,  // 10: skein.api.v1.Control.ListNodes:input_type -> skein.api.v1.ListRequest
-	8,  // 11: skein.api.v1.Control.GetNode:input_type -> skein.api.v1.GetRequest
-	13, // 12: skein.api.v1.Control.UpdateNode:input_type -> skein.api.v1.UpdateRequest
-	16, // 13: skein.api.v1.Control.RemoveNode:input_type -> skein.api.v1.RemoveRequest
-	9,  // 14: skein.api.v1.Control.ListServices:input_type -> skein.api.v1.ListRequest
-	8,  // 15: skein.api.v1.Control.GetService:input_type -> skein.api.v1.GetRequest
-	11, // 16: skein.api.v1.Control.CreateService:input_type -> skein.api.v1.CreateRequest
-	13, // 17: skein.api.v1.Control.UpdateService:input_type -> skein.api.v1.UpdateRequest
-	16, // 18: skein.api.v1.Control.RemoveService:input_type -> skein.api.v1.RemoveRequest
-	9,  // 19: skein.api.v1.Control.ListTasks:input_type -> skein.api.v1.ListRequest
-	8,  // 20: skein.api.v1.Control.GetTask:input_type -> skein.api.v1.GetRequest
-	9,  // 21: skein.api.v1.Control.ListNetworks:input_type -> skein.api.v1.ListRequest
-	8,  // 22: skein.api.v1.Control.GetNetwork:input_type -> skein.api.v1.GetRequest
-	11, // 23: skein.api.v1.Control.CreateNetwork:input_type -> skein.api.v1.CreateRequest
-	16, // 24: skein.api.v1.Control.RemoveNetwork:input_type -> skein.api.v1.RemoveRequest
-	5,  // 25: skein.api.v1.Control.ListDependencies:input_type -> skein.api.v1.DependencyListRequest
-	4,  // 26: skein.api.v1.Control.GetDependency:input_type -> skein.api.v1.DependencyRequest
-	4,  // 27: skein.api.v1.Control.CreateDependency:input_type -> skein.api.v1.DependencyRequest
-	4,  // 28: skein.api.v1.Control.UpdateDependency:input_type -> skein.api.v1.DependencyRequest
-	4,  // 29: skein.api.v1.Control.RemoveDependency:input_type -> skein.api.v1.DependencyRequest
-	9,  // 30: skein.api.v1.Control.NetStatus:input_type -> skein.api.v1.ListRequest
-	0,  // 31: skein.api.v1.Control.CreateJoinToken:input_type -> skein.api.v1.JoinTokenRequest
-	3,  // 32: skein.api.v1.Control.ListJoinTokens:input_type -> skein.api.v1.Empty
-	8,  // 33: skein.api.v1.Control.RemoveJoinToken:input_type -> skein.api.v1.GetRequest
-	3,  // 34: skein.api.v1.CA.GetRootCA:input_type -> skein.api.v1.Empty
-	20, // 35: skein.api.v1.CA.IssueCertificate:input_type -> skein.api.v1.IssueRequest
-	20, // 36: skein.api.v1.CA.RenewCertificate:input_type -> skein.api.v1.IssueRequest
-	22, // 37: skein.api.v1.Membership.Join:input_type -> skein.api.v1.MemberRequest
-	22, // 38: skein.api.v1.Membership.Leave:input_type -> skein.api.v1.MemberRequest
-	24, // 39: skein.api.v1.Agent.TaskLogs:input_type -> skein.api.v1.TaskLogsRequest
-	3,  // 40: skein.api.v1.Agent.Ping:input_type -> skein.api.v1.Empty
-	6,  // 41: skein.api.v1.Control.GetCluster:output_type -> skein.api.v1.Object
-	3,  // 42: skein.api.v1.Control.UpdateCluster:output_type -> skein.api.v1.Empty
-	14, // 43: skein.api.v1.Control.GetUnlockKey:output_type -> skein.api.v1.UnlockKey
-	7,  // 44: skein.api.v1.Control.ListNodes:output_type -> skein.api.v1.Objects
-	6,  // 45: skein.api.v1.Control.GetNode:output_type -> skein.api.v1.Object
-	3,  // 46: skein.api.v1.Control.UpdateNode:output_type -> skein.api.v1.Empty
-	3,  // 47: skein.api.v1.Control.RemoveNode:output_type -> skein.api.v1.Empty
-	7,  // 48: skein.api.v1.Control.ListServices:output_type -> skein.api.v1.Objects
-	6,  // 49: skein.api.v1.Control.GetService:output_type -> skein.api.v1.Object
-	12, // 50: skein.api.v1.Control.CreateService:output_type -> skein.api.v1.Created
-	15, // 51: skein.api.v1.Control.UpdateService:output_type -> skein.api.v1.Updated
-	3,  // 52: skein.api.v1.Control.RemoveService:output_type -> skein.api.v1.Empty
-	7,  // 53: skein.api.v1.Control.ListTasks:output_type -> skein.api.v1.Objects
-	6,  // 54: skein.api.v1.Control.GetTask:output_type -> skein.api.v1.Object
-	7,  // 55: skein.api.v1.Control.ListNetworks:output_type -> skein.api.v1.Objects
-	6,  // 56: skein.api.v1.Control.GetNetwork:output_type -> skein.api.v1.Object
-	12, // 57: skein.api.v1.Control.CreateNetwork:output_type -> skein.api.v1.Created
-	3,  // 58: skein.api.v1.Control.RemoveNetwork:output_type -> skein.api.v1.Empty
-	7,  // 59: skein.api.v1.Control.ListDependencies:output_type -> skein.api.v1.Objects
-	6,  // 60: skein.api.v1.Control.GetDependency:output_type -> skein.api.v1.Object
-	12, // 61: skein.api.v1.Control.CreateDependency:output_type -> skein.api.v1.Created
-	3,  // 62: skein.api.v1.Control.UpdateDependency:output_type -> skein.api.v1.Empty
-	3,  // 63: skein.api.v1.Control.RemoveDependency:output_type -> skein.api.v1.Empty
-	17, // 64: skein.api.v1.Control.NetStatus:output_type -> skein.api.v1.NetStatusReply
-	2,  // 65: skein.api.v1.Control.CreateJoinToken:output_type -> skein.api.v1.TokenInfo
-	1,  // 66: skein.api.v1.Control.ListJoinTokens:output_type -> skein.api.v1.TokenInfos
-	3,  // 67: skein.api.v1.Control.RemoveJoinToken:output_type -> skein.api.v1.Empty
-	19, // 68: skein.api.v1.CA.GetRootCA:output_type -> skein.api.v1.RootCA
-	21, // 69: skein.api.v1.CA.IssueCertificate:output_type -> skein.api.v1.IssueReply
-	21, // 70: skein.api.v1.CA.RenewCertificate:output_type -> skein.api.v1.IssueReply
-	23, // 71: skein.api.v1.Membership.Join:output_type -> skein.api.v1.MemberReply
-	3,  // 72: skein.api.v1.Membership.Leave:output_type -> skein.api.v1.Empty
-	25, // 73: skein.api.v1.Agent.TaskLogs:output_type -> skein.api.v1.LogChunk
-	3,  // 74: skein.api.v1.Agent.Ping:output_type -> skein.api.v1.Empty
-	41, // [41:75] is the sub-list for method output_type
-	7,  // [7:41] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	29, // 1: skein.api.v1.DependencyListRequest.filters:type_name -> skein.api.v1.DependencyListRequest.FiltersEntry
+	30, // 2: skein.api.v1.ListRequest.filters:type_name -> skein.api.v1.ListRequest.FiltersEntry
+	19, // 3: skein.api.v1.RebalanceReply.moves:type_name -> skein.api.v1.TaskMovePlan
+	21, // 4: skein.api.v1.NetStatusReply.rows:type_name -> skein.api.v1.NetStatusRow
+	31, // 5: skein.api.v1.MemberReply.managers:type_name -> skein.api.v1.ManagerPeer
+	10, // 6: skein.api.v1.DependencyListRequest.FiltersEntry.value:type_name -> skein.api.v1.StringList
+	10, // 7: skein.api.v1.ListRequest.FiltersEntry.value:type_name -> skein.api.v1.StringList
+	8,  // 8: skein.api.v1.Control.GetCluster:input_type -> skein.api.v1.GetRequest
+	13, // 9: skein.api.v1.Control.UpdateCluster:input_type -> skein.api.v1.UpdateRequest
+	3,  // 10: skein.api.v1.Control.GetUnlockKey:input_type -> skein.api.v1.Empty
+	9,  // 11: skein.api.v1.Control.ListNodes:input_type -> skein.api.v1.ListRequest
+	8,  // 12: skein.api.v1.Control.GetNode:input_type -> skein.api.v1.GetRequest
+	13, // 13: skein.api.v1.Control.UpdateNode:input_type -> skein.api.v1.UpdateRequest
+	16, // 14: skein.api.v1.Control.RemoveNode:input_type -> skein.api.v1.RemoveRequest
+	9,  // 15: skein.api.v1.Control.ListServices:input_type -> skein.api.v1.ListRequest
+	8,  // 16: skein.api.v1.Control.GetService:input_type -> skein.api.v1.GetRequest
+	11, // 17: skein.api.v1.Control.CreateService:input_type -> skein.api.v1.CreateRequest
+	13, // 18: skein.api.v1.Control.UpdateService:input_type -> skein.api.v1.UpdateRequest
+	16, // 19: skein.api.v1.Control.RemoveService:input_type -> skein.api.v1.RemoveRequest
+	9,  // 20: skein.api.v1.Control.ListTasks:input_type -> skein.api.v1.ListRequest
+	8,  // 21: skein.api.v1.Control.GetTask:input_type -> skein.api.v1.GetRequest
+	9,  // 22: skein.api.v1.Control.ListNetworks:input_type -> skein.api.v1.ListRequest
+	8,  // 23: skein.api.v1.Control.GetNetwork:input_type -> skein.api.v1.GetRequest
+	11, // 24: skein.api.v1.Control.CreateNetwork:input_type -> skein.api.v1.CreateRequest
+	16, // 25: skein.api.v1.Control.RemoveNetwork:input_type -> skein.api.v1.RemoveRequest
+	5,  // 26: skein.api.v1.Control.ListDependencies:input_type -> skein.api.v1.DependencyListRequest
+	4,  // 27: skein.api.v1.Control.GetDependency:input_type -> skein.api.v1.DependencyRequest
+	4,  // 28: skein.api.v1.Control.CreateDependency:input_type -> skein.api.v1.DependencyRequest
+	4,  // 29: skein.api.v1.Control.UpdateDependency:input_type -> skein.api.v1.DependencyRequest
+	4,  // 30: skein.api.v1.Control.RemoveDependency:input_type -> skein.api.v1.DependencyRequest
+	9,  // 31: skein.api.v1.Control.NetStatus:input_type -> skein.api.v1.ListRequest
+	0,  // 32: skein.api.v1.Control.CreateJoinToken:input_type -> skein.api.v1.JoinTokenRequest
+	3,  // 33: skein.api.v1.Control.ListJoinTokens:input_type -> skein.api.v1.Empty
+	8,  // 34: skein.api.v1.Control.RemoveJoinToken:input_type -> skein.api.v1.GetRequest
+	17, // 35: skein.api.v1.Control.Rebalance:input_type -> skein.api.v1.RebalanceRequest
+	3,  // 36: skein.api.v1.CA.GetRootCA:input_type -> skein.api.v1.Empty
+	23, // 37: skein.api.v1.CA.IssueCertificate:input_type -> skein.api.v1.IssueRequest
+	23, // 38: skein.api.v1.CA.RenewCertificate:input_type -> skein.api.v1.IssueRequest
+	25, // 39: skein.api.v1.Membership.Join:input_type -> skein.api.v1.MemberRequest
+	25, // 40: skein.api.v1.Membership.Leave:input_type -> skein.api.v1.MemberRequest
+	27, // 41: skein.api.v1.Agent.TaskLogs:input_type -> skein.api.v1.TaskLogsRequest
+	3,  // 42: skein.api.v1.Agent.Ping:input_type -> skein.api.v1.Empty
+	6,  // 43: skein.api.v1.Control.GetCluster:output_type -> skein.api.v1.Object
+	3,  // 44: skein.api.v1.Control.UpdateCluster:output_type -> skein.api.v1.Empty
+	14, // 45: skein.api.v1.Control.GetUnlockKey:output_type -> skein.api.v1.UnlockKey
+	7,  // 46: skein.api.v1.Control.ListNodes:output_type -> skein.api.v1.Objects
+	6,  // 47: skein.api.v1.Control.GetNode:output_type -> skein.api.v1.Object
+	3,  // 48: skein.api.v1.Control.UpdateNode:output_type -> skein.api.v1.Empty
+	3,  // 49: skein.api.v1.Control.RemoveNode:output_type -> skein.api.v1.Empty
+	7,  // 50: skein.api.v1.Control.ListServices:output_type -> skein.api.v1.Objects
+	6,  // 51: skein.api.v1.Control.GetService:output_type -> skein.api.v1.Object
+	12, // 52: skein.api.v1.Control.CreateService:output_type -> skein.api.v1.Created
+	15, // 53: skein.api.v1.Control.UpdateService:output_type -> skein.api.v1.Updated
+	3,  // 54: skein.api.v1.Control.RemoveService:output_type -> skein.api.v1.Empty
+	7,  // 55: skein.api.v1.Control.ListTasks:output_type -> skein.api.v1.Objects
+	6,  // 56: skein.api.v1.Control.GetTask:output_type -> skein.api.v1.Object
+	7,  // 57: skein.api.v1.Control.ListNetworks:output_type -> skein.api.v1.Objects
+	6,  // 58: skein.api.v1.Control.GetNetwork:output_type -> skein.api.v1.Object
+	12, // 59: skein.api.v1.Control.CreateNetwork:output_type -> skein.api.v1.Created
+	3,  // 60: skein.api.v1.Control.RemoveNetwork:output_type -> skein.api.v1.Empty
+	7,  // 61: skein.api.v1.Control.ListDependencies:output_type -> skein.api.v1.Objects
+	6,  // 62: skein.api.v1.Control.GetDependency:output_type -> skein.api.v1.Object
+	12, // 63: skein.api.v1.Control.CreateDependency:output_type -> skein.api.v1.Created
+	3,  // 64: skein.api.v1.Control.UpdateDependency:output_type -> skein.api.v1.Empty
+	3,  // 65: skein.api.v1.Control.RemoveDependency:output_type -> skein.api.v1.Empty
+	20, // 66: skein.api.v1.Control.NetStatus:output_type -> skein.api.v1.NetStatusReply
+	2,  // 67: skein.api.v1.Control.CreateJoinToken:output_type -> skein.api.v1.TokenInfo
+	1,  // 68: skein.api.v1.Control.ListJoinTokens:output_type -> skein.api.v1.TokenInfos
+	3,  // 69: skein.api.v1.Control.RemoveJoinToken:output_type -> skein.api.v1.Empty
+	18, // 70: skein.api.v1.Control.Rebalance:output_type -> skein.api.v1.RebalanceReply
+	22, // 71: skein.api.v1.CA.GetRootCA:output_type -> skein.api.v1.RootCA
+	24, // 72: skein.api.v1.CA.IssueCertificate:output_type -> skein.api.v1.IssueReply
+	24, // 73: skein.api.v1.CA.RenewCertificate:output_type -> skein.api.v1.IssueReply
+	26, // 74: skein.api.v1.Membership.Join:output_type -> skein.api.v1.MemberReply
+	3,  // 75: skein.api.v1.Membership.Leave:output_type -> skein.api.v1.Empty
+	28, // 76: skein.api.v1.Agent.TaskLogs:output_type -> skein.api.v1.LogChunk
+	3,  // 77: skein.api.v1.Agent.Ping:output_type -> skein.api.v1.Empty
+	43, // [43:78] is the sub-list for method output_type
+	8,  // [8:43] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -1880,7 +2108,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -49,6 +49,7 @@ const (
 	Control_CreateJoinToken_FullMethodName  = "/skein.api.v1.Control/CreateJoinToken"
 	Control_ListJoinTokens_FullMethodName   = "/skein.api.v1.Control/ListJoinTokens"
 	Control_RemoveJoinToken_FullMethodName  = "/skein.api.v1.Control/RemoveJoinToken"
+	Control_Rebalance_FullMethodName        = "/skein.api.v1.Control/Rebalance"
 )
 
 // ControlClient is the client API for Control service.
@@ -84,6 +85,7 @@ type ControlClient interface {
 	CreateJoinToken(ctx context.Context, in *JoinTokenRequest, opts ...grpc.CallOption) (*TokenInfo, error)
 	ListJoinTokens(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*TokenInfos, error)
 	RemoveJoinToken(ctx context.Context, in *GetRequest, opts ...grpc.CallOption) (*Empty, error)
+	Rebalance(ctx context.Context, in *RebalanceRequest, opts ...grpc.CallOption) (*RebalanceReply, error)
 }
 
 type controlClient struct {
@@ -364,6 +366,16 @@ func (c *controlClient) RemoveJoinToken(ctx context.Context, in *GetRequest, opt
 	return out, nil
 }
 
+func (c *controlClient) Rebalance(ctx context.Context, in *RebalanceRequest, opts ...grpc.CallOption) (*RebalanceReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RebalanceReply)
+	err := c.cc.Invoke(ctx, Control_Rebalance_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ControlServer is the server API for Control service.
 // All implementations must embed UnimplementedControlServer
 // for forward compatibility.
@@ -397,6 +409,7 @@ type ControlServer interface {
 	CreateJoinToken(context.Context, *JoinTokenRequest) (*TokenInfo, error)
 	ListJoinTokens(context.Context, *Empty) (*TokenInfos, error)
 	RemoveJoinToken(context.Context, *GetRequest) (*Empty, error)
+	Rebalance(context.Context, *RebalanceRequest) (*RebalanceReply, error)
 	mustEmbedUnimplementedControlServer()
 }
 
@@ -487,6 +500,9 @@ func (UnimplementedControlServer) ListJoinTokens(context.Context, *Empty) (*Toke
 }
 func (UnimplementedControlServer) RemoveJoinToken(context.Context, *GetRequest) (*Empty, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method RemoveJoinToken not implemented")
+}
+func (UnimplementedControlServer) Rebalance(context.Context, *RebalanceRequest) (*RebalanceReply, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method Rebalance not implemented")
 }
 func (UnimplementedControlServer) mustEmbedUnimplementedControlServer() {}
 func (UnimplementedControlServer) testEmbeddedByValue()                 {}
@@ -995,6 +1011,24 @@ func _Control_RemoveJoinToken_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Control_Rebalance_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RebalanceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).Rebalance(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_Rebalance_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).Rebalance(ctx, req.(*RebalanceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Control_ServiceDesc is the grpc.ServiceDesc for Control service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1109,6 +1143,10 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RemoveJoinToken",
 			Handler:    _Control_RemoveJoinToken_Handler,
+		},
+		{
+			MethodName: "Rebalance",
+			Handler:    _Control_Rebalance_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

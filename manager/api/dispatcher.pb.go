@@ -999,6 +999,7 @@ type Assignment struct {
 	State             uint32                 `protobuf:"varint,15,opt,name=state,proto3" json:"state,omitempty"`     // as the manager knows it
 	ServiceLabelsJson []byte                 `protobuf:"bytes,16,opt,name=service_labels_json,json=serviceLabelsJson,proto3" json:"service_labels_json,omitempty"`
 	Dependencies      []string               `protobuf:"bytes,17,rep,name=dependencies,proto3" json:"dependencies,omitempty"` // ids of secrets and configs
+	Generic           []*GenericResource     `protobuf:"bytes,18,rep,name=generic,proto3" json:"generic,omitempty"`           // what the task holds of the node's generic resources
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -1148,6 +1149,13 @@ func (x *Assignment) GetServiceLabelsJson() []byte {
 func (x *Assignment) GetDependencies() []string {
 	if x != nil {
 		return x.Dependencies
+	}
+	return nil
+}
+
+func (x *Assignment) GetGeneric() []*GenericResource {
+	if x != nil {
+		return x.Generic
 	}
 	return nil
 }
@@ -1606,7 +1614,7 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\x04full\x18\x02 \x01(\bR\x04full\x12*\n" +
 	"\x03set\x18\x03 \x03(\v2\x18.skein.api.v1.AssignmentR\x03set\x12\x18\n" +
 	"\aremoved\x18\x04 \x03(\tR\aremoved\x127\n" +
-	"\bnetworks\x18\x05 \x03(\v2\x1b.skein.api.v1.NetworkRecordR\bnetworks\"\xb0\x04\n" +
+	"\bnetworks\x18\x05 \x03(\v2\x1b.skein.api.v1.NetworkRecordR\bnetworks\"\xe9\x04\n" +
 	"\n" +
 	"Assignment\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x1d\n" +
@@ -1628,7 +1636,8 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\adrained\x18\x0e \x01(\bR\adrained\x12\x14\n" +
 	"\x05state\x18\x0f \x01(\rR\x05state\x12.\n" +
 	"\x13service_labels_json\x18\x10 \x01(\fR\x11serviceLabelsJson\x12\"\n" +
-	"\fdependencies\x18\x11 \x03(\tR\fdependencies\"\xc0\x03\n" +
+	"\fdependencies\x18\x11 \x03(\tR\fdependencies\x127\n" +
+	"\ageneric\x18\x12 \x03(\v2\x1d.skein.api.v1.GenericResourceR\ageneric\"\xc0\x03\n" +
 	"\vTableUpdate\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x12\n" +
@@ -1711,6 +1720,7 @@ var file_dispatcher_proto_goTypes = []any{
 	(*NetworkRecord)(nil),    // 22: skein.api.v1.NetworkRecord
 	(*Attachment)(nil),       // 23: skein.api.v1.Attachment
 	(*PortConfig)(nil),       // 24: skein.api.v1.PortConfig
+	(*GenericResource)(nil),  // 25: skein.api.v1.GenericResource
 }
 var file_dispatcher_proto_depIdxs = []int32{
 	1,  // 0: skein.api.v1.AgentMessage.hello:type_name -> skein.api.v1.Hello
@@ -1736,19 +1746,20 @@ var file_dispatcher_proto_depIdxs = []int32{
 	22, // 20: skein.api.v1.AssignmentUpdate.networks:type_name -> skein.api.v1.NetworkRecord
 	23, // 21: skein.api.v1.Assignment.attachments:type_name -> skein.api.v1.Attachment
 	24, // 22: skein.api.v1.Assignment.ports:type_name -> skein.api.v1.PortConfig
-	22, // 23: skein.api.v1.TableUpdate.network:type_name -> skein.api.v1.NetworkRecord
-	15, // 24: skein.api.v1.TableUpdate.nodes:type_name -> skein.api.v1.NodeEndpoint
-	16, // 25: skein.api.v1.TableUpdate.services:type_name -> skein.api.v1.ServiceEndpoint
-	17, // 26: skein.api.v1.TableUpdate.endpoints:type_name -> skein.api.v1.TaskEndpoint
-	24, // 27: skein.api.v1.ServiceEndpoint.ports:type_name -> skein.api.v1.PortConfig
-	24, // 28: skein.api.v1.TaskEndpoint.host_ports:type_name -> skein.api.v1.PortConfig
-	0,  // 29: skein.api.v1.Dispatcher.Session:input_type -> skein.api.v1.AgentMessage
-	5,  // 30: skein.api.v1.Dispatcher.Session:output_type -> skein.api.v1.ManagerMessage
-	30, // [30:31] is the sub-list for method output_type
-	29, // [29:30] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	25, // 23: skein.api.v1.Assignment.generic:type_name -> skein.api.v1.GenericResource
+	22, // 24: skein.api.v1.TableUpdate.network:type_name -> skein.api.v1.NetworkRecord
+	15, // 25: skein.api.v1.TableUpdate.nodes:type_name -> skein.api.v1.NodeEndpoint
+	16, // 26: skein.api.v1.TableUpdate.services:type_name -> skein.api.v1.ServiceEndpoint
+	17, // 27: skein.api.v1.TableUpdate.endpoints:type_name -> skein.api.v1.TaskEndpoint
+	24, // 28: skein.api.v1.ServiceEndpoint.ports:type_name -> skein.api.v1.PortConfig
+	24, // 29: skein.api.v1.TaskEndpoint.host_ports:type_name -> skein.api.v1.PortConfig
+	0,  // 30: skein.api.v1.Dispatcher.Session:input_type -> skein.api.v1.AgentMessage
+	5,  // 31: skein.api.v1.Dispatcher.Session:output_type -> skein.api.v1.ManagerMessage
+	31, // [31:32] is the sub-list for method output_type
+	30, // [30:31] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_dispatcher_proto_init() }

@@ -219,6 +219,7 @@ type Change struct {
 	//	*Change_DeleteTasks
 	//	*Change_PutDependency
 	//	*Change_DeleteDependency
+	//	*Change_MoveTasks
 	Kind          isChange_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -414,6 +415,15 @@ func (x *Change) GetDeleteDependency() *DependencyRef {
 	return nil
 }
 
+func (x *Change) GetMoveTasks() *TaskMove {
+	if x != nil {
+		if x, ok := x.Kind.(*Change_MoveTasks); ok {
+			return x.MoveTasks
+		}
+	}
+	return nil
+}
+
 type isChange_Kind interface {
 	isChange_Kind()
 }
@@ -486,6 +496,10 @@ type Change_DeleteDependency struct {
 	DeleteDependency *DependencyRef `protobuf:"bytes,17,opt,name=delete_dependency,json=deleteDependency,proto3,oneof"`
 }
 
+type Change_MoveTasks struct {
+	MoveTasks *TaskMove `protobuf:"bytes,18,opt,name=move_tasks,json=moveTasks,proto3,oneof"`
+}
+
 func (*Change_Expect) isChange_Kind() {}
 
 func (*Change_PutCluster) isChange_Kind() {}
@@ -519,6 +533,8 @@ func (*Change_DeleteTasks) isChange_Kind() {}
 func (*Change_PutDependency) isChange_Kind() {}
 
 func (*Change_DeleteDependency) isChange_Kind() {}
+
+func (*Change_MoveTasks) isChange_Kind() {}
 
 // DependencyRecord is a secret or a config: content that tasks find as a file.
 type DependencyRecord struct {
@@ -2062,10 +2078,12 @@ func (x *NetworkRecord) GetLabels() map[string]string {
 
 // TaskCreate makes one task per item of a service's revision.
 type TaskCreate struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ServiceId     string                 `protobuf:"bytes,1,opt,name=service_id,json=serviceId,proto3" json:"service_id,omitempty"`
-	Revision      uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
-	Items         []*TaskCreate_Item     `protobuf:"bytes,3,rep,name=items,proto3" json:"items,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	ServiceId string                 `protobuf:"bytes,1,opt,name=service_id,json=serviceId,proto3" json:"service_id,omitempty"`
+	Revision  uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	Items     []*TaskCreate_Item     `protobuf:"bytes,3,rep,name=items,proto3" json:"items,omitempty"`
+	// Tasks that name a node are placed by Apply, which checks no reservations; with defer they wait for the placement controller, which does.
+	Defer         bool `protobuf:"varint,4,opt,name=defer,proto3" json:"defer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2119,6 +2137,13 @@ func (x *TaskCreate) GetItems() []*TaskCreate_Item {
 		return x.Items
 	}
 	return nil
+}
+
+func (x *TaskCreate) GetDefer() bool {
+	if x != nil {
+		return x.Defer
+	}
+	return false
 }
 
 // TaskPlacement gives tasks their nodes; Apply allocates addresses and host ports. An item that cannot be (task gone or
@@ -2196,6 +2221,7 @@ type TaskReport struct {
 	ExitCode      int32                  `protobuf:"varint,8,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"`
 	Ports         []*PortConfig          `protobuf:"bytes,9,rep,name=ports,proto3" json:"ports,omitempty"`
 	NodeId        string                 `protobuf:"bytes,10,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"` // who says so; refused when it is not the task's node
+	Reason        string                 `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"`               // set by Apply: why managers told the task to end, from TaskDesire; kept through later reports
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2300,10 +2326,18 @@ func (x *TaskReport) GetNodeId() string {
 	return ""
 }
 
+func (x *TaskReport) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type TaskDesire struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TaskIds       []string               `protobuf:"bytes,1,rep,name=task_ids,json=taskIds,proto3" json:"task_ids,omitempty"`
 	Desired       uint32                 `protobuf:"varint,2,opt,name=desired,proto3" json:"desired,omitempty"` // only grows
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`    // why; kept with the task's status
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2352,6 +2386,66 @@ func (x *TaskDesire) GetDesired() uint32 {
 	return 0
 }
 
+func (x *TaskDesire) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// TaskMove asks for tasks to be replaced elsewhere: each stays until its successor runs.
+type TaskMove struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TaskIds       []string               `protobuf:"bytes,1,rep,name=task_ids,json=taskIds,proto3" json:"task_ids,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TaskMove) Reset() {
+	*x = TaskMove{}
+	mi := &file_log_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TaskMove) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TaskMove) ProtoMessage() {}
+
+func (x *TaskMove) ProtoReflect() protoreflect.Message {
+	mi := &file_log_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TaskMove.ProtoReflect.Descriptor instead.
+func (*TaskMove) Descriptor() ([]byte, []int) {
+	return file_log_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *TaskMove) GetTaskIds() []string {
+	if x != nil {
+		return x.TaskIds
+	}
+	return nil
+}
+
+func (x *TaskMove) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 type TaskDelete struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TaskIds       []string               `protobuf:"bytes,1,rep,name=task_ids,json=taskIds,proto3" json:"task_ids,omitempty"`
@@ -2361,7 +2455,7 @@ type TaskDelete struct {
 
 func (x *TaskDelete) Reset() {
 	*x = TaskDelete{}
-	mi := &file_log_proto_msgTypes[25]
+	mi := &file_log_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2373,7 +2467,7 @@ func (x *TaskDelete) String() string {
 func (*TaskDelete) ProtoMessage() {}
 
 func (x *TaskDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[25]
+	mi := &file_log_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2386,7 +2480,7 @@ func (x *TaskDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskDelete.ProtoReflect.Descriptor instead.
 func (*TaskDelete) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{25}
+	return file_log_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *TaskDelete) GetTaskIds() []string {
@@ -2417,13 +2511,15 @@ type TaskRecord struct {
 	Gateway6      string                 `protobuf:"bytes,16,opt,name=gateway6,proto3" json:"gateway6,omitempty"`
 	HostPorts     []*PortConfig          `protobuf:"bytes,17,rep,name=host_ports,json=hostPorts,proto3" json:"host_ports,omitempty"` // held on its node until it ends
 	Started       int64                  `protobuf:"varint,18,opt,name=started,proto3" json:"started,omitempty"`                     // entry time of the first RUNNING report, 0 before
+	Generic       []*GenericResource     `protobuf:"bytes,21,rep,name=generic,proto3" json:"generic,omitempty"`                      // held on its node until it ends; set by Apply of the placement
+	Moving        bool                   `protobuf:"varint,22,opt,name=moving,proto3" json:"moving,omitempty"`                       // to be replaced elsewhere
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TaskRecord) Reset() {
 	*x = TaskRecord{}
-	mi := &file_log_proto_msgTypes[26]
+	mi := &file_log_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2435,7 +2531,7 @@ func (x *TaskRecord) String() string {
 func (*TaskRecord) ProtoMessage() {}
 
 func (x *TaskRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[26]
+	mi := &file_log_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2448,7 +2544,7 @@ func (x *TaskRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskRecord.ProtoReflect.Descriptor instead.
 func (*TaskRecord) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{26}
+	return file_log_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TaskRecord) GetId() string {
@@ -2577,6 +2673,151 @@ func (x *TaskRecord) GetStarted() int64 {
 	return 0
 }
 
+func (x *TaskRecord) GetGeneric() []*GenericResource {
+	if x != nil {
+		return x.Generic
+	}
+	return nil
+}
+
+func (x *TaskRecord) GetMoving() bool {
+	if x != nil {
+		return x.Moving
+	}
+	return false
+}
+
+// GenericResource is what a task holds of one kind of the node's generic resources: named ones by id, or a count of those without names.
+type GenericResource struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Ids           []string               `protobuf:"bytes,2,rep,name=ids,proto3" json:"ids,omitempty"`
+	Count         int64                  `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"` // when ids is empty
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GenericResource) Reset() {
+	*x = GenericResource{}
+	mi := &file_log_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GenericResource) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GenericResource) ProtoMessage() {}
+
+func (x *GenericResource) ProtoReflect() protoreflect.Message {
+	mi := &file_log_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GenericResource.ProtoReflect.Descriptor instead.
+func (*GenericResource) Descriptor() ([]byte, []int) {
+	return file_log_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *GenericResource) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *GenericResource) GetIds() []string {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+func (x *GenericResource) GetCount() int64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+// VolumeHome is the node where the local volume of a service's slot lives: tasks of the slot are placed there and nowhere else. Set by
+// Apply of the first placement, gone with the service.
+type VolumeHome struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ServiceId     string                 `protobuf:"bytes,1,opt,name=service_id,json=serviceId,proto3" json:"service_id,omitempty"`
+	Slot          uint64                 `protobuf:"varint,2,opt,name=slot,proto3" json:"slot,omitempty"`
+	Volume        string                 `protobuf:"bytes,3,opt,name=volume,proto3" json:"volume,omitempty"` // source of the mount
+	NodeId        string                 `protobuf:"bytes,4,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeHome) Reset() {
+	*x = VolumeHome{}
+	mi := &file_log_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeHome) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeHome) ProtoMessage() {}
+
+func (x *VolumeHome) ProtoReflect() protoreflect.Message {
+	mi := &file_log_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeHome.ProtoReflect.Descriptor instead.
+func (*VolumeHome) Descriptor() ([]byte, []int) {
+	return file_log_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *VolumeHome) GetServiceId() string {
+	if x != nil {
+		return x.ServiceId
+	}
+	return ""
+}
+
+func (x *VolumeHome) GetSlot() uint64 {
+	if x != nil {
+		return x.Slot
+	}
+	return 0
+}
+
+func (x *VolumeHome) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *VolumeHome) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
 // Attachment is one task's endpoint on one network.
 type Attachment struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2590,7 +2831,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_log_proto_msgTypes[27]
+	mi := &file_log_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2602,7 +2843,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[27]
+	mi := &file_log_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2615,7 +2856,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{27}
+	return file_log_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Attachment) GetNetworkId() string {
@@ -2660,6 +2901,7 @@ type SnapshotChunk struct {
 	//	*SnapshotChunk_Quarantine
 	//	*SnapshotChunk_End
 	//	*SnapshotChunk_Dependency
+	//	*SnapshotChunk_VolumeHome
 	Kind          isSnapshotChunk_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2667,7 +2909,7 @@ type SnapshotChunk struct {
 
 func (x *SnapshotChunk) Reset() {
 	*x = SnapshotChunk{}
-	mi := &file_log_proto_msgTypes[28]
+	mi := &file_log_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2679,7 +2921,7 @@ func (x *SnapshotChunk) String() string {
 func (*SnapshotChunk) ProtoMessage() {}
 
 func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[28]
+	mi := &file_log_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2692,7 +2934,7 @@ func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotChunk.ProtoReflect.Descriptor instead.
 func (*SnapshotChunk) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{28}
+	return file_log_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SnapshotChunk) GetKind() isSnapshotChunk_Kind {
@@ -2783,6 +3025,15 @@ func (x *SnapshotChunk) GetDependency() *DependencyRecord {
 	return nil
 }
 
+func (x *SnapshotChunk) GetVolumeHome() *VolumeHome {
+	if x != nil {
+		if x, ok := x.Kind.(*SnapshotChunk_VolumeHome); ok {
+			return x.VolumeHome
+		}
+	}
+	return nil
+}
+
 type isSnapshotChunk_Kind interface {
 	isSnapshotChunk_Kind()
 }
@@ -2823,6 +3074,10 @@ type SnapshotChunk_Dependency struct {
 	Dependency *DependencyRecord `protobuf:"bytes,9,opt,name=dependency,proto3,oneof"`
 }
 
+type SnapshotChunk_VolumeHome struct {
+	VolumeHome *VolumeHome `protobuf:"bytes,12,opt,name=volume_home,json=volumeHome,proto3,oneof"`
+}
+
 func (*SnapshotChunk_Header) isSnapshotChunk_Kind() {}
 
 func (*SnapshotChunk_Cluster) isSnapshotChunk_Kind() {}
@@ -2841,6 +3096,8 @@ func (*SnapshotChunk_End) isSnapshotChunk_Kind() {}
 
 func (*SnapshotChunk_Dependency) isSnapshotChunk_Kind() {}
 
+func (*SnapshotChunk_VolumeHome) isSnapshotChunk_Kind() {}
+
 type SnapshotHeader struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Format        uint32                 `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`
@@ -2854,7 +3111,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_log_proto_msgTypes[29]
+	mi := &file_log_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2866,7 +3123,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[29]
+	mi := &file_log_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2879,7 +3136,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{29}
+	return file_log_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -2929,7 +3186,7 @@ type Quarantine struct {
 
 func (x *Quarantine) Reset() {
 	*x = Quarantine{}
-	mi := &file_log_proto_msgTypes[30]
+	mi := &file_log_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2941,7 +3198,7 @@ func (x *Quarantine) String() string {
 func (*Quarantine) ProtoMessage() {}
 
 func (x *Quarantine) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[30]
+	mi := &file_log_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2954,7 +3211,7 @@ func (x *Quarantine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quarantine.ProtoReflect.Descriptor instead.
 func (*Quarantine) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{30}
+	return file_log_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Quarantine) GetPool() string {
@@ -2988,7 +3245,7 @@ type SnapshotEnd struct {
 
 func (x *SnapshotEnd) Reset() {
 	*x = SnapshotEnd{}
-	mi := &file_log_proto_msgTypes[31]
+	mi := &file_log_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3000,7 +3257,7 @@ func (x *SnapshotEnd) String() string {
 func (*SnapshotEnd) ProtoMessage() {}
 
 func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[31]
+	mi := &file_log_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3013,7 +3270,7 @@ func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEnd.ProtoReflect.Descriptor instead.
 func (*SnapshotEnd) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{31}
+	return file_log_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SnapshotEnd) GetChunks() uint64 {
@@ -3043,7 +3300,7 @@ type TaskCreate_Item struct {
 
 func (x *TaskCreate_Item) Reset() {
 	*x = TaskCreate_Item{}
-	mi := &file_log_proto_msgTypes[34]
+	mi := &file_log_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3055,7 +3312,7 @@ func (x *TaskCreate_Item) String() string {
 func (*TaskCreate_Item) ProtoMessage() {}
 
 func (x *TaskCreate_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[34]
+	mi := &file_log_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3121,7 +3378,7 @@ const file_log_proto_rawDesc = "" +
 	"\x06Expect\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x18\n" +
-	"\aversion\x18\x03 \x01(\x04R\aversion\"\xfb\a\n" +
+	"\aversion\x18\x03 \x01(\x04R\aversion\"\xb4\b\n" +
 	"\x06Change\x12.\n" +
 	"\x06expect\x18\x01 \x01(\v2\x14.skein.api.v1.ExpectH\x00R\x06expect\x12>\n" +
 	"\vput_cluster\x18\x02 \x01(\v2\x1b.skein.api.v1.ClusterRecordH\x00R\n" +
@@ -3147,7 +3404,9 @@ const file_log_proto_rawDesc = "" +
 	"\fdesire_tasks\x18\x0e \x01(\v2\x18.skein.api.v1.TaskDesireH\x00R\vdesireTasks\x12=\n" +
 	"\fdelete_tasks\x18\x0f \x01(\v2\x18.skein.api.v1.TaskDeleteH\x00R\vdeleteTasks\x12G\n" +
 	"\x0eput_dependency\x18\x10 \x01(\v2\x1e.skein.api.v1.DependencyRecordH\x00R\rputDependency\x12J\n" +
-	"\x11delete_dependency\x18\x11 \x01(\v2\x1b.skein.api.v1.DependencyRefH\x00R\x10deleteDependencyB\x06\n" +
+	"\x11delete_dependency\x18\x11 \x01(\v2\x1b.skein.api.v1.DependencyRefH\x00R\x10deleteDependency\x127\n" +
+	"\n" +
+	"move_tasks\x18\x12 \x01(\v2\x16.skein.api.v1.TaskMoveH\x00R\tmoveTasksB\x06\n" +
 	"\x04kind\"\xa3\x01\n" +
 	"\x10DependencyRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12&\n" +
@@ -3302,13 +3561,14 @@ const file_log_proto_rawDesc = "" +
 	"\x06labels\x18\r \x03(\v2'.skein.api.v1.NetworkRecord.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8d\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa3\x02\n" +
 	"\n" +
 	"TaskCreate\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x01 \x01(\tR\tserviceId\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x123\n" +
-	"\x05items\x18\x03 \x03(\v2\x1d.skein.api.v1.TaskCreate.ItemR\x05items\x1a\x8e\x01\n" +
+	"\x05items\x18\x03 \x03(\v2\x1d.skein.api.v1.TaskCreate.ItemR\x05items\x12\x14\n" +
+	"\x05defer\x18\x04 \x01(\bR\x05defer\x1a\x8e\x01\n" +
 	"\x04Item\x12\x12\n" +
 	"\x04slot\x18\x01 \x01(\x04R\x04slot\x12\x17\n" +
 	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x12\x18\n" +
@@ -3321,7 +3581,7 @@ const file_log_proto_rawDesc = "" +
 	"\rTaskPlacement\x12\x19\n" +
 	"\btask_ids\x18\x01 \x03(\tR\ataskIds\x12\x19\n" +
 	"\bnode_ids\x18\x02 \x03(\tR\anodeIds\x12\x18\n" +
-	"\arefused\x18\x03 \x03(\tR\arefused\"\x96\x02\n" +
+	"\arefused\x18\x03 \x03(\tR\arefused\"\xae\x02\n" +
 	"\n" +
 	"TaskReport\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x14\n" +
@@ -3334,14 +3594,19 @@ const file_log_proto_rawDesc = "" +
 	"\texit_code\x18\b \x01(\x05R\bexitCode\x12.\n" +
 	"\x05ports\x18\t \x03(\v2\x18.skein.api.v1.PortConfigR\x05ports\x12\x17\n" +
 	"\anode_id\x18\n" +
-	" \x01(\tR\x06nodeId\"A\n" +
+	" \x01(\tR\x06nodeId\x12\x16\n" +
+	"\x06reason\x18\v \x01(\tR\x06reason\"Y\n" +
 	"\n" +
 	"TaskDesire\x12\x19\n" +
 	"\btask_ids\x18\x01 \x03(\tR\ataskIds\x12\x18\n" +
-	"\adesired\x18\x02 \x01(\rR\adesired\"'\n" +
+	"\adesired\x18\x02 \x01(\rR\adesired\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"=\n" +
+	"\bTaskMove\x12\x19\n" +
+	"\btask_ids\x18\x01 \x03(\tR\ataskIds\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"'\n" +
 	"\n" +
 	"TaskDelete\x12\x19\n" +
-	"\btask_ids\x18\x01 \x03(\tR\ataskIds\"\xbc\x04\n" +
+	"\btask_ids\x18\x01 \x03(\tR\ataskIds\"\x8d\x05\n" +
 	"\n" +
 	"TaskRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
@@ -3367,14 +3632,27 @@ const file_log_proto_rawDesc = "" +
 	"\bgateway6\x18\x10 \x01(\tR\bgateway6\x127\n" +
 	"\n" +
 	"host_ports\x18\x11 \x03(\v2\x18.skein.api.v1.PortConfigR\thostPorts\x12\x18\n" +
-	"\astarted\x18\x12 \x01(\x03R\astarted\"q\n" +
+	"\astarted\x18\x12 \x01(\x03R\astarted\x127\n" +
+	"\ageneric\x18\x15 \x03(\v2\x1d.skein.api.v1.GenericResourceR\ageneric\x12\x16\n" +
+	"\x06moving\x18\x16 \x01(\bR\x06moving\"M\n" +
+	"\x0fGenericResource\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x10\n" +
+	"\x03ids\x18\x02 \x03(\tR\x03ids\x12\x14\n" +
+	"\x05count\x18\x03 \x01(\x03R\x05count\"p\n" +
+	"\n" +
+	"VolumeHome\x12\x1d\n" +
+	"\n" +
+	"service_id\x18\x01 \x01(\tR\tserviceId\x12\x12\n" +
+	"\x04slot\x18\x02 \x01(\x04R\x04slot\x12\x16\n" +
+	"\x06volume\x18\x03 \x01(\tR\x06volume\x12\x17\n" +
+	"\anode_id\x18\x04 \x01(\tR\x06nodeId\"q\n" +
 	"\n" +
 	"Attachment\x12\x1d\n" +
 	"\n" +
 	"network_id\x18\x01 \x01(\tR\tnetworkId\x12\x14\n" +
 	"\x05addr4\x18\x02 \x01(\tR\x05addr4\x12\x14\n" +
 	"\x05addr6\x18\x03 \x01(\tR\x05addr6\x12\x18\n" +
-	"\aaliases\x18\x04 \x03(\tR\aaliases\"\x87\x04\n" +
+	"\aaliases\x18\x04 \x03(\tR\aaliases\"\xc4\x04\n" +
 	"\rSnapshotChunk\x126\n" +
 	"\x06header\x18\x01 \x01(\v2\x1c.skein.api.v1.SnapshotHeaderH\x00R\x06header\x127\n" +
 	"\acluster\x18\x02 \x01(\v2\x1b.skein.api.v1.ClusterRecordH\x00R\acluster\x12.\n" +
@@ -3388,7 +3666,9 @@ const file_log_proto_rawDesc = "" +
 	"\x03end\x18\b \x01(\v2\x19.skein.api.v1.SnapshotEndH\x00R\x03end\x12@\n" +
 	"\n" +
 	"dependency\x18\t \x01(\v2\x1e.skein.api.v1.DependencyRecordH\x00R\n" +
-	"dependencyB\x06\n" +
+	"dependency\x12;\n" +
+	"\vvolume_home\x18\f \x01(\v2\x18.skein.api.v1.VolumeHomeH\x00R\n" +
+	"volumeHomeB\x06\n" +
 	"\x04kind\"\x95\x01\n" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
@@ -3417,7 +3697,7 @@ func file_log_proto_rawDescGZIP() []byte {
 	return file_log_proto_rawDescData
 }
 
-var file_log_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_log_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_log_proto_goTypes = []any{
 	(*Entry)(nil),            // 0: skein.api.v1.Entry
 	(*Txn)(nil),              // 1: skein.api.v1.Txn
@@ -3444,16 +3724,19 @@ var file_log_proto_goTypes = []any{
 	(*TaskPlacement)(nil),    // 22: skein.api.v1.TaskPlacement
 	(*TaskReport)(nil),       // 23: skein.api.v1.TaskReport
 	(*TaskDesire)(nil),       // 24: skein.api.v1.TaskDesire
-	(*TaskDelete)(nil),       // 25: skein.api.v1.TaskDelete
-	(*TaskRecord)(nil),       // 26: skein.api.v1.TaskRecord
-	(*Attachment)(nil),       // 27: skein.api.v1.Attachment
-	(*SnapshotChunk)(nil),    // 28: skein.api.v1.SnapshotChunk
-	(*SnapshotHeader)(nil),   // 29: skein.api.v1.SnapshotHeader
-	(*Quarantine)(nil),       // 30: skein.api.v1.Quarantine
-	(*SnapshotEnd)(nil),      // 31: skein.api.v1.SnapshotEnd
-	nil,                      // 32: skein.api.v1.NodeRecord.LabelsEntry
-	nil,                      // 33: skein.api.v1.NetworkRecord.LabelsEntry
-	(*TaskCreate_Item)(nil),  // 34: skein.api.v1.TaskCreate.Item
+	(*TaskMove)(nil),         // 25: skein.api.v1.TaskMove
+	(*TaskDelete)(nil),       // 26: skein.api.v1.TaskDelete
+	(*TaskRecord)(nil),       // 27: skein.api.v1.TaskRecord
+	(*GenericResource)(nil),  // 28: skein.api.v1.GenericResource
+	(*VolumeHome)(nil),       // 29: skein.api.v1.VolumeHome
+	(*Attachment)(nil),       // 30: skein.api.v1.Attachment
+	(*SnapshotChunk)(nil),    // 31: skein.api.v1.SnapshotChunk
+	(*SnapshotHeader)(nil),   // 32: skein.api.v1.SnapshotHeader
+	(*Quarantine)(nil),       // 33: skein.api.v1.Quarantine
+	(*SnapshotEnd)(nil),      // 34: skein.api.v1.SnapshotEnd
+	nil,                      // 35: skein.api.v1.NodeRecord.LabelsEntry
+	nil,                      // 36: skein.api.v1.NetworkRecord.LabelsEntry
+	(*TaskCreate_Item)(nil),  // 37: skein.api.v1.TaskCreate.Item
 }
 var file_log_proto_depIdxs = []int32{
 	1,  // 0: skein.api.v1.Entry.txns:type_name -> skein.api.v1.Txn
@@ -3469,45 +3752,48 @@ var file_log_proto_depIdxs = []int32{
 	22, // 10: skein.api.v1.Change.place_tasks:type_name -> skein.api.v1.TaskPlacement
 	23, // 11: skein.api.v1.Change.report_task:type_name -> skein.api.v1.TaskReport
 	24, // 12: skein.api.v1.Change.desire_tasks:type_name -> skein.api.v1.TaskDesire
-	25, // 13: skein.api.v1.Change.delete_tasks:type_name -> skein.api.v1.TaskDelete
+	26, // 13: skein.api.v1.Change.delete_tasks:type_name -> skein.api.v1.TaskDelete
 	4,  // 14: skein.api.v1.Change.put_dependency:type_name -> skein.api.v1.DependencyRecord
 	5,  // 15: skein.api.v1.Change.delete_dependency:type_name -> skein.api.v1.DependencyRef
-	6,  // 16: skein.api.v1.DependencyRecord.meta:type_name -> skein.api.v1.Meta
-	6,  // 17: skein.api.v1.ClusterRecord.meta:type_name -> skein.api.v1.Meta
-	12, // 18: skein.api.v1.ClusterRecord.removed:type_name -> skein.api.v1.RemovedNode
-	8,  // 19: skein.api.v1.ClusterRecord.rotation:type_name -> skein.api.v1.RootRotation
-	9,  // 20: skein.api.v1.ClusterRecord.limited_tokens:type_name -> skein.api.v1.LimitedToken
-	10, // 21: skein.api.v1.ClusterRecord.gossip_rotation:type_name -> skein.api.v1.GossipRotation
-	6,  // 22: skein.api.v1.NodeRecord.meta:type_name -> skein.api.v1.Meta
-	32, // 23: skein.api.v1.NodeRecord.labels:type_name -> skein.api.v1.NodeRecord.LabelsEntry
-	14, // 24: skein.api.v1.NodeRecord.status:type_name -> skein.api.v1.NodeStatus
-	11, // 25: skein.api.v1.NodeRecord.tls:type_name -> skein.api.v1.NodeTLS
-	6,  // 26: skein.api.v1.ServiceRecord.meta:type_name -> skein.api.v1.Meta
-	17, // 27: skein.api.v1.ServiceRecord.vips:type_name -> skein.api.v1.VIP
-	18, // 28: skein.api.v1.ServiceRecord.ports:type_name -> skein.api.v1.PortConfig
-	19, // 29: skein.api.v1.ServiceRecord.update_status:type_name -> skein.api.v1.UpdateStatus
-	16, // 30: skein.api.v1.ServiceRecord.revisions:type_name -> skein.api.v1.Revision
-	6,  // 31: skein.api.v1.NetworkRecord.meta:type_name -> skein.api.v1.Meta
-	33, // 32: skein.api.v1.NetworkRecord.labels:type_name -> skein.api.v1.NetworkRecord.LabelsEntry
-	34, // 33: skein.api.v1.TaskCreate.items:type_name -> skein.api.v1.TaskCreate.Item
-	18, // 34: skein.api.v1.TaskReport.ports:type_name -> skein.api.v1.PortConfig
-	23, // 35: skein.api.v1.TaskRecord.status:type_name -> skein.api.v1.TaskReport
-	27, // 36: skein.api.v1.TaskRecord.attachments:type_name -> skein.api.v1.Attachment
-	18, // 37: skein.api.v1.TaskRecord.host_ports:type_name -> skein.api.v1.PortConfig
-	29, // 38: skein.api.v1.SnapshotChunk.header:type_name -> skein.api.v1.SnapshotHeader
-	7,  // 39: skein.api.v1.SnapshotChunk.cluster:type_name -> skein.api.v1.ClusterRecord
-	13, // 40: skein.api.v1.SnapshotChunk.node:type_name -> skein.api.v1.NodeRecord
-	15, // 41: skein.api.v1.SnapshotChunk.service:type_name -> skein.api.v1.ServiceRecord
-	20, // 42: skein.api.v1.SnapshotChunk.network:type_name -> skein.api.v1.NetworkRecord
-	26, // 43: skein.api.v1.SnapshotChunk.task:type_name -> skein.api.v1.TaskRecord
-	30, // 44: skein.api.v1.SnapshotChunk.quarantine:type_name -> skein.api.v1.Quarantine
-	31, // 45: skein.api.v1.SnapshotChunk.end:type_name -> skein.api.v1.SnapshotEnd
-	4,  // 46: skein.api.v1.SnapshotChunk.dependency:type_name -> skein.api.v1.DependencyRecord
-	47, // [47:47] is the sub-list for method output_type
-	47, // [47:47] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	25, // 16: skein.api.v1.Change.move_tasks:type_name -> skein.api.v1.TaskMove
+	6,  // 17: skein.api.v1.DependencyRecord.meta:type_name -> skein.api.v1.Meta
+	6,  // 18: skein.api.v1.ClusterRecord.meta:type_name -> skein.api.v1.Meta
+	12, // 19: skein.api.v1.ClusterRecord.removed:type_name -> skein.api.v1.RemovedNode
+	8,  // 20: skein.api.v1.ClusterRecord.rotation:type_name -> skein.api.v1.RootRotation
+	9,  // 21: skein.api.v1.ClusterRecord.limited_tokens:type_name -> skein.api.v1.LimitedToken
+	10, // 22: skein.api.v1.ClusterRecord.gossip_rotation:type_name -> skein.api.v1.GossipRotation
+	6,  // 23: skein.api.v1.NodeRecord.meta:type_name -> skein.api.v1.Meta
+	35, // 24: skein.api.v1.NodeRecord.labels:type_name -> skein.api.v1.NodeRecord.LabelsEntry
+	14, // 25: skein.api.v1.NodeRecord.status:type_name -> skein.api.v1.NodeStatus
+	11, // 26: skein.api.v1.NodeRecord.tls:type_name -> skein.api.v1.NodeTLS
+	6,  // 27: skein.api.v1.ServiceRecord.meta:type_name -> skein.api.v1.Meta
+	17, // 28: skein.api.v1.ServiceRecord.vips:type_name -> skein.api.v1.VIP
+	18, // 29: skein.api.v1.ServiceRecord.ports:type_name -> skein.api.v1.PortConfig
+	19, // 30: skein.api.v1.ServiceRecord.update_status:type_name -> skein.api.v1.UpdateStatus
+	16, // 31: skein.api.v1.ServiceRecord.revisions:type_name -> skein.api.v1.Revision
+	6,  // 32: skein.api.v1.NetworkRecord.meta:type_name -> skein.api.v1.Meta
+	36, // 33: skein.api.v1.NetworkRecord.labels:type_name -> skein.api.v1.NetworkRecord.LabelsEntry
+	37, // 34: skein.api.v1.TaskCreate.items:type_name -> skein.api.v1.TaskCreate.Item
+	18, // 35: skein.api.v1.TaskReport.ports:type_name -> skein.api.v1.PortConfig
+	23, // 36: skein.api.v1.TaskRecord.status:type_name -> skein.api.v1.TaskReport
+	30, // 37: skein.api.v1.TaskRecord.attachments:type_name -> skein.api.v1.Attachment
+	18, // 38: skein.api.v1.TaskRecord.host_ports:type_name -> skein.api.v1.PortConfig
+	28, // 39: skein.api.v1.TaskRecord.generic:type_name -> skein.api.v1.GenericResource
+	32, // 40: skein.api.v1.SnapshotChunk.header:type_name -> skein.api.v1.SnapshotHeader
+	7,  // 41: skein.api.v1.SnapshotChunk.cluster:type_name -> skein.api.v1.ClusterRecord
+	13, // 42: skein.api.v1.SnapshotChunk.node:type_name -> skein.api.v1.NodeRecord
+	15, // 43: skein.api.v1.SnapshotChunk.service:type_name -> skein.api.v1.ServiceRecord
+	20, // 44: skein.api.v1.SnapshotChunk.network:type_name -> skein.api.v1.NetworkRecord
+	27, // 45: skein.api.v1.SnapshotChunk.task:type_name -> skein.api.v1.TaskRecord
+	33, // 46: skein.api.v1.SnapshotChunk.quarantine:type_name -> skein.api.v1.Quarantine
+	34, // 47: skein.api.v1.SnapshotChunk.end:type_name -> skein.api.v1.SnapshotEnd
+	4,  // 48: skein.api.v1.SnapshotChunk.dependency:type_name -> skein.api.v1.DependencyRecord
+	29, // 49: skein.api.v1.SnapshotChunk.volume_home:type_name -> skein.api.v1.VolumeHome
+	50, // [50:50] is the sub-list for method output_type
+	50, // [50:50] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_log_proto_init() }
@@ -3533,8 +3819,9 @@ func file_log_proto_init() {
 		(*Change_DeleteTasks)(nil),
 		(*Change_PutDependency)(nil),
 		(*Change_DeleteDependency)(nil),
+		(*Change_MoveTasks)(nil),
 	}
-	file_log_proto_msgTypes[28].OneofWrappers = []any{
+	file_log_proto_msgTypes[31].OneofWrappers = []any{
 		(*SnapshotChunk_Header)(nil),
 		(*SnapshotChunk_Cluster)(nil),
 		(*SnapshotChunk_Node)(nil),
@@ -3544,6 +3831,7 @@ func file_log_proto_init() {
 		(*SnapshotChunk_Quarantine)(nil),
 		(*SnapshotChunk_End)(nil),
 		(*SnapshotChunk_Dependency)(nil),
+		(*SnapshotChunk_VolumeHome)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3551,7 +3839,7 @@ func file_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_log_proto_rawDesc), len(file_log_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   35,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
