@@ -196,18 +196,33 @@ func registryAuth(r *http.Request) *registry.AuthConfig {
 	return auth
 }
 
+// checkObject refuses what is no JSON object. What is in it is checked by the managers, who name the field.
+func checkObject(raw []byte) error {
+	var o map[string]json.RawMessage
+	if err := decodeJSON(raw, &o); err != nil {
+		return err
+	}
+	if o == nil {
+		return invalid("invalid JSON: want an object, not null")
+	}
+	return nil
+}
+
 // updateParameters are the parameters of updates; no field of a spec is called so.
 var updateParameters = []string{"version", "registryAuthFrom", "rollback", "rotateWorkerToken", "rotateManagerToken", "rotateManagerUnlockKey"}
 
 // withoutParameters takes out of a spec what the client said in the query and repeats in the body: dockerode sends its options as both. Every
 // other unknown field must reach the managers, who refuse it by name.
-func withoutParameters(raw []byte) []byte {
+func withoutParameters(raw []byte) []byte { return without(raw, updateParameters...) }
+
+// without takes fields out of a JSON object.
+func without(raw []byte, names ...string) []byte {
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(raw, &fields); err != nil {
 		return raw
 	}
 	n := len(fields)
-	for _, p := range updateParameters {
+	for _, p := range names {
 		delete(fields, p)
 	}
 	if len(fields) == n {

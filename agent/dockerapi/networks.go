@@ -224,6 +224,13 @@ func (h *handlers) networkCreate(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	var where struct{ Driver, Scope any }
+	if err := decodeJSON(raw, &where); err != nil {
+		return err
+	}
+	if where.Driver == driverOverlay || where.Scope == scopeSwarm {
+		return h.clusterNetworkCreate(w, r, raw)
+	}
 	var req network.CreateRequest
 	if err := decodeJSON(raw, &req); err != nil {
 		return err
@@ -234,18 +241,20 @@ func (h *handlers) networkCreate(w http.ResponseWriter, r *http.Request) error {
 	if req.ConfigOnly || req.ConfigFrom != nil && req.ConfigFrom.Network != "" {
 		return notBuilt("config-only networks are not built yet")
 	}
-	if req.Driver != driverOverlay && req.Scope != scopeSwarm {
-		resp, err := h.Networks.NetworkCreate(r.Context(), req)
-		if err != nil {
-			return err
-		}
-		return writeJSON(w, http.StatusCreated, resp)
+	resp, err := h.Networks.NetworkCreate(r.Context(), req)
+	if err != nil {
+		return err
 	}
+	return writeJSON(w, http.StatusCreated, resp)
+}
+
+// clusterNetworkCreate has the managers make a network. Older clients ask for a check of duplicates, which is always done.
+func (h *handlers) clusterNetworkCreate(w http.ResponseWriter, r *http.Request, raw []byte) error {
 	ctl, err := h.control(r.Context())
 	if err != nil {
 		return err
 	}
-	created, err := ctl.CreateNetwork(r.Context(), &api.CreateRequest{SpecJson: raw})
+	created, err := ctl.CreateNetwork(r.Context(), &api.CreateRequest{SpecJson: without(raw, "CheckDuplicate")})
 	if err != nil {
 		return err
 	}

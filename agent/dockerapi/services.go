@@ -45,9 +45,9 @@ func readServiceSpec(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 		return nil, err
 	}
 	if len(raw) > api.MaxSpecBytes {
-		return nil, invalid("service spec has %d bytes, %d are allowed: move large data into images", len(raw), api.MaxSpecBytes)
+		return nil, invalid("invalid service spec: %d bytes are more than the limit of %d: keep large data in images or configs", len(raw), api.MaxSpecBytes)
 	}
-	return raw, decodeJSON(raw, new(swarm.ServiceSpec))
+	return raw, checkObject(raw)
 }
 
 func (h *handlers) serviceCreate(w http.ResponseWriter, r *http.Request) error {

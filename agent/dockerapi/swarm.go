@@ -104,8 +104,7 @@ func (h *handlers) swarmUpdate(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	var spec swarm.Spec
-	if err := decodeJSON(raw, &spec); err != nil {
+	if err := checkObject(raw); err != nil {
 		return err
 	}
 	q := r.URL.Query()
@@ -208,7 +207,7 @@ func (h *handlers) nodeUpdate(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if err := decodeJSON(raw, new(swarm.NodeSpec)); err != nil {
+	if err := checkObject(raw); err != nil {
 		return err
 	}
 	version, err := versionQuery(r, "node")

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"net/netip"
-	"reflect"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -70,27 +69,57 @@ func fillCluster(want *swarm.Spec, have swarm.Spec) {
 
 // validateCluster refuses changes that nothing would follow from.
 func validateCluster(want, have swarm.Spec) error {
-	ca := want.CAConfig
+	a, ca := at{object: "cluster spec"}, want.CAConfig
 	switch {
 	case want.Name != have.Name:
-		return invalid("cluster name %q: the only allowed name is %q", want.Name, have.Name)
+		return a.field("Name").bad(want.Name, "the only allowed name is %q", have.Name)
 	case len(ca.ExternalCAs) > 0:
-		return notBuilt("external certificate authorities")
-	case ca.SigningCACert != "" || ca.SigningCAKey != "" || ca.ForceRotate != have.CAConfig.ForceRotate:
-		return notBuilt("rotation of the root certificate")
+		return a.field("CAConfig.ExternalCAs").unbuilt(ca.ExternalCAs, "external certificate authorities")
+	case ca.SigningCACert != "":
+		return a.field("CAConfig.SigningCACert").unbuilt(ca.SigningCACert, "rotation of the root certificate")
+	case ca.SigningCAKey != "":
+		return a.field("CAConfig.SigningCAKey").unbuilt("(secret)", "rotation of the root certificate")
+	case ca.ForceRotate != have.CAConfig.ForceRotate:
+		return a.field("CAConfig.ForceRotate").unbuilt(ca.ForceRotate, "rotation of the root certificate")
 	case ca.NodeCertExpiry < minCertLife:
-		return invalid("certificate expiry %s: must be at least %s", ca.NodeCertExpiry, minCertLife)
-	case want.TaskDefaults.LogDriver != nil && want.TaskDefaults.LogDriver.Name != "":
-		return notBuilt("a default log driver of the cluster")
+		return a.field("CAConfig.NodeCertExpiry").bad(ca.NodeCertExpiry, "must be at least %s", minCertLife)
+	case want.TaskDefaults.LogDriver != nil && (want.TaskDefaults.LogDriver.Name != "" || len(want.TaskDefaults.LogDriver.Options) > 0):
+		return a.field("TaskDefaults.LogDriver").unbuilt(*want.TaskDefaults.LogDriver, "a default log driver of the cluster")
+	case want.Dispatcher.HeartbeatPeriod < 0:
+		return a.field("Dispatcher.HeartbeatPeriod").bad(want.Dispatcher.HeartbeatPeriod, "must be more than 0")
 	case want.Dispatcher.HeartbeatPeriod != have.Dispatcher.HeartbeatPeriod:
-		return notBuilt("another heartbeat period than the default (%s)", have.Dispatcher.HeartbeatPeriod)
-	case !reflect.DeepEqual(want.Raft, have.Raft):
-		return notBuilt("other Raft settings (--snapshot-interval, --max-snapshots) than the defaults")
+		return a.field("Dispatcher.HeartbeatPeriod").unbuilt(want.Dispatcher.HeartbeatPeriod, "another heartbeat period than the default (%s)", have.Dispatcher.HeartbeatPeriod)
+	}
+	if err := validateRaft(a.field("Raft"), want.Raft, have.Raft); err != nil {
+		return err
 	}
 	if h := want.Orchestration.TaskHistoryRetentionLimit; h != nil && *h > maxHistory {
-		return invalid("task history limit %d: must be at most %d", *h, maxHistory)
+		return a.field("Orchestration.TaskHistoryRetentionLimit").bad(*h, "must be at most %d; less than 0 keeps all", maxHistory)
 	}
-	return validateLabels("cluster", want.Labels)
+	return validateOptions(a.field("Labels"), onCluster, want.Labels)
+}
+
+// validateRaft refuses other settings than there are: elections and snapshots are tuned by measurement.
+func validateRaft(a at, want, have swarm.RaftConfig) error {
+	keep := func(n *uint64) uint64 {
+		if n == nil {
+			return 0
+		}
+		return *n
+	}
+	for _, f := range []struct {
+		name       string
+		want, have any
+	}{
+		{"SnapshotInterval", want.SnapshotInterval, have.SnapshotInterval}, {"KeepOldSnapshots", keep(want.KeepOldSnapshots), keep(have.KeepOldSnapshots)},
+		{"LogEntriesForSlowFollowers", want.LogEntriesForSlowFollowers, have.LogEntriesForSlowFollowers},
+		{"ElectionTick", want.ElectionTick, have.ElectionTick}, {"HeartbeatTick", want.HeartbeatTick, have.HeartbeatTick},
+	} {
+		if f.want != f.have {
+			return a.field(f.name).unbuilt(f.want, "other Raft settings than the defaults (here: %v)", f.have)
+		}
+	}
+	return nil
 }
 
 // GetCluster shows the cluster with its join tokens.

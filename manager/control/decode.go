@@ -1,11 +1,9 @@
 package control
 
 import (
-	"bytes"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
-	"io"
+	"reflect"
 	"strings"
 
 	"skein/manager/api"
@@ -17,32 +15,17 @@ func decode(what string, data []byte, into any) error {
 }
 
 func decodeUpTo(what string, data []byte, limit int, into any) error {
+	root := at{object: what}
 	if len(data) > limit {
-		return invalid("%s: %d bytes are more than the limit of %d", what, len(data), limit)
+		return root.bad(nil, "%d bytes are more than the limit of %d: keep large data in images or configs", len(data), limit)
 	}
-	d := json.NewDecoder(bytes.NewReader(data))
-	d.DisallowUnknownFields()
-	if err := d.Decode(into); err != nil {
-		return invalid("%s: %s", what, jsonCause(err))
+	if err := checkStrict(what, data, reflect.TypeOf(into)); err != nil {
+		return err
 	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return invalid("%s: there is more after the JSON object", what)
+	if err := json.Unmarshal(data, into); err != nil {
+		return root.bad(nil, "%s", strings.TrimPrefix(err.Error(), "json: "))
 	}
 	return nil
-}
-
-// jsonCause names the field rather than Go's types.
-func jsonCause(err error) string {
-	var te *json.UnmarshalTypeError
-	switch {
-	case errors.As(err, &te) && strings.HasPrefix(te.Value, "number "):
-		return "field " + strings.TrimPrefix(te.Field, "ServiceSpec.") + ": " + strings.TrimPrefix(te.Value, "number ") + " is not possible here, want a number of type " + te.Type.String()
-	case errors.As(err, &te):
-		return "field " + strings.TrimPrefix(te.Field, "ServiceSpec.") + ": want " + te.Type.String() + ", not " + te.Value
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return "the JSON ends too early"
-	}
-	return "not valid JSON of this object: " + strings.TrimPrefix(err.Error(), "json: ")
 }
 
 // encode writes canonical JSON: what the store keeps and clients get.

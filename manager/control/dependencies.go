@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
+	"io/fs"
+	"math"
 	"path"
 	"regexp"
 	"strconv"
@@ -47,18 +50,33 @@ func decodeDependency(kind string, raw []byte) (*dependencySpec, error) {
 		return nil, err
 	}
 	spec := &dependencySpec{}
-	if err := decodeUpTo(kind+" spec", raw, maxDependencySpec, spec); err != nil {
-		return nil, err
+	if kind == store.KindConfig {
+		var c swarm.ConfigSpec
+		if err := decodeUpTo("config spec", raw, maxDependencySpec, &c); err != nil {
+			return nil, err
+		}
+		spec.Annotations, spec.Data, spec.Templating = c.Annotations, c.Data, c.Templating
+	} else {
+		var c swarm.SecretSpec
+		if err := decodeUpTo("secret spec", raw, maxDependencySpec, &c); err != nil {
+			return nil, err
+		}
+		*spec = dependencySpec(c)
 	}
+	a := at{object: kind + " spec"}
 	switch {
 	case len(spec.Name) > maxDependencyName || !dependencyName.MatchString(spec.Name):
-		return nil, invalid("invalid %s name %.80q: want 1 to %d letters, digits, - _ and . with a letter or digit at both ends", kind, spec.Name, maxDependencyName)
+		return nil, a.field("Name").bad(spec.Name, "invalid %s name: want 1 to %d letters, digits, - _ and . with a letter or digit at both ends", kind, maxDependencyName)
 	case spec.Driver != nil && spec.Driver.Name != "":
-		return nil, notBuilt("%s %s: driver %q", kind, spec.Name, spec.Driver.Name)
+		return nil, a.field("Driver.Name").unbuilt(spec.Driver.Name, "secrets of a driver")
+	case spec.Driver != nil && len(spec.Driver.Options) > 0:
+		return nil, a.field("Driver.Options").bad(spec.Driver.Options, "there are options, but no driver")
 	case spec.Templating != nil && spec.Templating.Name != "" && spec.Templating.Name != templatingGolang:
-		return nil, invalid("%s %s: templating driver %q is not known: want %s", kind, spec.Name, spec.Templating.Name, templatingGolang)
+		return nil, a.field("Templating.Name").bad(spec.Templating.Name, "templating driver is not known: want %s", templatingGolang)
+	case spec.Templating != nil && len(spec.Templating.Options) > 0:
+		return nil, a.field("Templating.Options").bad(spec.Templating.Options, "templating has no options")
 	}
-	return spec, validateLabels(kind+" "+spec.Name, spec.Labels)
+	return spec, validateOptions(a.field("Labels"), kind, spec.Labels)
 }
 
 // CreateDependency stores a new secret or config.
@@ -72,7 +90,8 @@ func (s *Server) CreateDependency(ctx context.Context, r *api.DependencyRequest)
 		limit = store.MaxSecretBytes
 	}
 	if len(spec.Data) == 0 || len(spec.Data) >= limit {
-		return nil, invalid("%s data must be larger than 0 and less than %d bytes: %s has %d", r.Kind, limit, spec.Name, len(spec.Data))
+		return nil, at{object: r.Kind + " spec"}.field("Data").refuse(errdefs.ErrInvalidArgument, fmt.Sprintf(" (%d bytes)", len(spec.Data)),
+			fmt.Sprintf("%s data must be larger than 0 and less than %d bytes", r.Kind, limit))
 	}
 	rec := &api.DependencyRecord{Id: api.NewID(), Kind: r.Kind, Name: spec.Name, Data: spec.Data}
 	spec.Data = nil
@@ -228,56 +247,76 @@ func dependencyJSON(d *store.Dependency) ([]byte, error) {
 }
 
 // validateDependencies checks what a container spec says of secrets and configs; whether they exist is Apply's business.
-func validateDependencies(c *swarm.ContainerSpec) error {
+func validateDependencies(a at, c *swarm.ContainerSpec) error {
 	if n := len(c.Secrets) + len(c.Configs); n > maxDependencies {
-		return invalid("ContainerSpec: %d secrets and configs are more than the limit of %d", n, maxDependencies)
+		return a.field("Secrets").bad(c.Secrets, "%d secrets and configs are more than the limit of %d", n, maxDependencies)
 	}
 	targets := map[string]string{}
-	target := func(kind, name, file, dir, uid, gid string) error {
-		if file == "" {
-			return invalid("malformed %s reference, no target given: %s", kind, name)
-		}
-		at, below := file, "/"
-		if !path.IsAbs(at) {
-			at, below = path.Join(dir, at), strings.TrimSuffix(dir, "/")+"/"
-		}
-		if at = path.Clean(at); at == "/" || at == dir || !strings.HasPrefix(at, below) {
-			return invalid("%s %s: target %q is not a file below %s", kind, name, file, dir)
-		}
-		if other, taken := targets[at]; taken {
-			return invalid("%s references '%s' and '%s' have a conflicting target: '%s'", kind, other, name, file)
-		}
-		targets[at] = name
-		for _, id := range []string{uid, gid} {
-			if _, err := strconv.ParseUint(id, 10, 32); id != "" && err != nil {
-				return invalid("%s %s: owner %q is not a numeric id", kind, name, id)
-			}
-		}
-		return nil
-	}
-	for _, r := range c.Secrets {
+	for i, r := range c.Secrets {
+		a := a.field("Secrets").index(i)
 		switch {
-		case r == nil || r.SecretID == "" || r.SecretName == "":
-			return invalid("malformed secret reference: want SecretID and SecretName")
+		case r == nil || r.SecretID == "":
+			return a.field("SecretID").missing("malformed secret reference: want SecretID and SecretName")
+		case r.SecretName == "":
+			return a.field("SecretName").missing("malformed secret reference: want SecretID and SecretName")
 		case r.File == nil:
-			return invalid("malformed secret reference, no target provided: %s", r.SecretName)
+			return a.field("File").missing("malformed secret reference, no target provided: %s", clip(r.SecretName))
 		}
-		if err := target(store.KindSecret, r.SecretName, r.File.Name, secretsDir, r.File.UID, r.File.GID); err != nil {
+		f := fileTarget{kind: store.KindSecret, name: r.SecretName, dir: secretsDir, file: r.File.Name, uid: r.File.UID, gid: r.File.GID, mode: r.File.Mode}
+		if err := f.validate(a, targets); err != nil {
 			return err
 		}
 	}
-	for _, r := range c.Configs {
+	for i, r := range c.Configs {
+		a := a.field("Configs").index(i)
 		switch {
-		case r == nil || r.ConfigID == "" || r.ConfigName == "":
-			return invalid("malformed config reference: want ConfigID and ConfigName")
+		case r == nil || r.ConfigID == "":
+			return a.field("ConfigID").missing("malformed config reference: want ConfigID and ConfigName")
+		case r.ConfigName == "":
+			return a.field("ConfigName").missing("malformed config reference: want ConfigID and ConfigName")
 		case r.Runtime != nil:
-			return notBuilt("config %s as credential spec", r.ConfigName)
+			return a.field("Runtime").unbuilt(*r.Runtime, "a config as credential spec")
 		case r.File == nil:
-			return invalid("malformed config reference, no target provided: %s", r.ConfigName)
+			return a.field("File").missing("malformed config reference, no target provided: %s", clip(r.ConfigName))
 		}
-		if err := target(store.KindConfig, r.ConfigName, r.File.Name, "/", r.File.UID, r.File.GID); err != nil {
+		f := fileTarget{kind: store.KindConfig, name: r.ConfigName, dir: "/", file: r.File.Name, uid: r.File.UID, gid: r.File.GID, mode: r.File.Mode}
+		if err := f.validate(a, targets); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// fileTarget is where and how a task finds a secret or config.
+type fileTarget struct {
+	kind, name, dir, file, uid, gid string
+	mode                            fs.FileMode
+}
+
+// validate checks one of them; targets are those of the ones before.
+func (f fileTarget) validate(a at, targets map[string]string) error {
+	a = a.field("File")
+	if f.file == "" {
+		return a.field("Name").missing("malformed %s reference, no target given: %s", f.kind, clip(f.name))
+	}
+	p, below := f.file, "/"
+	if !path.IsAbs(p) {
+		p, below = path.Join(f.dir, p), strings.TrimSuffix(f.dir, "/")+"/"
+	}
+	if p = path.Clean(p); p == "/" || p == f.dir || !strings.HasPrefix(p, below) || strings.Contains(p, "\n") {
+		return a.field("Name").bad(f.file, "the target of %s %s is not a file below %s", f.kind, clip(f.name), f.dir)
+	}
+	if other, taken := targets[p]; taken {
+		return a.field("Name").bad(f.file, "%s references '%s' and '%s' have a conflicting target: '%s'", f.kind, clip(other), clip(f.name), clip(f.file))
+	}
+	targets[p] = f.name
+	for _, x := range []struct{ field, id string }{{"UID", f.uid}, {"GID", f.gid}} {
+		if n, err := strconv.ParseUint(x.id, 10, 32); x.id != "" && (err != nil || n == math.MaxUint32) {
+			return a.field(x.field).bad(x.id, "not a numeric id: want 0 to %d", uint32(math.MaxUint32-1))
+		}
+	}
+	if f.mode&^fs.ModePerm != 0 {
+		return a.field("Mode").bad(uint32(f.mode), "want the permissions of a file, 0 to 511 (0777)")
 	}
 	return nil
 }

@@ -47,7 +47,7 @@ func TestJobs(t *testing.T) {
 	}
 	for _, tc := range []struct{ spec, want string }{
 		{`{"Name":"x","TaskTemplate":{"ContainerSpec":{"Image":"i"}},"Mode":{"GlobalJob":{}},"UpdateConfig":{"Parallelism":1}}`, "not supported for jobs"},
-		{`{"Name":"x","TaskTemplate":{"ContainerSpec":{"Image":"i"}},"Mode":{"ReplicatedJob":{"MaxConcurrent":0}}}`, "Mode.ReplicatedJob.MaxConcurrent is 0"},
+		{`{"Name":"x","TaskTemplate":{"ContainerSpec":{"Image":"i"}},"Mode":{"ReplicatedJob":{"MaxConcurrent":0}}}`, "Mode.ReplicatedJob.MaxConcurrent = 0: want 1 to"},
 		{`{"Name":"x","TaskTemplate":{"ContainerSpec":{"Image":"i"}},"Mode":{"ReplicatedJob":{"TotalCompletions":9000000000}}}`, "more than the limit"},
 	} {
 		if _, err := f.srv.CreateService(t.Context(), &api.CreateRequest{SpecJson: []byte(tc.spec)}); err == nil || !strings.Contains(err.Error(), tc.want) {

@@ -26,7 +26,7 @@ var networkName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
 // CreateNetwork stores a new overlay network.
 func (s *Server) CreateNetwork(ctx context.Context, r *api.CreateRequest) (*api.Created, error) {
 	var req network.CreateRequest
-	if err := decode("network", r.SpecJson, &req); err != nil {
+	if err := decode("network spec", r.SpecJson, &req); err != nil {
 		return nil, err
 	}
 	rec, err := networkRecord(&req)
@@ -54,82 +54,86 @@ func (s *Server) CreateNetwork(ctx context.Context, r *api.CreateRequest) (*api.
 
 // networkRecord checks a request and takes from it what the store keeps apart.
 func networkRecord(req *network.CreateRequest) (*api.NetworkRecord, error) {
-	name := req.Name
+	a, name := at{object: "network spec"}, req.Name
 	switch {
 	case len(name) > maxNameLength || !networkName.MatchString(name):
-		return nil, invalid("invalid network name %.80q: want 1 to %d letters, digits, _ . - and a letter or digit first", name, maxNameLength)
+		return nil, a.field("Name").bad(name, "invalid network name: want 1 to %d letters, digits, _ . - and a letter or digit first", maxNameLength)
 	case req.Driver != "" && req.Driver != driverOverlay:
-		return nil, invalid("network %s: driver %q is not for networks of the cluster: use overlay", name, req.Driver)
+		return nil, a.field("Driver").bad(req.Driver, "the driver is not for networks of the cluster: use overlay")
 	case req.Scope != "" && req.Scope != scopeSwarm:
-		return nil, invalid("network %s: scope %q is not that of an overlay network: use swarm, or none", name, req.Scope)
-	case req.ConfigOnly || (req.ConfigFrom != nil && req.ConfigFrom.Network != ""):
-		return nil, notBuilt("network %s: config-only networks", name)
+		return nil, a.field("Scope").bad(req.Scope, "the scope is not that of an overlay network: use swarm, or none")
+	case req.ConfigOnly:
+		return nil, a.field("ConfigOnly").unbuilt(true, "config-only networks")
+	case req.ConfigFrom != nil && req.ConfigFrom.Network != "":
+		return nil, a.field("ConfigFrom.Network").unbuilt(req.ConfigFrom.Network, "config-only networks")
 	case req.Ingress:
-		return nil, api.Errorf(errdefs.ErrFailedPrecondition, "network %s: an ingress network exists already: the routing mesh needs no other", name)
+		return nil, a.field("Ingress").refuse(errdefs.ErrFailedPrecondition, " = true", "an ingress network exists already: the routing mesh needs no other")
 	case req.EnableIPv4 != nil && !*req.EnableIPv4:
-		return nil, notBuilt("network %s: networks without IPv4", name)
+		return nil, a.field("EnableIPv4").unbuilt(false, "networks without IPv4")
 	case req.EnableIPv6 != nil && *req.EnableIPv6:
-		return nil, notBuilt("network %s: IPv6", name)
+		return nil, a.field("EnableIPv6").unbuilt(true, "IPv6 in overlay networks")
 	}
-	if err := validateLabels("network "+name, req.Labels); err != nil {
+	if err := validateOptions(a.field("Labels"), onNetwork, req.Labels); err != nil {
 		return nil, err
 	}
 	rec := &api.NetworkRecord{Name: name, Driver: driverOverlay, Internal: req.Internal, Attachable: req.Attachable, Labels: req.Labels}
-	if err := networkPools(req, rec); err != nil {
+	if err := networkPools(a.field("IPAM"), req, rec); err != nil {
 		return nil, err
 	}
-	return rec, setOptions(req, rec)
+	return rec, setOptions(a.field("Options"), req, rec)
 }
 
-func networkPools(req *network.CreateRequest, rec *api.NetworkRecord) error {
+func networkPools(a at, req *network.CreateRequest, rec *api.NetworkRecord) error {
 	if req.IPAM == nil {
 		return nil
 	}
 	if d := req.IPAM.Driver; d != "" && d != "default" {
-		return notBuilt("network %s: IPAM driver %q", req.Name, d)
+		return a.field("Driver").unbuilt(d, "IPAM drivers other than default")
 	}
 	if len(req.IPAM.Options) > 0 {
-		return notBuilt("network %s: IPAM options", req.Name)
+		return a.field("Options").unbuilt(req.IPAM.Options, "IPAM options")
 	}
-	for _, c := range req.IPAM.Config {
+	for i, c := range req.IPAM.Config {
+		a := a.field("Config").index(i)
 		switch {
 		case c.IPRange.IsValid():
-			return notBuilt("network %s: IP ranges within a subnet", req.Name)
+			return a.field("IPRange").unbuilt(c.IPRange, "IP ranges within a subnet")
 		case c.Gateway.IsValid():
-			return notBuilt("network %s: a gateway of your choice", req.Name)
+			return a.field("Gateway").unbuilt(c.Gateway, "a gateway of your choice")
 		case len(c.AuxAddress) > 0:
-			return notBuilt("network %s: auxiliary addresses", req.Name)
+			return a.field("AuxiliaryAddresses").unbuilt(c.AuxAddress, "auxiliary addresses")
 		case !c.Subnet.IsValid():
 			continue
 		case !c.Subnet.Addr().Is4():
-			return notBuilt("network %s: IPv6 subnets", req.Name)
+			return a.field("Subnet").unbuilt(c.Subnet, "IPv6 subnets")
 		case rec.Subnet4 != "":
-			return notBuilt("network %s: more than one subnet", req.Name)
+			return a.field("Subnet").unbuilt(c.Subnet, "more than one subnet")
 		}
 		rec.Subnet4 = c.Subnet.String()
 	}
 	return nil
 }
 
-func setOptions(req *network.CreateRequest, rec *api.NetworkRecord) error {
-	for k, v := range req.Options {
+func setOptions(a at, req *network.CreateRequest, rec *api.NetworkRecord) error {
+	for _, k := range sortedKeys(req.Options) {
+		a, v := a.key(k), req.Options[k]
 		switch k {
 		case optMTU:
 			n, err := strconv.ParseUint(v, 10, 16)
 			if err != nil || n < minMTU {
-				return invalid("network %s: option %s=%.40q: want %d to 65535", req.Name, k, v, minMTU)
+				return a.bad(v, "want %d to 65535", minMTU)
 			}
 			rec.Mtu = uint32(n)
 		case optVNI:
 			n, err := strconv.ParseUint(v, 10, 24)
 			if err != nil || n == 0 {
-				return invalid("network %s: option %s=%.40q: want one VNI, 1 to 16777215", req.Name, k, v)
+				return a.bad(v, "want one VNI, 1 to 16777215")
 			}
 			rec.Vni = uint32(n)
 		case "encrypted":
-			return notBuilt("network %s: encrypted overlays", req.Name)
+			return a.unbuilt(v, "encrypted overlays")
 		default:
-			return notBuilt("network %s: option %.80q", req.Name, k)
+			return a.unbuilt(v, "this option of an overlay network")
 		}
 	}
 	return nil

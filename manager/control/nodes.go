@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"slices"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/swarm"
@@ -135,28 +136,32 @@ func (s *Server) mayDemote(tx store.ReadTx, n *store.Node) error {
 }
 
 func validateNode(spec *swarm.NodeSpec) error {
+	a := at{object: "node spec"}
 	switch spec.Availability {
 	case swarm.NodeAvailabilityActive, swarm.NodeAvailabilityPause, swarm.NodeAvailabilityDrain:
 	case "":
-		return invalid("node spec: Availability must be set: active, pause or drain")
+		return a.field("Availability").missing("invalid Availability: want active, pause or drain")
 	default:
-		return invalid("invalid Availability: %q: want active, pause or drain", spec.Availability)
+		return a.field("Availability").bad(spec.Availability, "invalid Availability: %q: want active, pause or drain", clip(string(spec.Availability)))
 	}
 	switch spec.Role {
 	case "", swarm.NodeRoleManager, swarm.NodeRoleWorker:
 	default:
-		return invalid("invalid Role: %q: want manager or worker", spec.Role)
+		return a.field("Role").bad(spec.Role, "invalid Role: %q: want manager or worker", clip(string(spec.Role)))
 	}
-	return validateLabels("node", spec.Labels)
+	if spec.Name != "" && (len(spec.Name) > maxNameLength || !networkName.MatchString(spec.Name)) {
+		return a.field("Name").bad(spec.Name, "want at most %d letters, digits, _ . - and a letter or digit first", maxNameLength)
+	}
+	return validateOptions(a.field("Labels"), onNode, spec.Labels)
 }
 
-func validateLabels(what string, labels map[string]string) error {
+func validateLabels(a at, labels map[string]string) error {
 	if len(labels) > maxLabels {
-		return invalid("%s: more than %d labels", what, maxLabels)
+		return a.bad(labels, "more than %d labels", maxLabels)
 	}
-	for k, v := range labels {
-		if k == "" || len(k)+len(v) > maxLabelLength {
-			return invalid("%s: label %.80q: want a name, and at most %d bytes in all", what, k, maxLabelLength)
+	for _, k := range sortedKeys(labels) {
+		if v := labels[k]; k == "" || len(k)+len(v) > maxLabelLength || strings.ContainsFunc(k, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+			return a.key(k).bad(v, "want a name without control characters, and at most %d bytes of name and value", maxLabelLength)
 		}
 	}
 	return nil

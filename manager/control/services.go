@@ -71,7 +71,7 @@ func (s *Server) decodeService(specJSON []byte, registryAuth string) (*swarm.Ser
 			if errdefs.IsNotImplemented(err) {
 				return nil, err
 			}
-			return nil, invalid("%s", err.Error())
+			return nil, at{object: "service spec"}.bad(nil, "%s", err)
 		}
 	}
 	return spec, nil
@@ -283,11 +283,14 @@ func resolveNetworks(tx store.ReadTx, spec *swarm.ServiceSpec) error {
 	var seen []string
 	for i, n := range spec.TaskTemplate.Networks {
 		id, err := networkID(tx, n.Target)
+		if errdefs.IsInvalidArgument(err) {
+			return at{object: "service spec"}.field("TaskTemplate.Networks").index(i).field("Target").bad(n.Target, "%s", err)
+		}
 		if err != nil {
 			return err
 		}
 		if slices.Contains(seen, id) {
-			return invalid("service %s: network %s is listed twice", spec.Name, n.Target)
+			return at{object: "service spec"}.field("TaskTemplate.Networks").index(i).field("Target").bad(n.Target, "the network is listed twice: list it once")
 		}
 		seen = append(seen, id)
 		spec.TaskTemplate.Networks[i].Target = id

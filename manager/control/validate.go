@@ -17,149 +17,165 @@ const (
 	maxConstraints = 100
 	maxPorts       = 500
 	maxNetworks    = 64
+	maxAlias       = 253
+	maxShortText   = 255     // bytes of a name that is shown, of a port or a platform
 	minNanoCPUs    = 1e6     // 0.001 CPU
 	minMemoryBytes = 4 << 20 // less starts nothing
 )
 
 var serviceName = regexp.MustCompile(`^[a-zA-Z0-9](?:[-_]*[A-Za-z0-9]+)*$`)
 
-// validateService checks a spec by itself and fills in what clients may leave out.
+// validateService checks a spec by itself and fills in what clients may leave out. Each refusal names the field, its value and what is
+// possible; texts that docker's clients and tests match are kept within.
 func validateService(spec *swarm.ServiceSpec) error {
-	for _, check := range []func(*swarm.ServiceSpec) error{
+	root := at{object: "service spec"}
+	for _, check := range []func(at, *swarm.ServiceSpec) error{
 		validateName, validateMode, validateTask, validatePlacement, validateUpdates, validateEndpoint, validateServiceNetworks,
 	} {
-		if err := check(spec); err != nil {
+		if err := check(root, spec); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func validateName(spec *swarm.ServiceSpec) error {
+func validateName(root at, spec *swarm.ServiceSpec) error {
+	a := root.field("Name")
 	switch name := spec.Name; {
 	case name == "": // one is made up
 	case len(name) > maxNameLength:
-		return invalid("service name %.80q: name must be %d characters or fewer", name, maxNameLength)
+		return a.bad(name, "name must be %d characters or fewer", maxNameLength)
 	case !serviceName.MatchString(name):
-		return invalid("service name %q: name must be valid as a DNS name component: letters, digits, - and _ between them", name)
+		return a.bad(name, "name must be valid as a DNS name component: letters, digits, - and _ between them")
 	}
-	return nil
+	return validateOptions(root.field("Labels"), onService, spec.Labels)
 }
 
-func validateMode(spec *swarm.ServiceSpec) error {
+func validateMode(root at, spec *swarm.ServiceSpec) error {
 	m, n := &spec.Mode, 0
 	for _, set := range []bool{m.Replicated != nil, m.Global != nil, m.ReplicatedJob != nil, m.GlobalJob != nil} {
 		if set {
 			n++
 		}
 	}
+	a := root.field("Mode")
 	if n > 1 {
-		return invalid("service %s: must specify only one service mode", spec.Name)
+		return a.bad(spec.Mode, "must specify only one service mode: Replicated, Global, ReplicatedJob or GlobalJob")
 	}
 	if n == 0 {
 		m.Replicated = &swarm.ReplicatedService{}
 	}
 	if m.ReplicatedJob != nil || m.GlobalJob != nil {
-		return validateJob(spec)
+		return validateJob(root, spec)
 	}
 	if r := m.Replicated; r != nil {
 		if r.Replicas == nil {
-			one := uint64(1)
-			r.Replicas = &one
+			r.Replicas = ptr(uint64(1))
 		}
 		if *r.Replicas > maxReplicas {
-			return invalid("service %s: %d replicas are more than the limit of %d", spec.Name, *r.Replicas, maxReplicas)
+			return a.field("Replicated.Replicas").bad(*r.Replicas, "more than the limit: want 0 to %d", maxReplicas)
 		}
 	}
 	return nil
 }
 
 // validateJob fills in docker's defaults: one task at a time, and as many completions as tasks at a time.
-func validateJob(spec *swarm.ServiceSpec) error {
-	if spec.UpdateConfig != nil || spec.RollbackConfig != nil {
-		return invalid("service %s: update and rollback configuration is not supported for jobs: a changed job is executed anew", spec.Name)
+func validateJob(root at, spec *swarm.ServiceSpec) error {
+	for field, c := range map[string]*swarm.UpdateConfig{"UpdateConfig": spec.UpdateConfig, "RollbackConfig": spec.RollbackConfig} {
+		if c != nil {
+			return root.field(field).bad(*c, "update and rollback configuration is not supported for jobs: a changed job is executed anew; leave it out")
+		}
 	}
 	j := spec.Mode.ReplicatedJob
 	if j == nil {
 		return nil
 	}
-	switch {
-	case j.MaxConcurrent == nil:
+	a := root.field("Mode.ReplicatedJob")
+	if j.MaxConcurrent == nil {
 		j.MaxConcurrent = ptr(uint64(1))
-	case *j.MaxConcurrent == 0:
-		return invalid("service %s: Mode.ReplicatedJob.MaxConcurrent is 0: want 1 to %d", spec.Name, maxReplicas)
+	}
+	if n := *j.MaxConcurrent; n == 0 || n > maxReplicas {
+		return a.field("MaxConcurrent").bad(n, "want 1 to %d", maxReplicas)
 	}
 	if j.TotalCompletions == nil {
 		j.TotalCompletions = ptr(*j.MaxConcurrent)
 	}
-	if n := max(*j.TotalCompletions, *j.MaxConcurrent); n > maxReplicas {
-		return invalid("service %s: %d tasks of a job are more than the limit of %d", spec.Name, n, maxReplicas)
+	if n := *j.TotalCompletions; n > maxReplicas {
+		return a.field("TotalCompletions").bad(n, "more than the limit: want 0 to %d", maxReplicas)
 	}
 	return nil
 }
 
-func validateTask(spec *swarm.ServiceSpec) error {
-	t := &spec.TaskTemplate
+func validateTask(root at, spec *swarm.ServiceSpec) error {
+	t, a := &spec.TaskTemplate, root.field("TaskTemplate")
 	switch {
 	case t.Runtime != "" && t.Runtime != swarm.RuntimeContainer:
-		return notBuilt("service %s: task runtime %q", spec.Name, t.Runtime)
-	case t.PluginSpec != nil || t.NetworkAttachmentSpec != nil:
-		return notBuilt("service %s: plugin and network attachment tasks", spec.Name)
+		return a.field("Runtime").unbuilt(t.Runtime, "tasks of another runtime than %q", swarm.RuntimeContainer)
+	case t.PluginSpec != nil:
+		return a.field("PluginSpec").unbuilt(*t.PluginSpec, "plugin tasks")
+	case t.NetworkAttachmentSpec != nil:
+		return a.field("NetworkAttachmentSpec").unbuilt(*t.NetworkAttachmentSpec, "network attachment tasks")
 	case t.ContainerSpec == nil:
-		return invalid("service %s: TaskSpec: missing runtime: ContainerSpec must be set", spec.Name)
+		return a.field("ContainerSpec").missing("TaskSpec: missing runtime: it must be set")
 	}
 	t.Runtime = swarm.RuntimeContainer
-	if err := validateResources(t.Resources); err != nil {
+	if err := validateResources(a.field("Resources"), t.Resources); err != nil {
 		return err
 	}
-	if err := validateRestart(t.RestartPolicy); err != nil {
+	if err := validateRestart(a.field("RestartPolicy"), t.RestartPolicy); err != nil {
 		return err
 	}
-	if d := t.LogDriver; d != nil && !slices.Contains([]string{"", "json-file", "local", "none"}, d.Name) {
-		return notBuilt("service %s: log driver %q (json-file, local and none are built)", spec.Name, d.Name)
+	if err := validateLogDriver(a.field("LogDriver"), t.LogDriver); err != nil {
+		return err
 	}
-	return validateContainer(t.ContainerSpec)
+	return validateContainer(a.field("ContainerSpec"), t.ContainerSpec)
 }
 
-func validateResources(r *swarm.ResourceRequirements) error {
+func validateResources(a at, r *swarm.ResourceRequirements) error {
 	if r == nil {
 		return nil
 	}
-	check := func(what string, cpu, memory int64) error {
+	check := func(a at, cpu, memory int64) error {
 		if cpu != 0 && cpu < minNanoCPUs {
-			return invalid("%s: invalid cpu value %g: must be at least %g", what, float64(cpu)/1e9, minNanoCPUs/1e9)
+			return a.field("NanoCPUs").bad(cpu, "invalid cpu value %g: Must be at least %g (%d), or 0 for none", float64(cpu)/1e9, minNanoCPUs/1e9, int64(minNanoCPUs))
 		}
 		if memory != 0 && memory < minMemoryBytes {
-			return invalid("%s: invalid memory value %d: must be at least 4MiB", what, memory)
+			return a.field("MemoryBytes").bad(memory, "invalid memory value %d: Must be at least 4MiB (%d), or 0 for none", memory, minMemoryBytes)
 		}
 		return nil
 	}
-	if l := r.Limits; l != nil {
-		if err := check("limits", l.NanoCPUs, l.MemoryBytes); err != nil {
+	l, v := r.Limits, r.Reservations
+	if l != nil {
+		if err := check(a.field("Limits"), l.NanoCPUs, l.MemoryBytes); err != nil {
 			return err
 		}
 		if l.Pids < 0 {
-			return invalid("limits: invalid pids value %d: must be 0 (no limit) or more", l.Pids)
+			return a.field("Limits.Pids").bad(l.Pids, "want 1 or more, or 0 for no limit")
 		}
 	}
-	if v := r.Reservations; v != nil {
-		if err := check("reservations", v.NanoCPUs, v.MemoryBytes); err != nil {
+	if v != nil {
+		if err := check(a.field("Reservations"), v.NanoCPUs, v.MemoryBytes); err != nil {
 			return err
 		}
 		if len(v.GenericResources) > 0 {
-			return notBuilt("generic resources")
+			return a.field("Reservations.GenericResources").unbuilt(v.GenericResources, "generic resources")
 		}
 	}
-	if r.SwapBytes != nil && (*r.SwapBytes < -1 || r.Limits == nil || r.Limits.MemoryBytes == 0) {
-		return invalid("swap: want -1 or more bytes, and a memory limit with it")
+	if l != nil && v != nil && l.MemoryBytes > 0 && v.MemoryBytes > l.MemoryBytes {
+		return a.field("Reservations.MemoryBytes").bad(v.MemoryBytes, "more than Limits.MemoryBytes (%d): reserve at most what a task may use", l.MemoryBytes)
+	}
+	if s := r.SwapBytes; s != nil && *s < -1 {
+		return a.field("SwapBytes").bad(*s, "want 0 or more, or -1 for no limit")
+	} else if s != nil && (l == nil || l.MemoryBytes == 0) {
+		return a.field("SwapBytes").bad(*s, "a limit of swap needs a limit of memory with it: set Limits.MemoryBytes, too")
 	}
 	if w := r.MemorySwappiness; w != nil && (*w < -1 || *w > 100) {
-		return invalid("memory swappiness %d: want 0 to 100, or -1 for the default", *w)
+		return a.field("MemorySwappiness").bad(*w, "want 0 to 100, or -1 for the default")
 	}
 	return nil
 }
 
-func validateRestart(r *swarm.RestartPolicy) error {
+func validateRestart(a at, r *swarm.RestartPolicy) error {
 	if r == nil {
 		return nil
 	}
@@ -168,53 +184,76 @@ func validateRestart(r *swarm.RestartPolicy) error {
 		r.Condition = swarm.RestartPolicyConditionAny
 	case swarm.RestartPolicyConditionAny, swarm.RestartPolicyConditionNone, swarm.RestartPolicyConditionOnFailure:
 	default:
-		return invalid("invalid restart condition %q: want none, on-failure or any", r.Condition)
+		return a.field("Condition").bad(r.Condition, "invalid restart condition: want none, on-failure or any")
 	}
 	if r.Delay != nil && *r.Delay < 0 {
-		return invalid("TaskSpec: restart-delay cannot be negative")
+		return a.field("Delay").bad(*r.Delay, "TaskSpec: restart-delay cannot be negative: must be 0 or more")
 	}
 	if r.Window != nil && *r.Window < 0 {
-		return invalid("TaskSpec: restart-window cannot be negative")
+		return a.field("Window").bad(*r.Window, "TaskSpec: restart-window cannot be negative: must be 0 or more")
 	}
 	return nil
 }
 
-func validatePlacement(spec *swarm.ServiceSpec) error {
-	p := spec.TaskTemplate.Placement
+func validatePlacement(root at, spec *swarm.ServiceSpec) error {
+	p, a := spec.TaskTemplate.Placement, root.field("TaskTemplate.Placement")
 	if p == nil {
 		return nil
 	}
-	if len(p.Constraints) > maxConstraints || len(p.Preferences) > maxConstraints {
-		return invalid("service %s: more than %d placement constraints or preferences", spec.Name, maxConstraints)
+	if len(p.Constraints) > maxConstraints {
+		return a.field("Constraints").bad(p.Constraints, "at most %d are possible", maxConstraints)
 	}
-	if _, err := scheduler.ParseConstraints(p.Constraints); err != nil {
-		return invalid("service %s: %s", spec.Name, err)
+	for i, c := range p.Constraints {
+		if _, err := scheduler.ParseConstraint(c); err != nil {
+			return a.field("Constraints").index(i).bad(c, "%s", err)
+		}
 	}
-	for _, pref := range p.Preferences {
+	if len(p.Preferences) > maxConstraints {
+		return a.field("Preferences").bad(p.Preferences, "at most %d are possible", maxConstraints)
+	}
+	for i, pref := range p.Preferences {
+		a := a.field("Preferences").index(i).field("Spread")
 		if pref.Spread == nil {
-			return invalid("service %s: placement preference without spread: only spread is known", spec.Name)
+			return a.missing("a placement preference without spread: only spread is known")
 		}
 		if _, err := scheduler.ParseSpread(pref.Spread.SpreadDescriptor); err != nil {
-			return invalid("service %s: %s", spec.Name, err)
+			return a.field("SpreadDescriptor").bad(pref.Spread.SpreadDescriptor, "%s", err)
+		}
+	}
+	if p.MaxReplicas > 0 && spec.Mode.Replicated == nil && spec.Mode.ReplicatedJob == nil {
+		return a.field("MaxReplicas").bad(p.MaxReplicas, "replicas-max-per-node can only be used with replicated or replicated-job mode: a %s service has one task per node", modeOf(spec))
+	}
+	if len(p.Platforms) > maxConstraints {
+		return a.field("Platforms").bad(p.Platforms, "at most %d are possible", maxConstraints)
+	}
+	for i, pf := range p.Platforms {
+		for field, text := range map[string]string{"Architecture": pf.Architecture, "OS": pf.OS} {
+			if len(text) > maxShortText || strings.ContainsFunc(text, unprintable) {
+				return a.field("Platforms").index(i).field(field).bad(text, "want at most %d printable characters, such as amd64 or linux", maxShortText)
+			}
 		}
 	}
 	return nil
 }
 
-func validateUpdates(spec *swarm.ServiceSpec) error {
-	if err := validateUpdate("update", spec.UpdateConfig); err != nil {
+// unprintable are characters that have no place in a name: spaces, control characters, what is not ASCII.
+func unprintable(r rune) bool { return r <= ' ' || r >= 0x7f }
+
+func validateUpdates(root at, spec *swarm.ServiceSpec) error {
+	if err := validateUpdate(root.field("UpdateConfig"), "update", spec.UpdateConfig); err != nil {
 		return err
 	}
-	if err := validateUpdate("rollback", spec.RollbackConfig); err != nil {
+	a := root.field("RollbackConfig")
+	if err := validateUpdate(a, "rollback", spec.RollbackConfig); err != nil {
 		return err
 	}
 	if r := spec.RollbackConfig; r != nil && r.FailureAction == swarm.UpdateFailureActionRollback {
-		return invalid("rollback-failure-action: a rollback that fails cannot be rolled back: want pause or continue")
+		return a.field("FailureAction").bad(r.FailureAction, "a rollback that fails cannot be rolled back: want pause or continue")
 	}
 	return nil
 }
 
-func validateUpdate(kind string, u *swarm.UpdateConfig) error {
+func validateUpdate(a at, kind string, u *swarm.UpdateConfig) error {
 	if u == nil {
 		return nil
 	}
@@ -223,28 +262,31 @@ func validateUpdate(kind string, u *swarm.UpdateConfig) error {
 		u.FailureAction = swarm.UpdateFailureActionPause
 	case swarm.UpdateFailureActionPause, swarm.UpdateFailureActionContinue, swarm.UpdateFailureActionRollback:
 	default:
-		return invalid("unrecognized %s failure action %q: want pause, continue or rollback", kind, u.FailureAction)
+		return a.field("FailureAction").bad(u.FailureAction, "unrecognized %s failure action: want pause, continue or rollback", kind)
 	}
 	switch u.Order {
 	case "":
 		u.Order = swarm.UpdateOrderStopFirst
 	case swarm.UpdateOrderStopFirst, swarm.UpdateOrderStartFirst:
 	default:
-		return invalid("unrecognized %s order %q: want stop-first or start-first", kind, u.Order)
+		return a.field("Order").bad(u.Order, "unrecognized %s order: want stop-first or start-first", kind)
 	}
-	for name, d := range map[string]time.Duration{"delay": u.Delay, "monitor": u.Monitor} {
-		if d < 0 {
-			return invalid("TaskSpec: %s-%s cannot be negative", kind, name)
+	for _, d := range []struct {
+		field string
+		value time.Duration
+	}{{"Delay", u.Delay}, {"Monitor", u.Monitor}} {
+		if d.value < 0 {
+			return a.field(d.field).bad(d.value, "TaskSpec: %s-%s cannot be negative: must be 0 or more", kind, strings.ToLower(d.field))
 		}
 	}
 	if !(u.MaxFailureRatio >= 0 && u.MaxFailureRatio <= 1) {
-		return invalid("TaskSpec: %s-maxfailureratio cannot be less than 0 or bigger than 1", kind)
+		return a.field("MaxFailureRatio").bad(u.MaxFailureRatio, "TaskSpec: %s-maxfailureratio cannot be less than 0 or bigger than 1", kind)
 	}
 	return nil
 }
 
-func validateEndpoint(spec *swarm.ServiceSpec) error {
-	e := spec.EndpointSpec
+func validateEndpoint(root at, spec *swarm.ServiceSpec) error {
+	e, a := spec.EndpointSpec, root.field("EndpointSpec")
 	if e == nil {
 		return nil
 	}
@@ -253,71 +295,80 @@ func validateEndpoint(spec *swarm.ServiceSpec) error {
 		e.Mode = swarm.ResolutionModeVIP
 	case swarm.ResolutionModeVIP, swarm.ResolutionModeDNSRR:
 	default:
-		return invalid("service %s: invalid endpoint mode %q: want vip or dnsrr", spec.Name, e.Mode)
+		return a.field("Mode").bad(e.Mode, "invalid endpoint mode: want vip or dnsrr")
 	}
 	if len(e.Ports) > maxPorts {
-		return invalid("service %s: more than %d published ports", spec.Name, maxPorts)
+		return a.field("Ports").bad(e.Ports, "at most %d published ports are possible", maxPorts)
 	}
 	type key struct {
-		proto, mode string
-		port        uint32
+		proto string
+		port  uint32
 	}
 	seen := map[key]bool{}
 	for i := range e.Ports {
-		p := &e.Ports[i]
-		if err := validatePort(spec.Name, p); err != nil {
+		p, a := &e.Ports[i], a.field("Ports").index(i)
+		if err := validatePort(a, p); err != nil {
 			return err
 		}
 		if p.PublishMode == swarm.PortConfigPublishModeIngress && e.Mode == swarm.ResolutionModeDNSRR {
-			return invalid("EndpointSpec: port published with ingress mode can't be used with dnsrr mode")
+			return a.field("PublishMode").bad(p.PublishMode, "EndpointSpec: port published with ingress mode can't be used with dnsrr mode: publish it in mode host, or use the mode vip")
 		}
-		k := key{string(p.Protocol), "", p.PublishedPort}
+		k := key{string(p.Protocol), p.PublishedPort}
 		if p.PublishedPort != 0 && seen[k] {
-			return invalid("EndpointSpec: duplicate published ports provided: %d/%s", p.PublishedPort, p.Protocol)
+			return a.field("PublishedPort").bad(p.PublishedPort, "EndpointSpec: duplicate published ports provided: %d/%s", p.PublishedPort, p.Protocol)
 		}
 		seen[k] = true
 	}
 	return nil
 }
 
-func validatePort(service string, p *swarm.PortConfig) error {
+func validatePort(a at, p *swarm.PortConfig) error {
+	if len(p.Name) > maxShortText || strings.ContainsFunc(p.Name, unprintable) {
+		return a.field("Name").bad(p.Name, "want at most %d printable characters without spaces", maxShortText)
+	}
 	switch p.Protocol {
 	case "":
 		p.Protocol = "tcp"
 	case "tcp", "udp":
 	case "sctp":
-		return notBuilt("service %s: publishing sctp ports", service)
+		return a.field("Protocol").unbuilt(p.Protocol, "publishing sctp ports")
 	default:
-		return invalid("service %s: invalid protocol %q of port %d: want tcp or udp", service, p.Protocol, p.TargetPort)
+		return a.field("Protocol").bad(p.Protocol, "invalid protocol: want tcp or udp")
 	}
 	switch p.PublishMode {
 	case "":
 		p.PublishMode = swarm.PortConfigPublishModeIngress
 	case swarm.PortConfigPublishModeIngress, swarm.PortConfigPublishModeHost:
 	default:
-		return invalid("service %s: invalid publish mode %q of port %d: want ingress or host", service, p.PublishMode, p.TargetPort)
+		return a.field("PublishMode").bad(p.PublishMode, "invalid publish mode: want ingress or host")
 	}
-	if p.TargetPort == 0 || p.TargetPort > 65535 || p.PublishedPort > 65535 {
-		return invalid("service %s: invalid port %d:%d: ports are 1 to 65535", service, p.PublishedPort, p.TargetPort)
+	if p.TargetPort == 0 || p.TargetPort > 65535 {
+		return a.field("TargetPort").bad(p.TargetPort, "invalid port: want 1 to 65535")
+	}
+	if p.PublishedPort > 65535 {
+		return a.field("PublishedPort").bad(p.PublishedPort, "invalid port: want 1 to 65535, or 0 for one that is free")
 	}
 	return nil
 }
 
-func validateServiceNetworks(spec *swarm.ServiceSpec) error {
+func validateServiceNetworks(root at, spec *swarm.ServiceSpec) error {
+	a := root.field("TaskTemplate.Networks")
 	if len(spec.TaskTemplate.Networks) > maxNetworks {
-		return invalid("service %s: more than %d networks", spec.Name, maxNetworks)
+		return a.bad(spec.TaskTemplate.Networks, "at most %d networks are possible", maxNetworks)
 	}
-	for _, n := range spec.TaskTemplate.Networks {
+	for i, n := range spec.TaskTemplate.Networks {
+		a := a.index(i)
 		if n.Target == "" {
-			return invalid("service %s: network without a target", spec.Name)
+			return a.field("Target").missing("name the network, or give its id")
 		}
 		if len(n.DriverOpts) > 0 {
-			return notBuilt("service %s: driver options of network %s", spec.Name, n.Target)
+			return a.field("DriverOpts").unbuilt(n.DriverOpts, "driver options of a service's network")
 		}
-		for _, a := range n.Aliases {
-			if a == "" || len(a) > 253 || strings.ContainsFunc(a, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
-				return invalid("service %s: network %s: invalid alias %.80q", spec.Name, n.Target, a)
-			}
+		if len(n.Aliases) > maxNetworks {
+			return a.field("Aliases").bad(n.Aliases, "at most %d aliases are possible", maxNetworks)
+		}
+		if j := slices.IndexFunc(n.Aliases, func(s string) bool { return s == "" || len(s) > maxAlias || strings.ContainsFunc(s, unprintable) }); j >= 0 {
+			return a.field("Aliases").index(j).bad(n.Aliases[j], "invalid alias: want 1 to %d printable characters without spaces", maxAlias)
 		}
 	}
 	return nil
