@@ -148,7 +148,7 @@ func (s *InitSpec) cluster() (*api.ClusterRecord, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &api.ClusterRecord{OverlayPool: DefaultOverlayPool, MeshPool: DefaultMeshPool, OverlayBits: DefaultOverlayBits, DataPort: DefaultDataPort, FeatureLevel: 1}
+	c := &api.ClusterRecord{OverlayPool: DefaultOverlayPool, MeshPool: DefaultMeshPool, OverlayBits: DefaultOverlayBits, DataPort: DefaultDataPort, FeatureLevel: api.FeatureLevel}
 	if s.OverlayPool.IsValid() {
 		c.OverlayPool = s.OverlayPool.String()
 	}

@@ -750,6 +750,7 @@ type UpdateRequest struct {
 	RotateWorkerToken  bool                   `protobuf:"varint,6,opt,name=rotate_worker_token,json=rotateWorkerToken,proto3" json:"rotate_worker_token,omitempty"`
 	RotateManagerToken bool                   `protobuf:"varint,7,opt,name=rotate_manager_token,json=rotateManagerToken,proto3" json:"rotate_manager_token,omitempty"`
 	RotateUnlockKey    bool                   `protobuf:"varint,8,opt,name=rotate_unlock_key,json=rotateUnlockKey,proto3" json:"rotate_unlock_key,omitempty"`
+	RollbackTo         uint64                 `protobuf:"varint,9,opt,name=rollback_to,json=rollbackTo,proto3" json:"rollback_to,omitempty"` // with rollback "revision": its number
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -840,6 +841,81 @@ func (x *UpdateRequest) GetRotateUnlockKey() bool {
 	return false
 }
 
+func (x *UpdateRequest) GetRollbackTo() uint64 {
+	if x != nil {
+		return x.RollbackTo
+	}
+	return 0
+}
+
+type RevisionsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`                 // the service
+	Numbers       []uint64               `protobuf:"varint,2,rep,packed,name=numbers,proto3" json:"numbers,omitempty"` // only these, with their specs
+	Before        uint64                 `protobuf:"varint,3,opt,name=before,proto3" json:"before,omitempty"`          // only older ones, 0 all
+	Limit         uint32                 `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"`            // 0: the most that one answer holds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevisionsRequest) Reset() {
+	*x = RevisionsRequest{}
+	mi := &file_control_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevisionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevisionsRequest) ProtoMessage() {}
+
+func (x *RevisionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevisionsRequest.ProtoReflect.Descriptor instead.
+func (*RevisionsRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *RevisionsRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *RevisionsRequest) GetNumbers() []uint64 {
+	if x != nil {
+		return x.Numbers
+	}
+	return nil
+}
+
+func (x *RevisionsRequest) GetBefore() uint64 {
+	if x != nil {
+		return x.Before
+	}
+	return 0
+}
+
+func (x *RevisionsRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
 type UnlockKey struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Text          string                 `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
@@ -849,7 +925,7 @@ type UnlockKey struct {
 
 func (x *UnlockKey) Reset() {
 	*x = UnlockKey{}
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -861,7 +937,7 @@ func (x *UnlockKey) String() string {
 func (*UnlockKey) ProtoMessage() {}
 
 func (x *UnlockKey) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -874,7 +950,7 @@ func (x *UnlockKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnlockKey.ProtoReflect.Descriptor instead.
 func (*UnlockKey) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{14}
+	return file_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *UnlockKey) GetText() string {
@@ -893,7 +969,7 @@ type Updated struct {
 
 func (x *Updated) Reset() {
 	*x = Updated{}
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -905,7 +981,7 @@ func (x *Updated) String() string {
 func (*Updated) ProtoMessage() {}
 
 func (x *Updated) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -918,7 +994,7 @@ func (x *Updated) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Updated.ProtoReflect.Descriptor instead.
 func (*Updated) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{15}
+	return file_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Updated) GetWarnings() []string {
@@ -938,7 +1014,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -950,7 +1026,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -963,7 +1039,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{16}
+	return file_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RemoveRequest) GetRef() string {
@@ -990,7 +1066,7 @@ type RebalanceRequest struct {
 
 func (x *RebalanceRequest) Reset() {
 	*x = RebalanceRequest{}
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1002,7 +1078,7 @@ func (x *RebalanceRequest) String() string {
 func (*RebalanceRequest) ProtoMessage() {}
 
 func (x *RebalanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1015,7 +1091,7 @@ func (x *RebalanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebalanceRequest.ProtoReflect.Descriptor instead.
 func (*RebalanceRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{17}
+	return file_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RebalanceRequest) GetService() string {
@@ -1041,7 +1117,7 @@ type RebalanceReply struct {
 
 func (x *RebalanceReply) Reset() {
 	*x = RebalanceReply{}
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1053,7 +1129,7 @@ func (x *RebalanceReply) String() string {
 func (*RebalanceReply) ProtoMessage() {}
 
 func (x *RebalanceReply) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1066,7 +1142,7 @@ func (x *RebalanceReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebalanceReply.ProtoReflect.Descriptor instead.
 func (*RebalanceReply) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{18}
+	return file_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RebalanceReply) GetMoves() []*TaskMovePlan {
@@ -1093,7 +1169,7 @@ type TaskMovePlan struct {
 
 func (x *TaskMovePlan) Reset() {
 	*x = TaskMovePlan{}
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1105,7 +1181,7 @@ func (x *TaskMovePlan) String() string {
 func (*TaskMovePlan) ProtoMessage() {}
 
 func (x *TaskMovePlan) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1118,7 +1194,7 @@ func (x *TaskMovePlan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskMovePlan.ProtoReflect.Descriptor instead.
 func (*TaskMovePlan) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{19}
+	return file_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TaskMovePlan) GetTaskId() string {
@@ -1193,7 +1269,7 @@ type NetStatusReply struct {
 
 func (x *NetStatusReply) Reset() {
 	*x = NetStatusReply{}
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1205,7 +1281,7 @@ func (x *NetStatusReply) String() string {
 func (*NetStatusReply) ProtoMessage() {}
 
 func (x *NetStatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1218,7 +1294,7 @@ func (x *NetStatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetStatusReply.ProtoReflect.Descriptor instead.
 func (*NetStatusReply) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{20}
+	return file_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *NetStatusReply) GetRows() []*NetStatusRow {
@@ -1242,7 +1318,7 @@ type NetStatusRow struct {
 
 func (x *NetStatusRow) Reset() {
 	*x = NetStatusRow{}
-	mi := &file_control_proto_msgTypes[21]
+	mi := &file_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1254,7 +1330,7 @@ func (x *NetStatusRow) String() string {
 func (*NetStatusRow) ProtoMessage() {}
 
 func (x *NetStatusRow) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[21]
+	mi := &file_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1267,7 +1343,7 @@ func (x *NetStatusRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetStatusRow.ProtoReflect.Descriptor instead.
 func (*NetStatusRow) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{21}
+	return file_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *NetStatusRow) GetNodeId() string {
@@ -1321,7 +1397,7 @@ type RootCA struct {
 
 func (x *RootCA) Reset() {
 	*x = RootCA{}
-	mi := &file_control_proto_msgTypes[22]
+	mi := &file_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1333,7 +1409,7 @@ func (x *RootCA) String() string {
 func (*RootCA) ProtoMessage() {}
 
 func (x *RootCA) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[22]
+	mi := &file_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1346,7 +1422,7 @@ func (x *RootCA) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RootCA.ProtoReflect.Descriptor instead.
 func (*RootCA) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{22}
+	return file_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RootCA) GetCertPem() []byte {
@@ -1370,7 +1446,7 @@ type IssueRequest struct {
 
 func (x *IssueRequest) Reset() {
 	*x = IssueRequest{}
-	mi := &file_control_proto_msgTypes[23]
+	mi := &file_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1382,7 +1458,7 @@ func (x *IssueRequest) String() string {
 func (*IssueRequest) ProtoMessage() {}
 
 func (x *IssueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[23]
+	mi := &file_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1395,7 +1471,7 @@ func (x *IssueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueRequest.ProtoReflect.Descriptor instead.
 func (*IssueRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{23}
+	return file_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *IssueRequest) GetToken() string {
@@ -1455,7 +1531,7 @@ type IssueReply struct {
 
 func (x *IssueReply) Reset() {
 	*x = IssueReply{}
-	mi := &file_control_proto_msgTypes[24]
+	mi := &file_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1467,7 +1543,7 @@ func (x *IssueReply) String() string {
 func (*IssueReply) ProtoMessage() {}
 
 func (x *IssueReply) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[24]
+	mi := &file_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1480,7 +1556,7 @@ func (x *IssueReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueReply.ProtoReflect.Descriptor instead.
 func (*IssueReply) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{24}
+	return file_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *IssueReply) GetNodeId() string {
@@ -1542,7 +1618,7 @@ type MemberRequest struct {
 
 func (x *MemberRequest) Reset() {
 	*x = MemberRequest{}
-	mi := &file_control_proto_msgTypes[25]
+	mi := &file_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1554,7 +1630,7 @@ func (x *MemberRequest) String() string {
 func (*MemberRequest) ProtoMessage() {}
 
 func (x *MemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[25]
+	mi := &file_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1567,7 +1643,7 @@ func (x *MemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberRequest.ProtoReflect.Descriptor instead.
 func (*MemberRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{25}
+	return file_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *MemberRequest) GetNodeId() string {
@@ -1593,7 +1669,7 @@ type MemberReply struct {
 
 func (x *MemberReply) Reset() {
 	*x = MemberReply{}
-	mi := &file_control_proto_msgTypes[26]
+	mi := &file_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1605,7 +1681,7 @@ func (x *MemberReply) String() string {
 func (*MemberReply) ProtoMessage() {}
 
 func (x *MemberReply) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[26]
+	mi := &file_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1618,7 +1694,7 @@ func (x *MemberReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberReply.ProtoReflect.Descriptor instead.
 func (*MemberReply) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{26}
+	return file_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *MemberReply) GetManagers() []*ManagerPeer {
@@ -1643,7 +1719,7 @@ type TaskLogsRequest struct {
 
 func (x *TaskLogsRequest) Reset() {
 	*x = TaskLogsRequest{}
-	mi := &file_control_proto_msgTypes[27]
+	mi := &file_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1655,7 +1731,7 @@ func (x *TaskLogsRequest) String() string {
 func (*TaskLogsRequest) ProtoMessage() {}
 
 func (x *TaskLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[27]
+	mi := &file_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1668,7 +1744,7 @@ func (x *TaskLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskLogsRequest.ProtoReflect.Descriptor instead.
 func (*TaskLogsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{27}
+	return file_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *TaskLogsRequest) GetTaskId() string {
@@ -1731,7 +1807,7 @@ type LogChunk struct {
 
 func (x *LogChunk) Reset() {
 	*x = LogChunk{}
-	mi := &file_control_proto_msgTypes[28]
+	mi := &file_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1743,7 +1819,7 @@ func (x *LogChunk) String() string {
 func (*LogChunk) ProtoMessage() {}
 
 func (x *LogChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[28]
+	mi := &file_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1756,7 +1832,7 @@ func (x *LogChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogChunk.ProtoReflect.Descriptor instead.
 func (*LogChunk) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{28}
+	return file_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *LogChunk) GetTime() int64 {
@@ -1837,7 +1913,7 @@ const file_control_proto_rawDesc = "" +
 	"\rregistry_auth\x18\x02 \x01(\tR\fregistryAuth\"5\n" +
 	"\aCreated\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
-	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"\xa7\x02\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"\xc8\x02\n" +
 	"\rUpdateRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x1b\n" +
@@ -1846,7 +1922,14 @@ const file_control_proto_rawDesc = "" +
 	"\brollback\x18\x05 \x01(\tR\brollback\x12.\n" +
 	"\x13rotate_worker_token\x18\x06 \x01(\bR\x11rotateWorkerToken\x120\n" +
 	"\x14rotate_manager_token\x18\a \x01(\bR\x12rotateManagerToken\x12*\n" +
-	"\x11rotate_unlock_key\x18\b \x01(\bR\x0frotateUnlockKey\"\x1f\n" +
+	"\x11rotate_unlock_key\x18\b \x01(\bR\x0frotateUnlockKey\x12\x1f\n" +
+	"\vrollback_to\x18\t \x01(\x04R\n" +
+	"rollbackTo\"l\n" +
+	"\x10RevisionsRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x18\n" +
+	"\anumbers\x18\x02 \x03(\x04R\anumbers\x12\x16\n" +
+	"\x06before\x18\x03 \x01(\x04R\x06before\x12\x14\n" +
+	"\x05limit\x18\x04 \x01(\rR\x05limit\"\x1f\n" +
 	"\tUnlockKey\x12\x12\n" +
 	"\x04text\x18\x01 \x01(\tR\x04text\"%\n" +
 	"\aUpdated\x12\x1a\n" +
@@ -1916,7 +1999,7 @@ const file_control_proto_rawDesc = "" +
 	"\bLogChunk\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x16\n" +
 	"\x06stream\x18\x02 \x01(\rR\x06stream\x12\x12\n" +
-	"\x04line\x18\x03 \x01(\fR\x04line2\xe9\x0e\n" +
+	"\x04line\x18\x03 \x01(\fR\x04line2\xb1\x0f\n" +
 	"\aControl\x12<\n" +
 	"\n" +
 	"GetCluster\x12\x18.skein.api.v1.GetRequest\x1a\x14.skein.api.v1.Object\x12A\n" +
@@ -1946,7 +2029,8 @@ const file_control_proto_rawDesc = "" +
 	"\x10CreateDependency\x12\x1f.skein.api.v1.DependencyRequest\x1a\x15.skein.api.v1.Created\x12H\n" +
 	"\x10UpdateDependency\x12\x1f.skein.api.v1.DependencyRequest\x1a\x13.skein.api.v1.Empty\x12H\n" +
 	"\x10RemoveDependency\x12\x1f.skein.api.v1.DependencyRequest\x1a\x13.skein.api.v1.Empty\x12D\n" +
-	"\tNetStatus\x12\x19.skein.api.v1.ListRequest\x1a\x1c.skein.api.v1.NetStatusReply\x12J\n" +
+	"\tNetStatus\x12\x19.skein.api.v1.ListRequest\x1a\x1c.skein.api.v1.NetStatusReply\x12F\n" +
+	"\rListRevisions\x12\x1e.skein.api.v1.RevisionsRequest\x1a\x15.skein.api.v1.Objects\x12J\n" +
 	"\x0fCreateJoinToken\x12\x1e.skein.api.v1.JoinTokenRequest\x1a\x17.skein.api.v1.TokenInfo\x12?\n" +
 	"\x0eListJoinTokens\x12\x13.skein.api.v1.Empty\x1a\x18.skein.api.v1.TokenInfos\x12@\n" +
 	"\x0fRemoveJoinToken\x12\x18.skein.api.v1.GetRequest\x1a\x13.skein.api.v1.Empty\x12I\n" +
@@ -1975,7 +2059,7 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_control_proto_goTypes = []any{
 	(*JoinTokenRequest)(nil),      // 0: skein.api.v1.JoinTokenRequest
 	(*TokenInfos)(nil),            // 1: skein.api.v1.TokenInfos
@@ -1991,32 +2075,33 @@ var file_control_proto_goTypes = []any{
 	(*CreateRequest)(nil),         // 11: skein.api.v1.CreateRequest
 	(*Created)(nil),               // 12: skein.api.v1.Created
 	(*UpdateRequest)(nil),         // 13: skein.api.v1.UpdateRequest
-	(*UnlockKey)(nil),             // 14: skein.api.v1.UnlockKey
-	(*Updated)(nil),               // 15: skein.api.v1.Updated
-	(*RemoveRequest)(nil),         // 16: skein.api.v1.RemoveRequest
-	(*RebalanceRequest)(nil),      // 17: skein.api.v1.RebalanceRequest
-	(*RebalanceReply)(nil),        // 18: skein.api.v1.RebalanceReply
-	(*TaskMovePlan)(nil),          // 19: skein.api.v1.TaskMovePlan
-	(*NetStatusReply)(nil),        // 20: skein.api.v1.NetStatusReply
-	(*NetStatusRow)(nil),          // 21: skein.api.v1.NetStatusRow
-	(*RootCA)(nil),                // 22: skein.api.v1.RootCA
-	(*IssueRequest)(nil),          // 23: skein.api.v1.IssueRequest
-	(*IssueReply)(nil),            // 24: skein.api.v1.IssueReply
-	(*MemberRequest)(nil),         // 25: skein.api.v1.MemberRequest
-	(*MemberReply)(nil),           // 26: skein.api.v1.MemberReply
-	(*TaskLogsRequest)(nil),       // 27: skein.api.v1.TaskLogsRequest
-	(*LogChunk)(nil),              // 28: skein.api.v1.LogChunk
-	nil,                           // 29: skein.api.v1.DependencyListRequest.FiltersEntry
-	nil,                           // 30: skein.api.v1.ListRequest.FiltersEntry
-	(*ManagerPeer)(nil),           // 31: skein.api.v1.ManagerPeer
+	(*RevisionsRequest)(nil),      // 14: skein.api.v1.RevisionsRequest
+	(*UnlockKey)(nil),             // 15: skein.api.v1.UnlockKey
+	(*Updated)(nil),               // 16: skein.api.v1.Updated
+	(*RemoveRequest)(nil),         // 17: skein.api.v1.RemoveRequest
+	(*RebalanceRequest)(nil),      // 18: skein.api.v1.RebalanceRequest
+	(*RebalanceReply)(nil),        // 19: skein.api.v1.RebalanceReply
+	(*TaskMovePlan)(nil),          // 20: skein.api.v1.TaskMovePlan
+	(*NetStatusReply)(nil),        // 21: skein.api.v1.NetStatusReply
+	(*NetStatusRow)(nil),          // 22: skein.api.v1.NetStatusRow
+	(*RootCA)(nil),                // 23: skein.api.v1.RootCA
+	(*IssueRequest)(nil),          // 24: skein.api.v1.IssueRequest
+	(*IssueReply)(nil),            // 25: skein.api.v1.IssueReply
+	(*MemberRequest)(nil),         // 26: skein.api.v1.MemberRequest
+	(*MemberReply)(nil),           // 27: skein.api.v1.MemberReply
+	(*TaskLogsRequest)(nil),       // 28: skein.api.v1.TaskLogsRequest
+	(*LogChunk)(nil),              // 29: skein.api.v1.LogChunk
+	nil,                           // 30: skein.api.v1.DependencyListRequest.FiltersEntry
+	nil,                           // 31: skein.api.v1.ListRequest.FiltersEntry
+	(*ManagerPeer)(nil),           // 32: skein.api.v1.ManagerPeer
 }
 var file_control_proto_depIdxs = []int32{
 	2,  // 0: skein.api.v1.TokenInfos.tokens:type_name -> skein.api.v1.TokenInfo
-	29, // 1: skein.api.v1.DependencyListRequest.filters:type_name -> skein.api.v1.DependencyListRequest.FiltersEntry
-	30, // 2: skein.api.v1.ListRequest.filters:type_name -> skein.api.v1.ListRequest.FiltersEntry
-	19, // 3: skein.api.v1.RebalanceReply.moves:type_name -> skein.api.v1.TaskMovePlan
-	21, // 4: skein.api.v1.NetStatusReply.rows:type_name -> skein.api.v1.NetStatusRow
-	31, // 5: skein.api.v1.MemberReply.managers:type_name -> skein.api.v1.ManagerPeer
+	30, // 1: skein.api.v1.DependencyListRequest.filters:type_name -> skein.api.v1.DependencyListRequest.FiltersEntry
+	31, // 2: skein.api.v1.ListRequest.filters:type_name -> skein.api.v1.ListRequest.FiltersEntry
+	20, // 3: skein.api.v1.RebalanceReply.moves:type_name -> skein.api.v1.TaskMovePlan
+	22, // 4: skein.api.v1.NetStatusReply.rows:type_name -> skein.api.v1.NetStatusRow
+	32, // 5: skein.api.v1.MemberReply.managers:type_name -> skein.api.v1.ManagerPeer
 	10, // 6: skein.api.v1.DependencyListRequest.FiltersEntry.value:type_name -> skein.api.v1.StringList
 	10, // 7: skein.api.v1.ListRequest.FiltersEntry.value:type_name -> skein.api.v1.StringList
 	8,  // 8: skein.api.v1.Control.GetCluster:input_type -> skein.api.v1.GetRequest
@@ -2025,72 +2110,74 @@ var file_control_proto_depIdxs = []int32{
 	9,  // 11: skein.api.v1.Control.ListNodes:input_type -> skein.api.v1.ListRequest
 	8,  // 12: skein.api.v1.Control.GetNode:input_type -> skein.api.v1.GetRequest
 	13, // 13: skein.api.v1.Control.UpdateNode:input_type -> skein.api.v1.UpdateRequest
-	16, // 14: skein.api.v1.Control.RemoveNode:input_type -> skein.api.v1.RemoveRequest
+	17, // 14: skein.api.v1.Control.RemoveNode:input_type -> skein.api.v1.RemoveRequest
 	9,  // 15: skein.api.v1.Control.ListServices:input_type -> skein.api.v1.ListRequest
 	8,  // 16: skein.api.v1.Control.GetService:input_type -> skein.api.v1.GetRequest
 	11, // 17: skein.api.v1.Control.CreateService:input_type -> skein.api.v1.CreateRequest
 	13, // 18: skein.api.v1.Control.UpdateService:input_type -> skein.api.v1.UpdateRequest
-	16, // 19: skein.api.v1.Control.RemoveService:input_type -> skein.api.v1.RemoveRequest
+	17, // 19: skein.api.v1.Control.RemoveService:input_type -> skein.api.v1.RemoveRequest
 	9,  // 20: skein.api.v1.Control.ListTasks:input_type -> skein.api.v1.ListRequest
 	8,  // 21: skein.api.v1.Control.GetTask:input_type -> skein.api.v1.GetRequest
 	9,  // 22: skein.api.v1.Control.ListNetworks:input_type -> skein.api.v1.ListRequest
 	8,  // 23: skein.api.v1.Control.GetNetwork:input_type -> skein.api.v1.GetRequest
 	11, // 24: skein.api.v1.Control.CreateNetwork:input_type -> skein.api.v1.CreateRequest
-	16, // 25: skein.api.v1.Control.RemoveNetwork:input_type -> skein.api.v1.RemoveRequest
+	17, // 25: skein.api.v1.Control.RemoveNetwork:input_type -> skein.api.v1.RemoveRequest
 	5,  // 26: skein.api.v1.Control.ListDependencies:input_type -> skein.api.v1.DependencyListRequest
 	4,  // 27: skein.api.v1.Control.GetDependency:input_type -> skein.api.v1.DependencyRequest
 	4,  // 28: skein.api.v1.Control.CreateDependency:input_type -> skein.api.v1.DependencyRequest
 	4,  // 29: skein.api.v1.Control.UpdateDependency:input_type -> skein.api.v1.DependencyRequest
 	4,  // 30: skein.api.v1.Control.RemoveDependency:input_type -> skein.api.v1.DependencyRequest
 	9,  // 31: skein.api.v1.Control.NetStatus:input_type -> skein.api.v1.ListRequest
-	0,  // 32: skein.api.v1.Control.CreateJoinToken:input_type -> skein.api.v1.JoinTokenRequest
-	3,  // 33: skein.api.v1.Control.ListJoinTokens:input_type -> skein.api.v1.Empty
-	8,  // 34: skein.api.v1.Control.RemoveJoinToken:input_type -> skein.api.v1.GetRequest
-	17, // 35: skein.api.v1.Control.Rebalance:input_type -> skein.api.v1.RebalanceRequest
-	3,  // 36: skein.api.v1.CA.GetRootCA:input_type -> skein.api.v1.Empty
-	23, // 37: skein.api.v1.CA.IssueCertificate:input_type -> skein.api.v1.IssueRequest
-	23, // 38: skein.api.v1.CA.RenewCertificate:input_type -> skein.api.v1.IssueRequest
-	25, // 39: skein.api.v1.Membership.Join:input_type -> skein.api.v1.MemberRequest
-	25, // 40: skein.api.v1.Membership.Leave:input_type -> skein.api.v1.MemberRequest
-	27, // 41: skein.api.v1.Agent.TaskLogs:input_type -> skein.api.v1.TaskLogsRequest
-	3,  // 42: skein.api.v1.Agent.Ping:input_type -> skein.api.v1.Empty
-	6,  // 43: skein.api.v1.Control.GetCluster:output_type -> skein.api.v1.Object
-	3,  // 44: skein.api.v1.Control.UpdateCluster:output_type -> skein.api.v1.Empty
-	14, // 45: skein.api.v1.Control.GetUnlockKey:output_type -> skein.api.v1.UnlockKey
-	7,  // 46: skein.api.v1.Control.ListNodes:output_type -> skein.api.v1.Objects
-	6,  // 47: skein.api.v1.Control.GetNode:output_type -> skein.api.v1.Object
-	3,  // 48: skein.api.v1.Control.UpdateNode:output_type -> skein.api.v1.Empty
-	3,  // 49: skein.api.v1.Control.RemoveNode:output_type -> skein.api.v1.Empty
-	7,  // 50: skein.api.v1.Control.ListServices:output_type -> skein.api.v1.Objects
-	6,  // 51: skein.api.v1.Control.GetService:output_type -> skein.api.v1.Object
-	12, // 52: skein.api.v1.Control.CreateService:output_type -> skein.api.v1.Created
-	15, // 53: skein.api.v1.Control.UpdateService:output_type -> skein.api.v1.Updated
-	3,  // 54: skein.api.v1.Control.RemoveService:output_type -> skein.api.v1.Empty
-	7,  // 55: skein.api.v1.Control.ListTasks:output_type -> skein.api.v1.Objects
-	6,  // 56: skein.api.v1.Control.GetTask:output_type -> skein.api.v1.Object
-	7,  // 57: skein.api.v1.Control.ListNetworks:output_type -> skein.api.v1.Objects
-	6,  // 58: skein.api.v1.Control.GetNetwork:output_type -> skein.api.v1.Object
-	12, // 59: skein.api.v1.Control.CreateNetwork:output_type -> skein.api.v1.Created
-	3,  // 60: skein.api.v1.Control.RemoveNetwork:output_type -> skein.api.v1.Empty
-	7,  // 61: skein.api.v1.Control.ListDependencies:output_type -> skein.api.v1.Objects
-	6,  // 62: skein.api.v1.Control.GetDependency:output_type -> skein.api.v1.Object
-	12, // 63: skein.api.v1.Control.CreateDependency:output_type -> skein.api.v1.Created
-	3,  // 64: skein.api.v1.Control.UpdateDependency:output_type -> skein.api.v1.Empty
-	3,  // 65: skein.api.v1.Control.RemoveDependency:output_type -> skein.api.v1.Empty
-	20, // 66: skein.api.v1.Control.NetStatus:output_type -> skein.api.v1.NetStatusReply
-	2,  // 67: skein.api.v1.Control.CreateJoinToken:output_type -> skein.api.v1.TokenInfo
-	1,  // 68: skein.api.v1.Control.ListJoinTokens:output_type -> skein.api.v1.TokenInfos
-	3,  // 69: skein.api.v1.Control.RemoveJoinToken:output_type -> skein.api.v1.Empty
-	18, // 70: skein.api.v1.Control.Rebalance:output_type -> skein.api.v1.RebalanceReply
-	22, // 71: skein.api.v1.CA.GetRootCA:output_type -> skein.api.v1.RootCA
-	24, // 72: skein.api.v1.CA.IssueCertificate:output_type -> skein.api.v1.IssueReply
-	24, // 73: skein.api.v1.CA.RenewCertificate:output_type -> skein.api.v1.IssueReply
-	26, // 74: skein.api.v1.Membership.Join:output_type -> skein.api.v1.MemberReply
-	3,  // 75: skein.api.v1.Membership.Leave:output_type -> skein.api.v1.Empty
-	28, // 76: skein.api.v1.Agent.TaskLogs:output_type -> skein.api.v1.LogChunk
-	3,  // 77: skein.api.v1.Agent.Ping:output_type -> skein.api.v1.Empty
-	43, // [43:78] is the sub-list for method output_type
-	8,  // [8:43] is the sub-list for method input_type
+	14, // 32: skein.api.v1.Control.ListRevisions:input_type -> skein.api.v1.RevisionsRequest
+	0,  // 33: skein.api.v1.Control.CreateJoinToken:input_type -> skein.api.v1.JoinTokenRequest
+	3,  // 34: skein.api.v1.Control.ListJoinTokens:input_type -> skein.api.v1.Empty
+	8,  // 35: skein.api.v1.Control.RemoveJoinToken:input_type -> skein.api.v1.GetRequest
+	18, // 36: skein.api.v1.Control.Rebalance:input_type -> skein.api.v1.RebalanceRequest
+	3,  // 37: skein.api.v1.CA.GetRootCA:input_type -> skein.api.v1.Empty
+	24, // 38: skein.api.v1.CA.IssueCertificate:input_type -> skein.api.v1.IssueRequest
+	24, // 39: skein.api.v1.CA.RenewCertificate:input_type -> skein.api.v1.IssueRequest
+	26, // 40: skein.api.v1.Membership.Join:input_type -> skein.api.v1.MemberRequest
+	26, // 41: skein.api.v1.Membership.Leave:input_type -> skein.api.v1.MemberRequest
+	28, // 42: skein.api.v1.Agent.TaskLogs:input_type -> skein.api.v1.TaskLogsRequest
+	3,  // 43: skein.api.v1.Agent.Ping:input_type -> skein.api.v1.Empty
+	6,  // 44: skein.api.v1.Control.GetCluster:output_type -> skein.api.v1.Object
+	3,  // 45: skein.api.v1.Control.UpdateCluster:output_type -> skein.api.v1.Empty
+	15, // 46: skein.api.v1.Control.GetUnlockKey:output_type -> skein.api.v1.UnlockKey
+	7,  // 47: skein.api.v1.Control.ListNodes:output_type -> skein.api.v1.Objects
+	6,  // 48: skein.api.v1.Control.GetNode:output_type -> skein.api.v1.Object
+	3,  // 49: skein.api.v1.Control.UpdateNode:output_type -> skein.api.v1.Empty
+	3,  // 50: skein.api.v1.Control.RemoveNode:output_type -> skein.api.v1.Empty
+	7,  // 51: skein.api.v1.Control.ListServices:output_type -> skein.api.v1.Objects
+	6,  // 52: skein.api.v1.Control.GetService:output_type -> skein.api.v1.Object
+	12, // 53: skein.api.v1.Control.CreateService:output_type -> skein.api.v1.Created
+	16, // 54: skein.api.v1.Control.UpdateService:output_type -> skein.api.v1.Updated
+	3,  // 55: skein.api.v1.Control.RemoveService:output_type -> skein.api.v1.Empty
+	7,  // 56: skein.api.v1.Control.ListTasks:output_type -> skein.api.v1.Objects
+	6,  // 57: skein.api.v1.Control.GetTask:output_type -> skein.api.v1.Object
+	7,  // 58: skein.api.v1.Control.ListNetworks:output_type -> skein.api.v1.Objects
+	6,  // 59: skein.api.v1.Control.GetNetwork:output_type -> skein.api.v1.Object
+	12, // 60: skein.api.v1.Control.CreateNetwork:output_type -> skein.api.v1.Created
+	3,  // 61: skein.api.v1.Control.RemoveNetwork:output_type -> skein.api.v1.Empty
+	7,  // 62: skein.api.v1.Control.ListDependencies:output_type -> skein.api.v1.Objects
+	6,  // 63: skein.api.v1.Control.GetDependency:output_type -> skein.api.v1.Object
+	12, // 64: skein.api.v1.Control.CreateDependency:output_type -> skein.api.v1.Created
+	3,  // 65: skein.api.v1.Control.UpdateDependency:output_type -> skein.api.v1.Empty
+	3,  // 66: skein.api.v1.Control.RemoveDependency:output_type -> skein.api.v1.Empty
+	21, // 67: skein.api.v1.Control.NetStatus:output_type -> skein.api.v1.NetStatusReply
+	7,  // 68: skein.api.v1.Control.ListRevisions:output_type -> skein.api.v1.Objects
+	2,  // 69: skein.api.v1.Control.CreateJoinToken:output_type -> skein.api.v1.TokenInfo
+	1,  // 70: skein.api.v1.Control.ListJoinTokens:output_type -> skein.api.v1.TokenInfos
+	3,  // 71: skein.api.v1.Control.RemoveJoinToken:output_type -> skein.api.v1.Empty
+	19, // 72: skein.api.v1.Control.Rebalance:output_type -> skein.api.v1.RebalanceReply
+	23, // 73: skein.api.v1.CA.GetRootCA:output_type -> skein.api.v1.RootCA
+	25, // 74: skein.api.v1.CA.IssueCertificate:output_type -> skein.api.v1.IssueReply
+	25, // 75: skein.api.v1.CA.RenewCertificate:output_type -> skein.api.v1.IssueReply
+	27, // 76: skein.api.v1.Membership.Join:output_type -> skein.api.v1.MemberReply
+	3,  // 77: skein.api.v1.Membership.Leave:output_type -> skein.api.v1.Empty
+	29, // 78: skein.api.v1.Agent.TaskLogs:output_type -> skein.api.v1.LogChunk
+	3,  // 79: skein.api.v1.Agent.Ping:output_type -> skein.api.v1.Empty
+	44, // [44:80] is the sub-list for method output_type
+	8,  // [8:44] is the sub-list for method input_type
 	8,  // [8:8] is the sub-list for extension type_name
 	8,  // [8:8] is the sub-list for extension extendee
 	0,  // [0:8] is the sub-list for field type_name
@@ -2108,7 +2195,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   31,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -46,6 +46,7 @@ const (
 	Control_UpdateDependency_FullMethodName = "/skein.api.v1.Control/UpdateDependency"
 	Control_RemoveDependency_FullMethodName = "/skein.api.v1.Control/RemoveDependency"
 	Control_NetStatus_FullMethodName        = "/skein.api.v1.Control/NetStatus"
+	Control_ListRevisions_FullMethodName    = "/skein.api.v1.Control/ListRevisions"
 	Control_CreateJoinToken_FullMethodName  = "/skein.api.v1.Control/CreateJoinToken"
 	Control_ListJoinTokens_FullMethodName   = "/skein.api.v1.Control/ListJoinTokens"
 	Control_RemoveJoinToken_FullMethodName  = "/skein.api.v1.Control/RemoveJoinToken"
@@ -82,6 +83,7 @@ type ControlClient interface {
 	UpdateDependency(ctx context.Context, in *DependencyRequest, opts ...grpc.CallOption) (*Empty, error)
 	RemoveDependency(ctx context.Context, in *DependencyRequest, opts ...grpc.CallOption) (*Empty, error)
 	NetStatus(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*NetStatusReply, error)
+	ListRevisions(ctx context.Context, in *RevisionsRequest, opts ...grpc.CallOption) (*Objects, error)
 	CreateJoinToken(ctx context.Context, in *JoinTokenRequest, opts ...grpc.CallOption) (*TokenInfo, error)
 	ListJoinTokens(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*TokenInfos, error)
 	RemoveJoinToken(ctx context.Context, in *GetRequest, opts ...grpc.CallOption) (*Empty, error)
@@ -336,6 +338,16 @@ func (c *controlClient) NetStatus(ctx context.Context, in *ListRequest, opts ...
 	return out, nil
 }
 
+func (c *controlClient) ListRevisions(ctx context.Context, in *RevisionsRequest, opts ...grpc.CallOption) (*Objects, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Objects)
+	err := c.cc.Invoke(ctx, Control_ListRevisions_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *controlClient) CreateJoinToken(ctx context.Context, in *JoinTokenRequest, opts ...grpc.CallOption) (*TokenInfo, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(TokenInfo)
@@ -406,6 +418,7 @@ type ControlServer interface {
 	UpdateDependency(context.Context, *DependencyRequest) (*Empty, error)
 	RemoveDependency(context.Context, *DependencyRequest) (*Empty, error)
 	NetStatus(context.Context, *ListRequest) (*NetStatusReply, error)
+	ListRevisions(context.Context, *RevisionsRequest) (*Objects, error)
 	CreateJoinToken(context.Context, *JoinTokenRequest) (*TokenInfo, error)
 	ListJoinTokens(context.Context, *Empty) (*TokenInfos, error)
 	RemoveJoinToken(context.Context, *GetRequest) (*Empty, error)
@@ -491,6 +504,9 @@ func (UnimplementedControlServer) RemoveDependency(context.Context, *DependencyR
 }
 func (UnimplementedControlServer) NetStatus(context.Context, *ListRequest) (*NetStatusReply, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method NetStatus not implemented")
+}
+func (UnimplementedControlServer) ListRevisions(context.Context, *RevisionsRequest) (*Objects, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method ListRevisions not implemented")
 }
 func (UnimplementedControlServer) CreateJoinToken(context.Context, *JoinTokenRequest) (*TokenInfo, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method CreateJoinToken not implemented")
@@ -957,6 +973,24 @@ func _Control_NetStatus_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Control_ListRevisions_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevisionsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).ListRevisions(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_ListRevisions_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).ListRevisions(ctx, req.(*RevisionsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Control_CreateJoinToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(JoinTokenRequest)
 	if err := dec(in); err != nil {
@@ -1131,6 +1165,10 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "NetStatus",
 			Handler:    _Control_NetStatus_Handler,
+		},
+		{
+			MethodName: "ListRevisions",
+			Handler:    _Control_ListRevisions_Handler,
 		},
 		{
 			MethodName: "CreateJoinToken",

@@ -1469,6 +1469,7 @@ type NodeStatus struct {
 	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"` // "unknown" | "down" | "ready" | "disconnected"
 	Message       string                 `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	Since         int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"` // entry time at which the state became this; set by Apply
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1524,6 +1525,13 @@ func (x *NodeStatus) GetMessage() string {
 	return ""
 }
 
+func (x *NodeStatus) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
 type ServiceRecord struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	Id               string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1539,6 +1547,9 @@ type ServiceRecord struct {
 	Revisions        []*Revision            `protobuf:"bytes,11,rep,name=revisions,proto3" json:"revisions,omitempty"` // those that a task or a rollback still refers to; the current one included; kept by Apply
 	ForceUpdate      uint64                 `protobuf:"varint,12,opt,name=force_update,json=forceUpdate,proto3" json:"force_update,omitempty"`
 	PendingRollback  string                 `protobuf:"bytes,13,opt,name=pending_rollback,json=pendingRollback,proto3" json:"pending_rollback,omitempty"`
+	Author           string                 `protobuf:"bytes,14,opt,name=author,proto3" json:"author,omitempty"`                                        // of a write: who wrote this revision; Apply moves it into the revision
+	Note             string                 `protobuf:"bytes,15,opt,name=note,proto3" json:"note,omitempty"`                                            // of a write: why, where that is not the spec's own; Apply moves it into the revision
+	ForgetPrevious   bool                   `protobuf:"varint,16,opt,name=forget_previous,json=forgetPrevious,proto3" json:"forget_previous,omitempty"` // of a write: there is no revision that a rollback would return to (an automatic rollback)
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -1664,11 +1675,34 @@ func (x *ServiceRecord) GetPendingRollback() string {
 	return ""
 }
 
+func (x *ServiceRecord) GetAuthor() string {
+	if x != nil {
+		return x.Author
+	}
+	return ""
+}
+
+func (x *ServiceRecord) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+func (x *ServiceRecord) GetForgetPrevious() bool {
+	if x != nil {
+		return x.ForgetPrevious
+	}
+	return false
+}
+
 type Revision struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
 	SpecJson      []byte                 `protobuf:"bytes,2,opt,name=spec_json,json=specJson,proto3" json:"spec_json,omitempty"`
 	Created       int64                  `protobuf:"varint,3,opt,name=created,proto3" json:"created,omitempty"`
+	Author        string                 `protobuf:"bytes,4,opt,name=author,proto3" json:"author,omitempty"` // "node <id>", or "skein" for what the managers did by themselves
+	Note          string                 `protobuf:"bytes,5,opt,name=note,proto3" json:"note,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1724,6 +1758,122 @@ func (x *Revision) GetCreated() int64 {
 	return 0
 }
 
+func (x *Revision) GetAuthor() string {
+	if x != nil {
+		return x.Author
+	}
+	return ""
+}
+
+func (x *Revision) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+// PastRevision is a revision before the current one. Its spec is the next newer one's with its middle replaced: the first prefix bytes
+// of that, then middle, then its last suffix bytes.
+type PastRevision struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ServiceId     string                 `protobuf:"bytes,1,opt,name=service_id,json=serviceId,proto3" json:"service_id,omitempty"`
+	Number        uint64                 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`
+	Created       int64                  `protobuf:"varint,3,opt,name=created,proto3" json:"created,omitempty"`
+	Author        string                 `protobuf:"bytes,4,opt,name=author,proto3" json:"author,omitempty"`
+	Note          string                 `protobuf:"bytes,5,opt,name=note,proto3" json:"note,omitempty"`
+	Prefix        uint32                 `protobuf:"varint,6,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	Suffix        uint32                 `protobuf:"varint,7,opt,name=suffix,proto3" json:"suffix,omitempty"`
+	Middle        []byte                 `protobuf:"bytes,8,opt,name=middle,proto3" json:"middle,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PastRevision) Reset() {
+	*x = PastRevision{}
+	mi := &file_log_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PastRevision) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PastRevision) ProtoMessage() {}
+
+func (x *PastRevision) ProtoReflect() protoreflect.Message {
+	mi := &file_log_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PastRevision.ProtoReflect.Descriptor instead.
+func (*PastRevision) Descriptor() ([]byte, []int) {
+	return file_log_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *PastRevision) GetServiceId() string {
+	if x != nil {
+		return x.ServiceId
+	}
+	return ""
+}
+
+func (x *PastRevision) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *PastRevision) GetCreated() int64 {
+	if x != nil {
+		return x.Created
+	}
+	return 0
+}
+
+func (x *PastRevision) GetAuthor() string {
+	if x != nil {
+		return x.Author
+	}
+	return ""
+}
+
+func (x *PastRevision) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+func (x *PastRevision) GetPrefix() uint32 {
+	if x != nil {
+		return x.Prefix
+	}
+	return 0
+}
+
+func (x *PastRevision) GetSuffix() uint32 {
+	if x != nil {
+		return x.Suffix
+	}
+	return 0
+}
+
+func (x *PastRevision) GetMiddle() []byte {
+	if x != nil {
+		return x.Middle
+	}
+	return nil
+}
+
 type VIP struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	NetworkId     string                 `protobuf:"bytes,1,opt,name=network_id,json=networkId,proto3" json:"network_id,omitempty"`
@@ -1735,7 +1885,7 @@ type VIP struct {
 
 func (x *VIP) Reset() {
 	*x = VIP{}
-	mi := &file_log_proto_msgTypes[17]
+	mi := &file_log_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1747,7 +1897,7 @@ func (x *VIP) String() string {
 func (*VIP) ProtoMessage() {}
 
 func (x *VIP) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[17]
+	mi := &file_log_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1760,7 +1910,7 @@ func (x *VIP) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VIP.ProtoReflect.Descriptor instead.
 func (*VIP) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{17}
+	return file_log_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *VIP) GetNetworkId() string {
@@ -1797,7 +1947,7 @@ type PortConfig struct {
 
 func (x *PortConfig) Reset() {
 	*x = PortConfig{}
-	mi := &file_log_proto_msgTypes[18]
+	mi := &file_log_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1809,7 +1959,7 @@ func (x *PortConfig) String() string {
 func (*PortConfig) ProtoMessage() {}
 
 func (x *PortConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[18]
+	mi := &file_log_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1822,7 +1972,7 @@ func (x *PortConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortConfig.ProtoReflect.Descriptor instead.
 func (*PortConfig) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{18}
+	return file_log_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PortConfig) GetProtocol() string {
@@ -1873,7 +2023,7 @@ type UpdateStatus struct {
 
 func (x *UpdateStatus) Reset() {
 	*x = UpdateStatus{}
-	mi := &file_log_proto_msgTypes[19]
+	mi := &file_log_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1885,7 +2035,7 @@ func (x *UpdateStatus) String() string {
 func (*UpdateStatus) ProtoMessage() {}
 
 func (x *UpdateStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[19]
+	mi := &file_log_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1898,7 +2048,7 @@ func (x *UpdateStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateStatus.ProtoReflect.Descriptor instead.
 func (*UpdateStatus) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{19}
+	return file_log_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *UpdateStatus) GetServiceId() string {
@@ -1957,7 +2107,7 @@ type NetworkRecord struct {
 
 func (x *NetworkRecord) Reset() {
 	*x = NetworkRecord{}
-	mi := &file_log_proto_msgTypes[20]
+	mi := &file_log_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1969,7 +2119,7 @@ func (x *NetworkRecord) String() string {
 func (*NetworkRecord) ProtoMessage() {}
 
 func (x *NetworkRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[20]
+	mi := &file_log_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1982,7 +2132,7 @@ func (x *NetworkRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkRecord.ProtoReflect.Descriptor instead.
 func (*NetworkRecord) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{20}
+	return file_log_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *NetworkRecord) GetId() string {
@@ -2090,7 +2240,7 @@ type TaskCreate struct {
 
 func (x *TaskCreate) Reset() {
 	*x = TaskCreate{}
-	mi := &file_log_proto_msgTypes[21]
+	mi := &file_log_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2102,7 +2252,7 @@ func (x *TaskCreate) String() string {
 func (*TaskCreate) ProtoMessage() {}
 
 func (x *TaskCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[21]
+	mi := &file_log_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2115,7 +2265,7 @@ func (x *TaskCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskCreate.ProtoReflect.Descriptor instead.
 func (*TaskCreate) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{21}
+	return file_log_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TaskCreate) GetServiceId() string {
@@ -2159,7 +2309,7 @@ type TaskPlacement struct {
 
 func (x *TaskPlacement) Reset() {
 	*x = TaskPlacement{}
-	mi := &file_log_proto_msgTypes[22]
+	mi := &file_log_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2171,7 +2321,7 @@ func (x *TaskPlacement) String() string {
 func (*TaskPlacement) ProtoMessage() {}
 
 func (x *TaskPlacement) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[22]
+	mi := &file_log_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2184,7 +2334,7 @@ func (x *TaskPlacement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskPlacement.ProtoReflect.Descriptor instead.
 func (*TaskPlacement) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{22}
+	return file_log_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TaskPlacement) GetTaskIds() []string {
@@ -2228,7 +2378,7 @@ type TaskReport struct {
 
 func (x *TaskReport) Reset() {
 	*x = TaskReport{}
-	mi := &file_log_proto_msgTypes[23]
+	mi := &file_log_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2240,7 +2390,7 @@ func (x *TaskReport) String() string {
 func (*TaskReport) ProtoMessage() {}
 
 func (x *TaskReport) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[23]
+	mi := &file_log_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2253,7 +2403,7 @@ func (x *TaskReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskReport.ProtoReflect.Descriptor instead.
 func (*TaskReport) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{23}
+	return file_log_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TaskReport) GetTaskId() string {
@@ -2333,6 +2483,67 @@ func (x *TaskReport) GetReason() string {
 	return ""
 }
 
+// Restarts counts what happened in a slot before one of its tasks, for as long as the spec is the same.
+type Restarts struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Attempts      uint64                 `protobuf:"varint,1,opt,name=attempts,proto3" json:"attempts,omitempty"`  // times a task that ended by itself was replaced
+	Crashes       uint32                 `protobuf:"varint,2,opt,name=crashes,proto3" json:"crashes,omitempty"`    // of these the last ones in a row after a short life
+	Times         []int64                `protobuf:"varint,3,rep,packed,name=times,proto3" json:"times,omitempty"` // entry times (unix nanos) of the last attempts, where the policy has a window; bounded
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Restarts) Reset() {
+	*x = Restarts{}
+	mi := &file_log_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Restarts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Restarts) ProtoMessage() {}
+
+func (x *Restarts) ProtoReflect() protoreflect.Message {
+	mi := &file_log_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Restarts.ProtoReflect.Descriptor instead.
+func (*Restarts) Descriptor() ([]byte, []int) {
+	return file_log_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Restarts) GetAttempts() uint64 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
+func (x *Restarts) GetCrashes() uint32 {
+	if x != nil {
+		return x.Crashes
+	}
+	return 0
+}
+
+func (x *Restarts) GetTimes() []int64 {
+	if x != nil {
+		return x.Times
+	}
+	return nil
+}
+
 type TaskDesire struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TaskIds       []string               `protobuf:"bytes,1,rep,name=task_ids,json=taskIds,proto3" json:"task_ids,omitempty"`
@@ -2344,7 +2555,7 @@ type TaskDesire struct {
 
 func (x *TaskDesire) Reset() {
 	*x = TaskDesire{}
-	mi := &file_log_proto_msgTypes[24]
+	mi := &file_log_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2356,7 +2567,7 @@ func (x *TaskDesire) String() string {
 func (*TaskDesire) ProtoMessage() {}
 
 func (x *TaskDesire) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[24]
+	mi := &file_log_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2369,7 +2580,7 @@ func (x *TaskDesire) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskDesire.ProtoReflect.Descriptor instead.
 func (*TaskDesire) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{24}
+	return file_log_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *TaskDesire) GetTaskIds() []string {
@@ -2404,7 +2615,7 @@ type TaskMove struct {
 
 func (x *TaskMove) Reset() {
 	*x = TaskMove{}
-	mi := &file_log_proto_msgTypes[25]
+	mi := &file_log_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2416,7 +2627,7 @@ func (x *TaskMove) String() string {
 func (*TaskMove) ProtoMessage() {}
 
 func (x *TaskMove) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[25]
+	mi := &file_log_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2429,7 +2640,7 @@ func (x *TaskMove) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskMove.ProtoReflect.Descriptor instead.
 func (*TaskMove) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{25}
+	return file_log_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TaskMove) GetTaskIds() []string {
@@ -2455,7 +2666,7 @@ type TaskDelete struct {
 
 func (x *TaskDelete) Reset() {
 	*x = TaskDelete{}
-	mi := &file_log_proto_msgTypes[26]
+	mi := &file_log_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2467,7 +2678,7 @@ func (x *TaskDelete) String() string {
 func (*TaskDelete) ProtoMessage() {}
 
 func (x *TaskDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[26]
+	mi := &file_log_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2480,7 +2691,7 @@ func (x *TaskDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskDelete.ProtoReflect.Descriptor instead.
 func (*TaskDelete) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{26}
+	return file_log_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *TaskDelete) GetTaskIds() []string {
@@ -2511,15 +2722,16 @@ type TaskRecord struct {
 	Gateway6      string                 `protobuf:"bytes,16,opt,name=gateway6,proto3" json:"gateway6,omitempty"`
 	HostPorts     []*PortConfig          `protobuf:"bytes,17,rep,name=host_ports,json=hostPorts,proto3" json:"host_ports,omitempty"` // held on its node until it ends
 	Started       int64                  `protobuf:"varint,18,opt,name=started,proto3" json:"started,omitempty"`                     // entry time of the first RUNNING report, 0 before
-	Generic       []*GenericResource     `protobuf:"bytes,21,rep,name=generic,proto3" json:"generic,omitempty"`                      // held on its node until it ends; set by Apply of the placement
-	Moving        bool                   `protobuf:"varint,22,opt,name=moving,proto3" json:"moving,omitempty"`                       // to be replaced elsewhere
+	Restarts      *Restarts              `protobuf:"bytes,19,opt,name=restarts,proto3" json:"restarts,omitempty"`
+	Generic       []*GenericResource     `protobuf:"bytes,21,rep,name=generic,proto3" json:"generic,omitempty"` // held on its node until it ends; set by Apply of the placement
+	Moving        bool                   `protobuf:"varint,22,opt,name=moving,proto3" json:"moving,omitempty"`  // to be replaced elsewhere
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TaskRecord) Reset() {
 	*x = TaskRecord{}
-	mi := &file_log_proto_msgTypes[27]
+	mi := &file_log_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2531,7 +2743,7 @@ func (x *TaskRecord) String() string {
 func (*TaskRecord) ProtoMessage() {}
 
 func (x *TaskRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[27]
+	mi := &file_log_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2544,7 +2756,7 @@ func (x *TaskRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskRecord.ProtoReflect.Descriptor instead.
 func (*TaskRecord) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{27}
+	return file_log_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *TaskRecord) GetId() string {
@@ -2673,6 +2885,13 @@ func (x *TaskRecord) GetStarted() int64 {
 	return 0
 }
 
+func (x *TaskRecord) GetRestarts() *Restarts {
+	if x != nil {
+		return x.Restarts
+	}
+	return nil
+}
+
 func (x *TaskRecord) GetGeneric() []*GenericResource {
 	if x != nil {
 		return x.Generic
@@ -2699,7 +2918,7 @@ type GenericResource struct {
 
 func (x *GenericResource) Reset() {
 	*x = GenericResource{}
-	mi := &file_log_proto_msgTypes[28]
+	mi := &file_log_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2711,7 +2930,7 @@ func (x *GenericResource) String() string {
 func (*GenericResource) ProtoMessage() {}
 
 func (x *GenericResource) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[28]
+	mi := &file_log_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2724,7 +2943,7 @@ func (x *GenericResource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenericResource.ProtoReflect.Descriptor instead.
 func (*GenericResource) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{28}
+	return file_log_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GenericResource) GetKind() string {
@@ -2762,7 +2981,7 @@ type VolumeHome struct {
 
 func (x *VolumeHome) Reset() {
 	*x = VolumeHome{}
-	mi := &file_log_proto_msgTypes[29]
+	mi := &file_log_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2774,7 +2993,7 @@ func (x *VolumeHome) String() string {
 func (*VolumeHome) ProtoMessage() {}
 
 func (x *VolumeHome) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[29]
+	mi := &file_log_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2787,7 +3006,7 @@ func (x *VolumeHome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeHome.ProtoReflect.Descriptor instead.
 func (*VolumeHome) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{29}
+	return file_log_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *VolumeHome) GetServiceId() string {
@@ -2831,7 +3050,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_log_proto_msgTypes[30]
+	mi := &file_log_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2843,7 +3062,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[30]
+	mi := &file_log_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2856,7 +3075,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{30}
+	return file_log_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Attachment) GetNetworkId() string {
@@ -2901,6 +3120,7 @@ type SnapshotChunk struct {
 	//	*SnapshotChunk_Quarantine
 	//	*SnapshotChunk_End
 	//	*SnapshotChunk_Dependency
+	//	*SnapshotChunk_Revision
 	//	*SnapshotChunk_VolumeHome
 	Kind          isSnapshotChunk_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
@@ -2909,7 +3129,7 @@ type SnapshotChunk struct {
 
 func (x *SnapshotChunk) Reset() {
 	*x = SnapshotChunk{}
-	mi := &file_log_proto_msgTypes[31]
+	mi := &file_log_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2921,7 +3141,7 @@ func (x *SnapshotChunk) String() string {
 func (*SnapshotChunk) ProtoMessage() {}
 
 func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[31]
+	mi := &file_log_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2934,7 +3154,7 @@ func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotChunk.ProtoReflect.Descriptor instead.
 func (*SnapshotChunk) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{31}
+	return file_log_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SnapshotChunk) GetKind() isSnapshotChunk_Kind {
@@ -3025,6 +3245,15 @@ func (x *SnapshotChunk) GetDependency() *DependencyRecord {
 	return nil
 }
 
+func (x *SnapshotChunk) GetRevision() *PastRevision {
+	if x != nil {
+		if x, ok := x.Kind.(*SnapshotChunk_Revision); ok {
+			return x.Revision
+		}
+	}
+	return nil
+}
+
 func (x *SnapshotChunk) GetVolumeHome() *VolumeHome {
 	if x != nil {
 		if x, ok := x.Kind.(*SnapshotChunk_VolumeHome); ok {
@@ -3074,6 +3303,10 @@ type SnapshotChunk_Dependency struct {
 	Dependency *DependencyRecord `protobuf:"bytes,9,opt,name=dependency,proto3,oneof"`
 }
 
+type SnapshotChunk_Revision struct {
+	Revision *PastRevision `protobuf:"bytes,10,opt,name=revision,proto3,oneof"` // of the service before it, oldest first
+}
+
 type SnapshotChunk_VolumeHome struct {
 	VolumeHome *VolumeHome `protobuf:"bytes,12,opt,name=volume_home,json=volumeHome,proto3,oneof"`
 }
@@ -3096,6 +3329,8 @@ func (*SnapshotChunk_End) isSnapshotChunk_Kind() {}
 
 func (*SnapshotChunk_Dependency) isSnapshotChunk_Kind() {}
 
+func (*SnapshotChunk_Revision) isSnapshotChunk_Kind() {}
+
 func (*SnapshotChunk_VolumeHome) isSnapshotChunk_Kind() {}
 
 type SnapshotHeader struct {
@@ -3111,7 +3346,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_log_proto_msgTypes[32]
+	mi := &file_log_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3123,7 +3358,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[32]
+	mi := &file_log_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3136,7 +3371,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{32}
+	return file_log_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -3186,7 +3421,7 @@ type Quarantine struct {
 
 func (x *Quarantine) Reset() {
 	*x = Quarantine{}
-	mi := &file_log_proto_msgTypes[33]
+	mi := &file_log_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3198,7 +3433,7 @@ func (x *Quarantine) String() string {
 func (*Quarantine) ProtoMessage() {}
 
 func (x *Quarantine) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[33]
+	mi := &file_log_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3211,7 +3446,7 @@ func (x *Quarantine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quarantine.ProtoReflect.Descriptor instead.
 func (*Quarantine) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{33}
+	return file_log_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Quarantine) GetPool() string {
@@ -3245,7 +3480,7 @@ type SnapshotEnd struct {
 
 func (x *SnapshotEnd) Reset() {
 	*x = SnapshotEnd{}
-	mi := &file_log_proto_msgTypes[34]
+	mi := &file_log_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3257,7 +3492,7 @@ func (x *SnapshotEnd) String() string {
 func (*SnapshotEnd) ProtoMessage() {}
 
 func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[34]
+	mi := &file_log_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3270,7 +3505,7 @@ func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEnd.ProtoReflect.Descriptor instead.
 func (*SnapshotEnd) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{34}
+	return file_log_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SnapshotEnd) GetChunks() uint64 {
@@ -3294,13 +3529,14 @@ type TaskCreate_Item struct {
 	Desired       uint32                 `protobuf:"varint,3,opt,name=desired,proto3" json:"desired,omitempty"`
 	Generation    uint32                 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`                   // chosen by the proposer: one above the newest of the slot; refused when it exists
 	StartAfter    int64                  `protobuf:"varint,5,opt,name=start_after,json=startAfter,proto3" json:"start_after,omitempty"` // restart delay: not before this instant, unix nanos
+	Restarts      *Restarts              `protobuf:"bytes,6,opt,name=restarts,proto3" json:"restarts,omitempty"`                        // of its slot; nil: none that count
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TaskCreate_Item) Reset() {
 	*x = TaskCreate_Item{}
-	mi := &file_log_proto_msgTypes[37]
+	mi := &file_log_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3312,7 +3548,7 @@ func (x *TaskCreate_Item) String() string {
 func (*TaskCreate_Item) ProtoMessage() {}
 
 func (x *TaskCreate_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[37]
+	mi := &file_log_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3325,7 +3561,7 @@ func (x *TaskCreate_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskCreate_Item.ProtoReflect.Descriptor instead.
 func (*TaskCreate_Item) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{21, 0}
+	return file_log_proto_rawDescGZIP(), []int{22, 0}
 }
 
 func (x *TaskCreate_Item) GetSlot() uint64 {
@@ -3361,6 +3597,13 @@ func (x *TaskCreate_Item) GetStartAfter() int64 {
 		return x.StartAfter
 	}
 	return 0
+}
+
+func (x *TaskCreate_Item) GetRestarts() *Restarts {
+	if x != nil {
+		return x.Restarts
+	}
+	return nil
 }
 
 var File_log_proto protoreflect.FileDescriptor
@@ -3498,12 +3741,13 @@ const file_log_proto_rawDesc = "" +
 	"\x03tls\x18\x0e \x01(\v2\x15.skein.api.v1.NodeTLSR\x03tls\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"U\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"k\n" +
 	"\n" +
 	"NodeStatus\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"\xfa\x03\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\x12\x14\n" +
+	"\x05since\x18\x04 \x01(\x03R\x05since\"\xcf\x04\n" +
 	"\rServiceRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12&\n" +
 	"\x04meta\x18\x02 \x01(\v2\x12.skein.api.v1.MetaR\x04meta\x12\x12\n" +
@@ -3518,11 +3762,26 @@ const file_log_proto_rawDesc = "" +
 	" \x01(\v2\x1a.skein.api.v1.UpdateStatusR\fupdateStatus\x124\n" +
 	"\trevisions\x18\v \x03(\v2\x16.skein.api.v1.RevisionR\trevisions\x12!\n" +
 	"\fforce_update\x18\f \x01(\x04R\vforceUpdate\x12)\n" +
-	"\x10pending_rollback\x18\r \x01(\tR\x0fpendingRollback\"Y\n" +
+	"\x10pending_rollback\x18\r \x01(\tR\x0fpendingRollback\x12\x16\n" +
+	"\x06author\x18\x0e \x01(\tR\x06author\x12\x12\n" +
+	"\x04note\x18\x0f \x01(\tR\x04note\x12'\n" +
+	"\x0fforget_previous\x18\x10 \x01(\bR\x0eforgetPrevious\"\x85\x01\n" +
 	"\bRevision\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x1b\n" +
 	"\tspec_json\x18\x02 \x01(\fR\bspecJson\x12\x18\n" +
-	"\acreated\x18\x03 \x01(\x03R\acreated\"P\n" +
+	"\acreated\x18\x03 \x01(\x03R\acreated\x12\x16\n" +
+	"\x06author\x18\x04 \x01(\tR\x06author\x12\x12\n" +
+	"\x04note\x18\x05 \x01(\tR\x04note\"\xd3\x01\n" +
+	"\fPastRevision\x12\x1d\n" +
+	"\n" +
+	"service_id\x18\x01 \x01(\tR\tserviceId\x12\x16\n" +
+	"\x06number\x18\x02 \x01(\x04R\x06number\x12\x18\n" +
+	"\acreated\x18\x03 \x01(\x03R\acreated\x12\x16\n" +
+	"\x06author\x18\x04 \x01(\tR\x06author\x12\x12\n" +
+	"\x04note\x18\x05 \x01(\tR\x04note\x12\x16\n" +
+	"\x06prefix\x18\x06 \x01(\rR\x06prefix\x12\x16\n" +
+	"\x06suffix\x18\a \x01(\rR\x06suffix\x12\x16\n" +
+	"\x06middle\x18\b \x01(\fR\x06middle\"P\n" +
 	"\x03VIP\x12\x1d\n" +
 	"\n" +
 	"network_id\x18\x01 \x01(\tR\tnetworkId\x12\x14\n" +
@@ -3561,14 +3820,14 @@ const file_log_proto_rawDesc = "" +
 	"\x06labels\x18\r \x03(\v2'.skein.api.v1.NetworkRecord.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa3\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd7\x02\n" +
 	"\n" +
 	"TaskCreate\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x01 \x01(\tR\tserviceId\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x123\n" +
 	"\x05items\x18\x03 \x03(\v2\x1d.skein.api.v1.TaskCreate.ItemR\x05items\x12\x14\n" +
-	"\x05defer\x18\x04 \x01(\bR\x05defer\x1a\x8e\x01\n" +
+	"\x05defer\x18\x04 \x01(\bR\x05defer\x1a\xc2\x01\n" +
 	"\x04Item\x12\x12\n" +
 	"\x04slot\x18\x01 \x01(\x04R\x04slot\x12\x17\n" +
 	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x12\x18\n" +
@@ -3577,7 +3836,8 @@ const file_log_proto_rawDesc = "" +
 	"generation\x18\x04 \x01(\rR\n" +
 	"generation\x12\x1f\n" +
 	"\vstart_after\x18\x05 \x01(\x03R\n" +
-	"startAfter\"_\n" +
+	"startAfter\x122\n" +
+	"\brestarts\x18\x06 \x01(\v2\x16.skein.api.v1.RestartsR\brestarts\"_\n" +
 	"\rTaskPlacement\x12\x19\n" +
 	"\btask_ids\x18\x01 \x03(\tR\ataskIds\x12\x19\n" +
 	"\bnode_ids\x18\x02 \x03(\tR\anodeIds\x12\x18\n" +
@@ -3595,7 +3855,11 @@ const file_log_proto_rawDesc = "" +
 	"\x05ports\x18\t \x03(\v2\x18.skein.api.v1.PortConfigR\x05ports\x12\x17\n" +
 	"\anode_id\x18\n" +
 	" \x01(\tR\x06nodeId\x12\x16\n" +
-	"\x06reason\x18\v \x01(\tR\x06reason\"Y\n" +
+	"\x06reason\x18\v \x01(\tR\x06reason\"V\n" +
+	"\bRestarts\x12\x1a\n" +
+	"\battempts\x18\x01 \x01(\x04R\battempts\x12\x18\n" +
+	"\acrashes\x18\x02 \x01(\rR\acrashes\x12\x14\n" +
+	"\x05times\x18\x03 \x03(\x03R\x05times\"Y\n" +
 	"\n" +
 	"TaskDesire\x12\x19\n" +
 	"\btask_ids\x18\x01 \x03(\tR\ataskIds\x12\x18\n" +
@@ -3606,7 +3870,7 @@ const file_log_proto_rawDesc = "" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"'\n" +
 	"\n" +
 	"TaskDelete\x12\x19\n" +
-	"\btask_ids\x18\x01 \x03(\tR\ataskIds\"\x8d\x05\n" +
+	"\btask_ids\x18\x01 \x03(\tR\ataskIds\"\xc1\x05\n" +
 	"\n" +
 	"TaskRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
@@ -3632,7 +3896,8 @@ const file_log_proto_rawDesc = "" +
 	"\bgateway6\x18\x10 \x01(\tR\bgateway6\x127\n" +
 	"\n" +
 	"host_ports\x18\x11 \x03(\v2\x18.skein.api.v1.PortConfigR\thostPorts\x12\x18\n" +
-	"\astarted\x18\x12 \x01(\x03R\astarted\x127\n" +
+	"\astarted\x18\x12 \x01(\x03R\astarted\x122\n" +
+	"\brestarts\x18\x13 \x01(\v2\x16.skein.api.v1.RestartsR\brestarts\x127\n" +
 	"\ageneric\x18\x15 \x03(\v2\x1d.skein.api.v1.GenericResourceR\ageneric\x12\x16\n" +
 	"\x06moving\x18\x16 \x01(\bR\x06moving\"M\n" +
 	"\x0fGenericResource\x12\x12\n" +
@@ -3652,7 +3917,7 @@ const file_log_proto_rawDesc = "" +
 	"network_id\x18\x01 \x01(\tR\tnetworkId\x12\x14\n" +
 	"\x05addr4\x18\x02 \x01(\tR\x05addr4\x12\x14\n" +
 	"\x05addr6\x18\x03 \x01(\tR\x05addr6\x12\x18\n" +
-	"\aaliases\x18\x04 \x03(\tR\aaliases\"\xc4\x04\n" +
+	"\aaliases\x18\x04 \x03(\tR\aaliases\"\xfe\x04\n" +
 	"\rSnapshotChunk\x126\n" +
 	"\x06header\x18\x01 \x01(\v2\x1c.skein.api.v1.SnapshotHeaderH\x00R\x06header\x127\n" +
 	"\acluster\x18\x02 \x01(\v2\x1b.skein.api.v1.ClusterRecordH\x00R\acluster\x12.\n" +
@@ -3666,7 +3931,9 @@ const file_log_proto_rawDesc = "" +
 	"\x03end\x18\b \x01(\v2\x19.skein.api.v1.SnapshotEndH\x00R\x03end\x12@\n" +
 	"\n" +
 	"dependency\x18\t \x01(\v2\x1e.skein.api.v1.DependencyRecordH\x00R\n" +
-	"dependency\x12;\n" +
+	"dependency\x128\n" +
+	"\brevision\x18\n" +
+	" \x01(\v2\x1a.skein.api.v1.PastRevisionH\x00R\brevision\x12;\n" +
 	"\vvolume_home\x18\f \x01(\v2\x18.skein.api.v1.VolumeHomeH\x00R\n" +
 	"volumeHomeB\x06\n" +
 	"\x04kind\"\x95\x01\n" +
@@ -3697,7 +3964,7 @@ func file_log_proto_rawDescGZIP() []byte {
 	return file_log_proto_rawDescData
 }
 
-var file_log_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_log_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_log_proto_goTypes = []any{
 	(*Entry)(nil),            // 0: skein.api.v1.Entry
 	(*Txn)(nil),              // 1: skein.api.v1.Txn
@@ -3716,27 +3983,29 @@ var file_log_proto_goTypes = []any{
 	(*NodeStatus)(nil),       // 14: skein.api.v1.NodeStatus
 	(*ServiceRecord)(nil),    // 15: skein.api.v1.ServiceRecord
 	(*Revision)(nil),         // 16: skein.api.v1.Revision
-	(*VIP)(nil),              // 17: skein.api.v1.VIP
-	(*PortConfig)(nil),       // 18: skein.api.v1.PortConfig
-	(*UpdateStatus)(nil),     // 19: skein.api.v1.UpdateStatus
-	(*NetworkRecord)(nil),    // 20: skein.api.v1.NetworkRecord
-	(*TaskCreate)(nil),       // 21: skein.api.v1.TaskCreate
-	(*TaskPlacement)(nil),    // 22: skein.api.v1.TaskPlacement
-	(*TaskReport)(nil),       // 23: skein.api.v1.TaskReport
-	(*TaskDesire)(nil),       // 24: skein.api.v1.TaskDesire
-	(*TaskMove)(nil),         // 25: skein.api.v1.TaskMove
-	(*TaskDelete)(nil),       // 26: skein.api.v1.TaskDelete
-	(*TaskRecord)(nil),       // 27: skein.api.v1.TaskRecord
-	(*GenericResource)(nil),  // 28: skein.api.v1.GenericResource
-	(*VolumeHome)(nil),       // 29: skein.api.v1.VolumeHome
-	(*Attachment)(nil),       // 30: skein.api.v1.Attachment
-	(*SnapshotChunk)(nil),    // 31: skein.api.v1.SnapshotChunk
-	(*SnapshotHeader)(nil),   // 32: skein.api.v1.SnapshotHeader
-	(*Quarantine)(nil),       // 33: skein.api.v1.Quarantine
-	(*SnapshotEnd)(nil),      // 34: skein.api.v1.SnapshotEnd
-	nil,                      // 35: skein.api.v1.NodeRecord.LabelsEntry
-	nil,                      // 36: skein.api.v1.NetworkRecord.LabelsEntry
-	(*TaskCreate_Item)(nil),  // 37: skein.api.v1.TaskCreate.Item
+	(*PastRevision)(nil),     // 17: skein.api.v1.PastRevision
+	(*VIP)(nil),              // 18: skein.api.v1.VIP
+	(*PortConfig)(nil),       // 19: skein.api.v1.PortConfig
+	(*UpdateStatus)(nil),     // 20: skein.api.v1.UpdateStatus
+	(*NetworkRecord)(nil),    // 21: skein.api.v1.NetworkRecord
+	(*TaskCreate)(nil),       // 22: skein.api.v1.TaskCreate
+	(*TaskPlacement)(nil),    // 23: skein.api.v1.TaskPlacement
+	(*TaskReport)(nil),       // 24: skein.api.v1.TaskReport
+	(*Restarts)(nil),         // 25: skein.api.v1.Restarts
+	(*TaskDesire)(nil),       // 26: skein.api.v1.TaskDesire
+	(*TaskMove)(nil),         // 27: skein.api.v1.TaskMove
+	(*TaskDelete)(nil),       // 28: skein.api.v1.TaskDelete
+	(*TaskRecord)(nil),       // 29: skein.api.v1.TaskRecord
+	(*GenericResource)(nil),  // 30: skein.api.v1.GenericResource
+	(*VolumeHome)(nil),       // 31: skein.api.v1.VolumeHome
+	(*Attachment)(nil),       // 32: skein.api.v1.Attachment
+	(*SnapshotChunk)(nil),    // 33: skein.api.v1.SnapshotChunk
+	(*SnapshotHeader)(nil),   // 34: skein.api.v1.SnapshotHeader
+	(*Quarantine)(nil),       // 35: skein.api.v1.Quarantine
+	(*SnapshotEnd)(nil),      // 36: skein.api.v1.SnapshotEnd
+	nil,                      // 37: skein.api.v1.NodeRecord.LabelsEntry
+	nil,                      // 38: skein.api.v1.NetworkRecord.LabelsEntry
+	(*TaskCreate_Item)(nil),  // 39: skein.api.v1.TaskCreate.Item
 }
 var file_log_proto_depIdxs = []int32{
 	1,  // 0: skein.api.v1.Entry.txns:type_name -> skein.api.v1.Txn
@@ -3746,16 +4015,16 @@ var file_log_proto_depIdxs = []int32{
 	13, // 4: skein.api.v1.Change.put_node:type_name -> skein.api.v1.NodeRecord
 	14, // 5: skein.api.v1.Change.node_status:type_name -> skein.api.v1.NodeStatus
 	15, // 6: skein.api.v1.Change.put_service:type_name -> skein.api.v1.ServiceRecord
-	19, // 7: skein.api.v1.Change.update_status:type_name -> skein.api.v1.UpdateStatus
-	20, // 8: skein.api.v1.Change.put_network:type_name -> skein.api.v1.NetworkRecord
-	21, // 9: skein.api.v1.Change.create_tasks:type_name -> skein.api.v1.TaskCreate
-	22, // 10: skein.api.v1.Change.place_tasks:type_name -> skein.api.v1.TaskPlacement
-	23, // 11: skein.api.v1.Change.report_task:type_name -> skein.api.v1.TaskReport
-	24, // 12: skein.api.v1.Change.desire_tasks:type_name -> skein.api.v1.TaskDesire
-	26, // 13: skein.api.v1.Change.delete_tasks:type_name -> skein.api.v1.TaskDelete
+	20, // 7: skein.api.v1.Change.update_status:type_name -> skein.api.v1.UpdateStatus
+	21, // 8: skein.api.v1.Change.put_network:type_name -> skein.api.v1.NetworkRecord
+	22, // 9: skein.api.v1.Change.create_tasks:type_name -> skein.api.v1.TaskCreate
+	23, // 10: skein.api.v1.Change.place_tasks:type_name -> skein.api.v1.TaskPlacement
+	24, // 11: skein.api.v1.Change.report_task:type_name -> skein.api.v1.TaskReport
+	26, // 12: skein.api.v1.Change.desire_tasks:type_name -> skein.api.v1.TaskDesire
+	28, // 13: skein.api.v1.Change.delete_tasks:type_name -> skein.api.v1.TaskDelete
 	4,  // 14: skein.api.v1.Change.put_dependency:type_name -> skein.api.v1.DependencyRecord
 	5,  // 15: skein.api.v1.Change.delete_dependency:type_name -> skein.api.v1.DependencyRef
-	25, // 16: skein.api.v1.Change.move_tasks:type_name -> skein.api.v1.TaskMove
+	27, // 16: skein.api.v1.Change.move_tasks:type_name -> skein.api.v1.TaskMove
 	6,  // 17: skein.api.v1.DependencyRecord.meta:type_name -> skein.api.v1.Meta
 	6,  // 18: skein.api.v1.ClusterRecord.meta:type_name -> skein.api.v1.Meta
 	12, // 19: skein.api.v1.ClusterRecord.removed:type_name -> skein.api.v1.RemovedNode
@@ -3763,37 +4032,40 @@ var file_log_proto_depIdxs = []int32{
 	9,  // 21: skein.api.v1.ClusterRecord.limited_tokens:type_name -> skein.api.v1.LimitedToken
 	10, // 22: skein.api.v1.ClusterRecord.gossip_rotation:type_name -> skein.api.v1.GossipRotation
 	6,  // 23: skein.api.v1.NodeRecord.meta:type_name -> skein.api.v1.Meta
-	35, // 24: skein.api.v1.NodeRecord.labels:type_name -> skein.api.v1.NodeRecord.LabelsEntry
+	37, // 24: skein.api.v1.NodeRecord.labels:type_name -> skein.api.v1.NodeRecord.LabelsEntry
 	14, // 25: skein.api.v1.NodeRecord.status:type_name -> skein.api.v1.NodeStatus
 	11, // 26: skein.api.v1.NodeRecord.tls:type_name -> skein.api.v1.NodeTLS
 	6,  // 27: skein.api.v1.ServiceRecord.meta:type_name -> skein.api.v1.Meta
-	17, // 28: skein.api.v1.ServiceRecord.vips:type_name -> skein.api.v1.VIP
-	18, // 29: skein.api.v1.ServiceRecord.ports:type_name -> skein.api.v1.PortConfig
-	19, // 30: skein.api.v1.ServiceRecord.update_status:type_name -> skein.api.v1.UpdateStatus
+	18, // 28: skein.api.v1.ServiceRecord.vips:type_name -> skein.api.v1.VIP
+	19, // 29: skein.api.v1.ServiceRecord.ports:type_name -> skein.api.v1.PortConfig
+	20, // 30: skein.api.v1.ServiceRecord.update_status:type_name -> skein.api.v1.UpdateStatus
 	16, // 31: skein.api.v1.ServiceRecord.revisions:type_name -> skein.api.v1.Revision
 	6,  // 32: skein.api.v1.NetworkRecord.meta:type_name -> skein.api.v1.Meta
-	36, // 33: skein.api.v1.NetworkRecord.labels:type_name -> skein.api.v1.NetworkRecord.LabelsEntry
-	37, // 34: skein.api.v1.TaskCreate.items:type_name -> skein.api.v1.TaskCreate.Item
-	18, // 35: skein.api.v1.TaskReport.ports:type_name -> skein.api.v1.PortConfig
-	23, // 36: skein.api.v1.TaskRecord.status:type_name -> skein.api.v1.TaskReport
-	30, // 37: skein.api.v1.TaskRecord.attachments:type_name -> skein.api.v1.Attachment
-	18, // 38: skein.api.v1.TaskRecord.host_ports:type_name -> skein.api.v1.PortConfig
-	28, // 39: skein.api.v1.TaskRecord.generic:type_name -> skein.api.v1.GenericResource
-	32, // 40: skein.api.v1.SnapshotChunk.header:type_name -> skein.api.v1.SnapshotHeader
-	7,  // 41: skein.api.v1.SnapshotChunk.cluster:type_name -> skein.api.v1.ClusterRecord
-	13, // 42: skein.api.v1.SnapshotChunk.node:type_name -> skein.api.v1.NodeRecord
-	15, // 43: skein.api.v1.SnapshotChunk.service:type_name -> skein.api.v1.ServiceRecord
-	20, // 44: skein.api.v1.SnapshotChunk.network:type_name -> skein.api.v1.NetworkRecord
-	27, // 45: skein.api.v1.SnapshotChunk.task:type_name -> skein.api.v1.TaskRecord
-	33, // 46: skein.api.v1.SnapshotChunk.quarantine:type_name -> skein.api.v1.Quarantine
-	34, // 47: skein.api.v1.SnapshotChunk.end:type_name -> skein.api.v1.SnapshotEnd
-	4,  // 48: skein.api.v1.SnapshotChunk.dependency:type_name -> skein.api.v1.DependencyRecord
-	29, // 49: skein.api.v1.SnapshotChunk.volume_home:type_name -> skein.api.v1.VolumeHome
-	50, // [50:50] is the sub-list for method output_type
-	50, // [50:50] is the sub-list for method input_type
-	50, // [50:50] is the sub-list for extension type_name
-	50, // [50:50] is the sub-list for extension extendee
-	0,  // [0:50] is the sub-list for field type_name
+	38, // 33: skein.api.v1.NetworkRecord.labels:type_name -> skein.api.v1.NetworkRecord.LabelsEntry
+	39, // 34: skein.api.v1.TaskCreate.items:type_name -> skein.api.v1.TaskCreate.Item
+	19, // 35: skein.api.v1.TaskReport.ports:type_name -> skein.api.v1.PortConfig
+	24, // 36: skein.api.v1.TaskRecord.status:type_name -> skein.api.v1.TaskReport
+	32, // 37: skein.api.v1.TaskRecord.attachments:type_name -> skein.api.v1.Attachment
+	19, // 38: skein.api.v1.TaskRecord.host_ports:type_name -> skein.api.v1.PortConfig
+	25, // 39: skein.api.v1.TaskRecord.restarts:type_name -> skein.api.v1.Restarts
+	30, // 40: skein.api.v1.TaskRecord.generic:type_name -> skein.api.v1.GenericResource
+	34, // 41: skein.api.v1.SnapshotChunk.header:type_name -> skein.api.v1.SnapshotHeader
+	7,  // 42: skein.api.v1.SnapshotChunk.cluster:type_name -> skein.api.v1.ClusterRecord
+	13, // 43: skein.api.v1.SnapshotChunk.node:type_name -> skein.api.v1.NodeRecord
+	15, // 44: skein.api.v1.SnapshotChunk.service:type_name -> skein.api.v1.ServiceRecord
+	21, // 45: skein.api.v1.SnapshotChunk.network:type_name -> skein.api.v1.NetworkRecord
+	29, // 46: skein.api.v1.SnapshotChunk.task:type_name -> skein.api.v1.TaskRecord
+	35, // 47: skein.api.v1.SnapshotChunk.quarantine:type_name -> skein.api.v1.Quarantine
+	36, // 48: skein.api.v1.SnapshotChunk.end:type_name -> skein.api.v1.SnapshotEnd
+	4,  // 49: skein.api.v1.SnapshotChunk.dependency:type_name -> skein.api.v1.DependencyRecord
+	17, // 50: skein.api.v1.SnapshotChunk.revision:type_name -> skein.api.v1.PastRevision
+	31, // 51: skein.api.v1.SnapshotChunk.volume_home:type_name -> skein.api.v1.VolumeHome
+	25, // 52: skein.api.v1.TaskCreate.Item.restarts:type_name -> skein.api.v1.Restarts
+	53, // [53:53] is the sub-list for method output_type
+	53, // [53:53] is the sub-list for method input_type
+	53, // [53:53] is the sub-list for extension type_name
+	53, // [53:53] is the sub-list for extension extendee
+	0,  // [0:53] is the sub-list for field type_name
 }
 
 func init() { file_log_proto_init() }
@@ -3821,7 +4093,7 @@ func file_log_proto_init() {
 		(*Change_DeleteDependency)(nil),
 		(*Change_MoveTasks)(nil),
 	}
-	file_log_proto_msgTypes[31].OneofWrappers = []any{
+	file_log_proto_msgTypes[33].OneofWrappers = []any{
 		(*SnapshotChunk_Header)(nil),
 		(*SnapshotChunk_Cluster)(nil),
 		(*SnapshotChunk_Node)(nil),
@@ -3831,6 +4103,7 @@ func file_log_proto_init() {
 		(*SnapshotChunk_Quarantine)(nil),
 		(*SnapshotChunk_End)(nil),
 		(*SnapshotChunk_Dependency)(nil),
+		(*SnapshotChunk_Revision)(nil),
 		(*SnapshotChunk_VolumeHome)(nil),
 	}
 	type x struct{}
@@ -3839,7 +4112,7 @@ func file_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_log_proto_rawDesc), len(file_log_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   38,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -43,7 +43,10 @@ const (
 	// FormatV1 is the layout of Entry and of snapshot chunks.
 	FormatV1 = 1
 	// FeatureLevel is the highest level this binary writes and reads.
-	FeatureLevel = 1
+	FeatureLevel = 2
+	// LevelHistory is the level from which services keep all their revisions, writes name their authors, nodes know since when they
+	// have their status, and restarts are counted on tasks.
+	LevelHistory = 2
 )
 
 // MeshTable is the name of the table that carries nodes and published ports; other tables are named by network id.

@@ -50,6 +50,7 @@ func rules() map[string]rule {
 		api.Control_ListNetworks_FullMethodName, api.Control_GetNetwork_FullMethodName,
 		api.Control_CreateNetwork_FullMethodName, api.Control_RemoveNetwork_FullMethodName,
 		api.Control_NetStatus_FullMethodName,
+		api.Control_ListRevisions_FullMethodName,
 		api.Control_CreateJoinToken_FullMethodName, api.Control_ListJoinTokens_FullMethodName, api.Control_RemoveJoinToken_FullMethodName,
 		api.Control_Rebalance_FullMethodName,
 		api.Control_ListDependencies_FullMethodName, api.Control_GetDependency_FullMethodName, api.Control_CreateDependency_FullMethodName,

@@ -13,6 +13,8 @@ import (
 const (
 	maxID       = 64  // bytes of an id
 	maxNetworks = 256 // of one service
+	maxAuthor   = 256 // bytes
+	maxNote     = 1024
 )
 
 // EncodeEntry makes the payload of a log entry. now is the only clock that applying it will use.

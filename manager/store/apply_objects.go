@@ -67,10 +67,22 @@ func (s *state) putNode(n *api.NodeRecord) error {
 	if n.Status != nil {
 		n.Status = proto.Clone(n.Status).(*api.NodeStatus)
 		n.Status.NodeId = n.Id
+		s.stampStatus(old.GetStatus(), n.Status)
 	}
 	n.Meta = nextMeta(old.GetMeta(), s.version, s.time)
 	s.storeNode(n)
 	return nil
+}
+
+// stampStatus notes since when a node has its state.
+func (s *state) stampStatus(old, st *api.NodeStatus) {
+	st.Since = 0
+	switch {
+	case old != nil && old.State == st.State:
+		st.Since = old.Since
+	case s.level() >= api.LevelHistory:
+		st.Since = s.time
+	}
 }
 
 func (s *state) setNodeStatus(st *api.NodeStatus) error {
@@ -78,6 +90,7 @@ func (s *state) setNodeStatus(st *api.NodeStatus) error {
 	if old == nil {
 		return api.Errorf(errNotFound, "node %s not found", st.NodeId)
 	}
+	s.stampStatus(old.Status, st)
 	if proto.Equal(old.Status, st) {
 		return nil
 	}
@@ -139,7 +152,9 @@ func (s *state) applyService(rec *api.ServiceRecord) error {
 	if err := s.checkDependencies(rec.Name, spec); err != nil {
 		return err
 	}
-	s.revise(rec, old, isJob(spec))
+	if err := s.revise(rec, old, isJob(spec)); err != nil {
+		return err
+	}
 	vips, ports := old.held()
 	if rec.Vips, rec.Ports, err = s.alloc.SetService(serviceRequest(rec, spec), vips, ports, s.time); err != nil {
 		return err
@@ -161,7 +176,7 @@ func (v *Service) held() ([]*api.VIP, []*api.PortConfig) {
 
 // revise sets the record's revision fields: a changed or forced spec becomes a new revision, and rollback returns to the one before. Every
 // write of a job is a new revision: it is executed again, also when nothing of it changed.
-func (s *state) revise(rec *api.ServiceRecord, old *Service, job bool) {
+func (s *state) revise(rec *api.ServiceRecord, old *Service, job bool) error {
 	rec.Meta = nextMeta(nil, s.version, s.time)
 	rec.Revision, rec.Previous, rec.PreviousSpecJson = 1, 0, nil
 	rec.Revisions = nil
@@ -169,9 +184,17 @@ func (s *state) revise(rec *api.ServiceRecord, old *Service, job bool) {
 		rec.UpdateStatus.ServiceId = rec.Id
 	}
 	fresh := &api.Revision{Number: 1, SpecJson: rec.SpecJson, Created: s.time}
+	if s.level() >= api.LevelHistory {
+		fresh.Author, fresh.Note = rec.Author, rec.Note
+	}
+	if len(fresh.Author) > maxAuthor || len(fresh.Note) > maxNote {
+		return api.Errorf(errInvalid, "service %s: its author has %d bytes, its note %d: the limits are %d and %d", rec.Name, len(fresh.Author), len(fresh.Note), maxAuthor, maxNote)
+	}
+	forget := rec.ForgetPrevious && s.level() >= api.LevelHistory
+	rec.Author, rec.Note, rec.ForgetPrevious = "", "", false
 	if old == nil {
 		rec.Revisions = []*api.Revision{fresh}
-		return
+		return nil
 	}
 	rec.Meta = nextMeta(old.Meta, s.version, s.time)
 	rec.Revision, rec.Previous, rec.PreviousSpecJson = old.Revision, old.ServiceRecord.Previous, old.PreviousSpecJson
@@ -179,6 +202,12 @@ func (s *state) revise(rec *api.ServiceRecord, old *Service, job bool) {
 	if changed {
 		rec.Revision, rec.Previous, rec.PreviousSpecJson = old.Revision+1, old.Revision, old.SpecJson
 		fresh.Number = rec.Revision
+		if s.level() >= api.LevelHistory {
+			s.remember(old, rec.SpecJson)
+		}
+	}
+	if forget {
+		rec.Previous, rec.PreviousSpecJson = 0, nil
 	}
 	for _, r := range old.Revisions {
 		if r.Number == rec.Revision || r.Number == rec.Previous || s.revisions[revKey{rec.Id, r.Number}] > 0 {
@@ -188,6 +217,7 @@ func (s *state) revise(rec *api.ServiceRecord, old *Service, job bool) {
 	if changed {
 		rec.Revisions = append(rec.Revisions, fresh)
 	}
+	return nil
 }
 
 // deleteService removes a service. Its tasks are asked to go; those that never reached a node go at once.
@@ -197,6 +227,7 @@ func (s *state) deleteService(id string) error {
 		return api.Errorf(errNotFound, "service %s not found", id)
 	}
 	s.removeService(v)
+	s.forgetPast(id)
 	s.alloc.RemoveService(id, v.Vips, v.Ports, s.time)
 	for _, t := range s.tasksOfService(id) {
 		if t.State < api.TaskAssigned {

@@ -47,6 +47,7 @@ func (s *state) createTask(svc *Service, revision uint64, it *api.TaskCreate_Ite
 		ID: api.TaskID(svc.Id, it.Slot, idNode, it.Generation), ServiceID: svc.Id, Slot: it.Slot, Generation: it.Generation,
 		Revision: revision, NodeID: it.NodeId, State: api.TaskPending, Desired: api.TaskState(it.Desired),
 		Version: s.version, Created: s.time, Updated: s.time, StartAfter: it.StartAfter,
+		Restarts: it.Restarts,
 	}
 	if t.Desired == api.TaskNew {
 		t.Desired = api.TaskRunning

@@ -88,12 +88,21 @@ func dump(s *store.Store) string {
 		}
 		for _, v := range tx.Services() {
 			text(v.ServiceRecord)
+			tx.Revisions(v.Id, func(r *api.Revision) bool {
+				if r.Number != v.Revision {
+					text(r)
+				}
+				return true
+			})
 		}
 		for _, k := range tx.Tasks() {
 			c := *k
 			c.Status, c.Attachments, c.HostPorts = nil, nil, nil
 			fmt.Fprintf(&b, "task %s %s/%d/%d revision %d node %q state %v desired %v version %d created %d updated %d after %d gateway %v %v\n",
 				c.ID, c.ServiceID, c.Slot, c.Generation, c.Revision, c.NodeID, c.State, c.Desired, c.Version, c.Created, c.Updated, c.StartAfter, c.Gateway4, c.Gateway6)
+			if k.Restarts != nil {
+				text(k.Restarts)
+			}
 			if k.Status != nil {
 				text(k.Status)
 			}
@@ -114,7 +123,7 @@ func writeGolden(t *testing.T, dir string) {
 	}
 	c := newCluster(t)
 	g := &generator{rand.New(rand.NewPCG(2026, 11)), c}
-	c.do(putCluster(&api.ClusterRecord{Id: "c1", UlaPrefix: "fd12:3456:789a::/48"}))
+	c.do(putCluster(&api.ClusterRecord{Id: "c1", UlaPrefix: "fd12:3456:789a::/48", FeatureLevel: api.FeatureLevel}))
 	c.do(putNode("n0", "host0"), putNode("n1", "host1"), putNode("n2", "host2"))
 	for range 250 {
 		c.clock.advance(time.Duration(g.IntN(2000)) * time.Millisecond)

@@ -105,7 +105,8 @@ func trim(txns []*api.Txn) []*api.Txn {
 				out[i] = &api.Txn{Changes: slices.Clone(t.Changes)}
 			}
 			slim := &api.ServiceRecord{Id: rec.Id, Name: rec.Name, SpecJson: rec.SpecJson, UpdateStatus: rec.UpdateStatus,
-				ForceUpdate: rec.ForceUpdate, PendingRollback: rec.PendingRollback}
+				ForceUpdate: rec.ForceUpdate, PendingRollback: rec.PendingRollback,
+				Author: rec.Author, Note: rec.Note, ForgetPrevious: rec.ForgetPrevious}
 			slim.ProtoReflect().SetUnknown(rec.ProtoReflect().GetUnknown())
 			out[i].Changes[j] = &api.Change{Kind: &api.Change_PutService{PutService: slim}}
 		}

@@ -97,7 +97,7 @@ func (g *generator) change() *api.Change {
 		return deleteNetwork(g.id("net", 5))
 	case 4, 5, 6:
 		id := g.id("s", 5)
-		return putService(id, g.spec("svc-"+id))
+		return put(g.id("node n", 6), "", id, g.spec("svc-"+id))
 	case 7:
 		return deleteService(g.id("s", 5))
 	case 19:
@@ -117,7 +117,11 @@ func (g *generator) change() *api.Change {
 		if g.IntN(2) == 0 {
 			g.View(func(tx store.ReadTx) { gen = store.NextGeneration(tx, svc, slot, node) })
 		}
-		return createTask(svc, rev, slot, node, gen)
+		c := createTask(svc, rev, slot, node, gen)
+		if g.IntN(3) == 0 {
+			c.GetCreateTasks().Items[0].Restarts = &api.Restarts{Attempts: uint64(gen), Crashes: 1, Times: []int64{int64(gen), 7}}
+		}
+		return c
 	case 12, 13, 14:
 		p := &api.TaskPlacement{}
 		for range 1 + g.IntN(4) {
@@ -137,7 +141,7 @@ func (g *generator) change() *api.Change {
 	case 18:
 		return deleteTasks(g.someTask().ID, g.someTask().ID)
 	default:
-		return putCluster(&api.ClusterRecord{Id: "c1", UlaPrefix: "fd12:3456:789a::/48", OverlayPool: "10.0.0.0/18", OverlayBits: 20})
+		return putCluster(&api.ClusterRecord{Id: "c1", UlaPrefix: "fd12:3456:789a::/48", OverlayPool: "10.0.0.0/18", OverlayBits: 20, FeatureLevel: api.FeatureLevel})
 	}
 }
 

@@ -55,6 +55,8 @@ type Task struct {
 	Updated    int64
 	StartAfter int64
 	Started    int64 // entry time of the first RUNNING report, 0 before
+	// Restarts is nil when nothing of its slot counts.
+	Restarts *api.Restarts
 	// Status is nil until an agent or the scheduler said something.
 	Status *api.TaskReport
 	// Attachments and gateways are allocated with the placement.

@@ -29,7 +29,7 @@ func (s *Store) Snapshot() func(io.Writer) error {
 	c := &frozen{
 		header: &api.SnapshotHeader{Format: api.FormatV1, Level: api.FeatureLevel, Index: st.version, TimeUnixNano: st.time, NextVni: st.alloc.NextVNI()},
 		nodes:  st.nodes.clone(), services: st.services.clone(), networks: st.networks.clone(), tasks: st.tasks.clone(),
-		deps:    st.deps.clone(),
+		deps: st.deps.clone(), past: st.past.clone(),
 		cluster: st.cluster, quarantine: st.alloc.Quarantine(),
 	}
 	return c.write
@@ -52,6 +52,7 @@ type frozen struct {
 	networks   table[string, *Network]
 	tasks      table[string, *Task]
 	deps       table[string, *Dependency]
+	past       table[revKey, *api.PastRevision]
 	quarantine []*api.Quarantine
 }
 
@@ -66,6 +67,13 @@ func (f *frozen) write(w io.Writer) error {
 	each(f.deps, func(d *Dependency) { cw.put(&api.SnapshotChunk{Kind: &api.SnapshotChunk_Dependency{Dependency: d}}) })
 	each(f.services, func(v *Service) {
 		cw.put(&api.SnapshotChunk{Kind: &api.SnapshotChunk_Service{Service: v.ServiceRecord}})
+		f.past.from(revKey{service: v.Id}, func(k revKey, r *api.PastRevision) bool {
+			if k.service != v.Id {
+				return false
+			}
+			cw.put(&api.SnapshotChunk{Kind: &api.SnapshotChunk_Revision{Revision: r}})
+			return true
+		})
 	})
 	each(f.tasks, func(t *Task) { cw.put(&api.SnapshotChunk{Kind: &api.SnapshotChunk_Task{Task: recordOf(t)}}) })
 	for _, q := range f.quarantine {
@@ -213,6 +221,11 @@ func (l *loader) load(n uint64, m *api.SnapshotChunk) error {
 		}
 		s.putService(v)
 		return s.alloc.RestoreService(v.Id, v.Name, v.Vips, v.Ports)
+	case *api.SnapshotChunk_Revision:
+		if s.services.get(k.Revision.ServiceId) == nil {
+			return damaged("chunk %d: a revision of service %s, which does not exist", n, k.Revision.ServiceId)
+		}
+		s.putPast(k.Revision)
 	case *api.SnapshotChunk_Task:
 		return l.loadTask(k.Task)
 	case *api.SnapshotChunk_Quarantine:
@@ -245,7 +258,7 @@ func recordOf(t *Task) *api.TaskRecord {
 	return &api.TaskRecord{
 		Id: t.ID, ServiceId: t.ServiceID, Slot: t.Slot, Generation: t.Generation, Revision: t.Revision, NodeId: t.NodeID,
 		State: uint32(t.State), Desired: uint32(t.Desired), Version: t.Version, Created: t.Created, Updated: t.Updated,
-		StartAfter: t.StartAfter, Started: t.Started, Status: t.Status, Attachments: t.Attachments, HostPorts: t.HostPorts,
+		StartAfter: t.StartAfter, Started: t.Started, Restarts: t.Restarts, Status: t.Status, Attachments: t.Attachments, HostPorts: t.HostPorts,
 		Gateway4: addrText(t.Gateway4), Gateway6: addrText(t.Gateway6),
 	}
 }
@@ -254,7 +267,7 @@ func taskOf(r *api.TaskRecord) (*Task, error) {
 	t := &Task{
 		ID: r.Id, ServiceID: r.ServiceId, Slot: r.Slot, Generation: r.Generation, Revision: r.Revision, NodeID: r.NodeId,
 		State: api.TaskState(r.State), Desired: api.TaskState(r.Desired), Version: r.Version, Created: r.Created, Updated: r.Updated,
-		StartAfter: r.StartAfter, Started: r.Started, Status: r.Status, Attachments: r.Attachments, HostPorts: r.HostPorts,
+		StartAfter: r.StartAfter, Started: r.Started, Restarts: r.Restarts, Status: r.Status, Attachments: r.Attachments, HostPorts: r.HostPorts,
 	}
 	var err error
 	if t.Gateway4, err = parseAddr(r.Gateway4); err == nil {

@@ -21,6 +21,10 @@ type state struct {
 	networks table[string, *Network]
 	tasks    table[string, *Task]
 	deps     table[string, *Dependency]
+	past     table[revKey, *api.PastRevision] // of the services, oldest first
+
+	pastSize  map[string]int // bytes by service
+	pastTotal int
 
 	depNames     map[depName]string // → id
 	serviceNames map[string]string  // name → id
@@ -43,6 +47,8 @@ func newState() *state {
 		networks:     newTable[string, *Network](j, strings.Compare),
 		tasks:        newTable[string, *Task](j, strings.Compare),
 		deps:         newTable[string, *Dependency](j, strings.Compare),
+		past:         newTable[revKey, *api.PastRevision](j, compareRevision),
+		pastSize:     map[string]int{},
 		depNames:     map[depName]string{},
 		serviceNames: map[string]string{},
 		networkNames: map[string]string{},

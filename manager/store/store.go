@@ -40,6 +40,8 @@ type ReadTx interface {
 	FindNetwork(ref string) (*Network, error)
 	FindDependency(kind, ref string) (*Dependency, error)
 	FindTask(ref string) (*Task, error)
+	// Revisions calls f for each revision of a service that is kept, the newest, which is the current one, first, until it returns false.
+	Revisions(serviceID string, f func(*api.Revision) bool)
 	// ServicesUsing lists services that refer to the network.
 	ServicesUsing(networkID string) []*Service
 }

@@ -86,5 +86,14 @@ type revKey struct {
 	number  uint64
 }
 
+func compareRevision(x, y revKey) int {
+	return cmp.Or(strings.Compare(x.service, y.service), cmp.Compare(x.number, y.number))
+}
+
+// down calls f for the rows at or below k, from the highest, until it returns false.
+func (t table[K, V]) down(k K, f func(K, V) bool) {
+	t.tree.DescendLessOrEqual(row[K, V]{key: k}, func(r row[K, V]) bool { return f(r.key, r.val) })
+}
+
 // clone is a copy that later changes of either do not touch.
 func (t table[K, V]) clone() table[K, V] { return table[K, V]{tree: t.tree.Clone(), j: t.j} }
