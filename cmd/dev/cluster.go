@@ -36,6 +36,8 @@ type Cluster struct {
 	Binary string // the skein executable the nodes run
 	Nodes  []*Node
 	Flags  []string // further flags of every daemon
+
+	DiskMiB int `json:",omitempty"` // size of each node's own disk; 0: state lies on the machine's
 }
 
 // Node is one node of a Cluster.

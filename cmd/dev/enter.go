@@ -81,7 +81,7 @@ func newMounts(runDir string) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("private mounts: %w", err)
 	}
-	if err := dropNamespaces(); err != nil {
+	if err := dropForeign(filepath.Dir(runDir)); err != nil {
 		return err
 	}
 	if err := unix.Mount(runDir, "/run", "", unix.MS_BIND, ""); err != nil {
@@ -90,16 +90,21 @@ func newMounts(runDir string) error {
 	return nil
 }
 
-// dropNamespaces unmounts the copies of named network namespaces that came with the mount namespace: they would keep other clusters'
-// namespaces alive for as long as this node lives.
-func dropNamespaces() error {
+// dropForeign unmounts the copies of what is not this node's and came with the mount namespace: named network namespaces, and other
+// nodes' disks and mount namespaces. They would live for as long as this node does.
+func dropForeign(nodeDir string) error {
 	b, err := os.ReadFile("/proc/thread-self/mountinfo")
 	if err != nil {
 		return err
 	}
 	lines := strings.Split(string(b), "\n")
+	clusters := filepath.Dir(filepath.Dir(nodeDir))
 	for i := len(lines) - 1; i >= 0; i-- { // the latest mount lies on top
-		if f := strings.Fields(lines[i]); len(f) > 4 && (f[4] == netnsDir || strings.HasPrefix(f[4], netnsDir+"/")) {
+		f := strings.Fields(lines[i])
+		if len(f) <= 4 || strings.HasPrefix(f[4], nodeDir+"/") {
+			continue
+		}
+		if f[4] == netnsDir || strings.HasPrefix(f[4], netnsDir+"/") || strings.HasPrefix(f[4], clusters+"/") {
 			if err := unix.Unmount(f[4], unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
 				return fmt.Errorf("unmount %s: %w", f[4], err)
 			}

@@ -35,6 +35,9 @@ func Leftovers(name string) []string {
 			out = append(out, "mount "+f[4])
 		}
 	}
+	for _, l := range loops(clusterDir(name)) {
+		out = append(out, "loop device "+l)
+	}
 	procs, _ := os.ReadDir("/proc")
 	for _, p := range procs {
 		pid, err := strconv.Atoi(p.Name())

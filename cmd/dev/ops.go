@@ -28,6 +28,7 @@ type Options struct {
 	Managers int
 	Workers  int
 	Flags    []string  // further flags of every daemon
+	DiskMiB  int       // each node's state on a disk of its own, of this size; 0: on the machine's
 	Binary   string    // the skein executable; empty: this one
 	Progress io.Writer // told each step; may be nil
 }
@@ -40,6 +41,8 @@ func (o Options) validate() error {
 		return fmt.Errorf("--managers %d: a cluster needs at least one manager", o.Managers)
 	case o.Workers < 0:
 		return fmt.Errorf("--workers %d: cannot be negative", o.Workers)
+	case o.DiskMiB != 0 && o.DiskMiB < minDisk:
+		return fmt.Errorf("--disk %d: want at least %d MiB, or 0 for none", o.DiskMiB, minDisk)
 	case o.Managers+o.Workers > maxNodes:
 		return fmt.Errorf("%d nodes are more than the %d of a development cluster", o.Managers+o.Workers, maxNodes)
 	case os.Geteuid() != 0:
@@ -88,8 +91,8 @@ func Up(ctx context.Context, o Options) (c *Cluster, err error) {
 	say(o.Progress, "starting %d nodes", len(c.Nodes))
 	g, gctx := errgroup.WithContext(ctx)
 	for _, n := range c.Nodes {
-		if err := c.buildHost(n); err != nil {
-			return nil, err
+		if err := errors.Join(c.buildHost(n), c.buildDisk(n)); err != nil {
+			return nil, errors.Join(err, g.Wait())
 		}
 		g.Go(func() error { return c.startDaemon(gctx, n) })
 	}
@@ -132,7 +135,7 @@ func claim(o Options) (*Cluster, error) {
 	if err != nil {
 		return nil, errors.Join(err, Down(o.Name))
 	}
-	c := &Cluster{Name: o.Name, Subnet: subnet, Flags: o.Flags}
+	c := &Cluster{Name: o.Name, Subnet: subnet, Flags: o.Flags, DiskMiB: o.DiskMiB}
 	if err := c.buildFabric(); err != nil {
 		return nil, errors.Join(err, Down(o.Name))
 	}
@@ -246,7 +249,7 @@ func (c *Cluster) Add(ctx context.Context, role string) (*Node, error) {
 	if err := c.save(); err != nil {
 		return nil, err
 	}
-	if err := c.buildHost(n); err != nil {
+	if err := errors.Join(c.buildHost(n), c.buildDisk(n)); err != nil {
 		return nil, err
 	}
 	if err := c.startDaemon(ctx, n); err != nil {
