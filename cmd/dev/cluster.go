@@ -73,6 +73,12 @@ func (c *Cluster) supervisor(n *Node) string {
 	return filepath.Join(c.runDir(n), "skein", "supervisor.sock")
 }
 
+// Fabric is the network namespace of the bridge that joins the nodes; a node's port there has its name.
+func (c *Cluster) Fabric() string { return c.fabric() }
+
+// Group is the cgroup of everything of a node.
+func (c *Cluster) Group(n *Node) string { return c.cgroup(n) }
+
 // HostAddr is the machine's own address on the cluster's fabric: nodes reach servers that listen there, and the machine reaches the
 // nodes' published ports from it.
 func (c *Cluster) HostAddr() netip.Addr { return c.hostAddr() }
