@@ -56,7 +56,7 @@ func Main(args []string) error {
 	fs.DurationVar(&o.start, "start", 50*time.Millisecond, "how long it takes to start")
 	fs.DurationVar(&o.limit, "limit", 30*time.Minute, "give up after this time")
 	fs.StringVar(&o.dir, "dir", "", "directory of the managers' disks (default: a temporary one)")
-	fs.StringVar(&o.cpu, "cpuprofile", "", "write a CPU profile of the time from the first service to the last container")
+	fs.StringVar(&o.cpu, "cpuprofile", "", "write CPU profiles to this path with .sessions (until all sessions stand) and .tasks (until all containers run)")
 	fs.StringVar(&o.mem, "memprofile", "", "write a heap profile at the end")
 	fs.BoolVar(&o.verbose, "v", false, "show the managers' log")
 	if err := fs.Parse(args); err != nil {
@@ -95,13 +95,20 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	fmt.Printf("%d nodes joined in %v\n", o.agents, time.Since(began).Round(time.Millisecond))
-	began = time.Now()
-	f.run()
-	if err := f.awaitSessions(ctx); err != nil {
+	stop, err := profile(o.cpu, ".sessions")
+	if err != nil {
 		return err
 	}
-	fmt.Printf("%d sessions stood after %v; %s\n", o.agents, time.Since(began).Round(time.Millisecond), usage())
-	stop, err := profile(o.cpu)
+	began = time.Now()
+	used := cpuTime()
+	f.run()
+	err = f.awaitSessions(ctx)
+	stop()
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%d sessions stood after %v, CPU %v; %s\n", o.agents, time.Since(began).Round(time.Millisecond), (cpuTime() - used).Round(time.Millisecond), usage())
+	stop, err = profile(o.cpu, ".tasks")
 	if err != nil {
 		return err
 	}
@@ -118,11 +125,11 @@ func run(ctx context.Context, o options) (err error) {
 	return check(ctx, c, f, o)
 }
 
-func profile(path string) (stop func(), err error) {
+func profile(path, part string) (stop func(), err error) {
 	if path == "" {
 		return func() {}, nil
 	}
-	out, err := os.Create(path)
+	out, err := os.Create(path + part)
 	if err != nil {
 		return nil, err
 	}
