@@ -27,8 +27,8 @@ const (
 	taskMemory = 64 << 20
 )
 
-// meshPool has room for the blocks of 16,382 nodes.
-var meshPool = netip.MustParsePrefix("10.192.0.0/10")
+// meshPool has room for the blocks of 16,382 nodes, which the default one has not.
+var meshPool, overlayPool = netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("100.64.0.0/10")
 
 // fleet is all simulated nodes.
 type fleet struct {
