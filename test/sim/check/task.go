@@ -169,6 +169,9 @@ func (c *Checker) placement(s *seen) {
 	}
 	cpu, memory := n.reserved()
 	r := reserve(s.spec)
+	if s.spec.Mode.Global != nil || s.spec.Mode.GlobalJob != nil {
+		return // their placement does not look at reservations
+	}
 	if (r.NanoCPUs > 0 && cpu > n.total.NanoCPUs) || (r.MemoryBytes > 0 && memory > n.total.MemoryBytes) {
 		if c.now.Sub(n.changed) > notice {
 			c.bad("I6", "node %s: %d nano CPUs of %d and %d bytes of %d are reserved since task %s is there", s.NodeID, cpu, n.total.NanoCPUs, memory, n.total.MemoryBytes, s.ID)
