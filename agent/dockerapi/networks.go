@@ -33,8 +33,8 @@ func (h *handlers) networkRoutes() []route {
 	}
 }
 
-// networksTimeout bounds the question to the managers: the node's own networks are there without a quorum.
-const networksTimeout = 3 * time.Second
+// networksTimeout bounds the question to the managers: the node's own networks are there without a quorum. An election is over by then.
+const networksTimeout = 5 * time.Second
 
 // networks returns this node's networks and, on a manager, the cluster's. An overlay network that the node knows too is listed once. Without
 // an answer of the managers the node's are returned all the same, and why in clusterErr.
@@ -93,8 +93,8 @@ func (h *handlers) networkList(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if clusterErr != nil {
-		h.Logger.Warn("networks are listed without the cluster's", "err", clusterErr)
+	if clusterErr != nil && !nodeOnly(f) {
+		return clusterErr // a list that left out networks would say that they are gone
 	}
 	keep, err := networkMatcher(f)
 	if err != nil {
@@ -107,6 +107,14 @@ func (h *handlers) networkList(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	return writeJSON(w, http.StatusOK, list)
+}
+
+// nodeOnly reports whether a filter leaves nothing of the cluster's networks.
+func nodeOnly(f Filters) bool {
+	excludes := func(key string, cluster ...string) bool {
+		return len(f[key]) > 0 && !slices.ContainsFunc(f[key], func(v string) bool { return slices.Contains(cluster, v) })
+	}
+	return excludes("scope", scopeSwarm) || excludes("driver", driverOverlay) || excludes("type", "custom")
 }
 
 // networkMatcher compiles filters. Values of one key are alternatives, labels must all match.

@@ -258,6 +258,9 @@ func (c *Cluster) Add(ctx context.Context, role string) (*Node, error) {
 	return n, c.join(ctx, n)
 }
 
+// Join brings a running node that is in no cluster into this one, in the role it was made with.
+func (c *Cluster) Join(ctx context.Context, n *Node) error { return c.join(ctx, n) }
+
 // Kill ends everything of a node with SIGKILL; Start runs its daemon again.
 func (c *Cluster) Kill(n *Node) error { return c.kill(n) }
 

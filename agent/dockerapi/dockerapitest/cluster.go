@@ -41,8 +41,10 @@ type Cluster struct {
 	Updated  []*api.UpdateRequest
 	Listed   *api.ListRequest
 	AgentErr error
-	Gone     map[string]bool // nodes that are no members any more
-	index    uint64
+	// NetworksErr is why the networks cannot be listed.
+	NetworksErr error
+	Gone        map[string]bool // nodes that are no members any more
+	index       uint64
 }
 
 // NewCluster returns a manager's view of a cluster without services.
@@ -370,10 +372,13 @@ func (c *Cluster) GetTask(_ context.Context, r *api.GetRequest, _ ...grpc.CallOp
 	return nil, status.Errorf(codes.NotFound, "task %s not found", r.GetRef())
 }
 
-// ListNetworks is Networks.
+// ListNetworks is Networks, or NetworksErr.
 func (c *Cluster) ListNetworks(context.Context, *api.ListRequest, ...grpc.CallOption) (*api.Objects, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.NetworksErr != nil {
+		return nil, c.NetworksErr
+	}
 	out := &api.Objects{}
 	for _, n := range c.Networks {
 		o, err := object(n)
