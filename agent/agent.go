@@ -36,6 +36,11 @@ type Config struct {
 	// changed. They must not block.
 	OnManagers func([]*api.ManagerPeer)
 	OnNode     func(*api.NodeRecord)
+	// OnCredentials, where set, is told whom to trust and what to encrypt gossip with, at the begin of each session and when it changes. It
+	// must not block.
+	OnCredentials func(*api.Credentials)
+	// TLS, where set, is what this node says of its certificate; call TLSChanged when it is another.
+	TLS func() *api.NodeTLS
 	// OnRefused, where set, is told each time a manager says that this node is not part of the cluster. It must not block.
 	OnRefused func(error)
 	Log       *slog.Logger
@@ -63,6 +68,7 @@ type Agent struct {
 	outbox *outbox
 	tables *applier
 	file   *journal
+	tls    chan struct{} // capacity 1: Config.TLS says something else now
 
 	mu     sync.Mutex
 	known  *knowledge
@@ -85,7 +91,7 @@ func New(cfg Config) (*Agent, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	a := &Agent{cfg: cfg, outbox: newOutbox(), known: newKnowledge()}
+	a := &Agent{cfg: cfg, outbox: newOutbox(), known: newKnowledge(), tls: make(chan struct{}, 1)}
 	a.tables = newApplier(cfg.Network, a.currentTables, cfg.Log)
 	a.tasks = task.New(task.Config{Executor: gatedExecutor{cfg.Executor, a.tables}, Report: a.report, Dependency: a.dependency, Log: cfg.Log})
 	file, err := openJournal(filepath.Join(cfg.StateDir, "agent.journal"), a.replay)
@@ -170,7 +176,7 @@ func (a *Agent) receive(m *api.ManagerMessage) error {
 		if err = a.known.merge(m); err != nil {
 			return nil, false
 		}
-		return []frame{{kind: frameManager, msg: m}}, m.GetHeartbeat() == nil && m.GetDependencies() == nil
+		return []frame{{kind: frameManager, msg: m}}, m.GetHeartbeat() == nil && m.GetDependencies() == nil && m.GetCredentials() == nil
 	}, a.everything, a.cfg.Log)
 	if err != nil {
 		return err
@@ -189,8 +195,27 @@ func (a *Agent) receive(m *api.ManagerMessage) error {
 		if a.cfg.OnManagers != nil {
 			a.cfg.OnManagers(k.Managers.Managers)
 		}
+	case *api.ManagerMessage_Credentials:
+		if a.cfg.OnCredentials != nil {
+			a.cfg.OnCredentials(k.Credentials)
+		}
 	}
 	return nil
+}
+
+// TLSChanged has the managers told what Config.TLS says now.
+func (a *Agent) TLSChanged() {
+	select {
+	case a.tls <- struct{}{}:
+	default: // it will be asked once, after both
+	}
+}
+
+func (a *Agent) nodeTLS() *api.NodeTLS {
+	if a.cfg.TLS == nil {
+		return nil
+	}
+	return a.cfg.TLS()
 }
 
 func (a *Agent) assign(u *api.AssignmentUpdate) {

@@ -177,7 +177,7 @@ func (a *Agent) hello(ctx context.Context) (*api.Hello, error) {
 	a.outbox.clear() // first: whatever comes from now on is in the statuses, in the outbox, or in both
 	return &api.Hello{
 		Hostname: a.cfg.Hostname, DescriptionJson: desc, UnderlayAddr: a.cfg.UnderlayAddr, RpcAddr: a.cfg.RPCAddr,
-		Statuses: a.tasks.Reports(), Acks: a.tables.acks(true),
+		Statuses: a.tasks.Reports(), Acks: a.tables.acks(true), Tls: a.nodeTLS(),
 	}, nil
 }
 
@@ -220,6 +220,8 @@ func (a *Agent) send(ctx context.Context, stream sessionStream, every time.Durat
 				}
 			}
 			continue
+		case <-a.tls:
+			m = &api.AgentMessage{Kind: &api.AgentMessage_Tls{Tls: a.nodeTLS()}}
 		case <-a.outbox.wake:
 			hold.Reset(max(0, statusEvery-time.Since(last)))
 			continue

@@ -38,8 +38,8 @@ type Seed struct {
 	root *ca.Root
 }
 
-// NewSeed makes a cluster of one manager out of its certificate request.
-func NewSeed(csrPEM []byte) (*Seed, error) {
+// NewSeed makes a cluster of one manager out of its certificate request. conf may name another root than a fresh one.
+func NewSeed(ctx context.Context, csrPEM []byte, conf swarm.CAConfig) (*Seed, error) {
 	csr, err := ca.ParseRequest(csrPEM)
 	if err != nil {
 		return nil, fmt.Errorf("make a cluster: %w", err)
@@ -50,11 +50,8 @@ func NewSeed(csrPEM []byte) (*Seed, error) {
 		return nil, fmt.Errorf("make a cluster: %w", err)
 	}
 	s.NodeID = api.NodeIDFor(s.ClusterID, csr.RawSubjectPublicKeyInfo)
-	if s.root, err = ca.NewRoot(s.ClusterID, now); err != nil {
-		return nil, fmt.Errorf("make a cluster: %w", err)
-	}
 	id := api.NodeIdentity{NodeID: s.NodeID, Role: api.RoleManager, ClusterID: s.ClusterID}
-	if s.CertPEM, err = s.root.Issue(csr, id, now, ca.NodeCertLife); err != nil {
+	if s.root, s.CertPEM, err = ca.Found(ctx, conf, csr, id, now); err != nil {
 		return nil, fmt.Errorf("make a cluster: %w", err)
 	}
 	return s, nil
@@ -148,6 +145,7 @@ func (s *InitSpec) cluster() (*api.ClusterRecord, error) {
 	if err != nil {
 		return nil, err
 	}
+	spec.CAConfig.SigningCACert, spec.CAConfig.SigningCAKey = "", "" // the seed has them
 	c := &api.ClusterRecord{OverlayPool: DefaultOverlayPool, MeshPool: DefaultMeshPool, OverlayBits: DefaultOverlayBits, DataPort: DefaultDataPort, FeatureLevel: api.FeatureLevel}
 	if s.OverlayPool.IsValid() {
 		c.OverlayPool = s.OverlayPool.String()
@@ -180,6 +178,7 @@ func (s *InitSpec) cluster() (*api.ClusterRecord, error) {
 		return c, nil
 	}
 	c.Id, c.GossipKey, c.CaCertPem = s.Seed.ClusterID, s.Seed.GossipKey, s.Seed.root.CertPEM()
+	c.ForceRotate = spec.CAConfig.ForceRotate
 	if c.CaKeyPem, err = s.Seed.root.KeyPEM(); err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 
 	"skein/manager/api"
 	"skein/manager/authz"
+	"skein/manager/ca"
 	"skein/manager/consensus"
 	"skein/manager/dispatcher"
 	"skein/manager/loop"
@@ -55,6 +56,7 @@ func (m *Manager) term(ctx context.Context, node *consensus.Node) (stop func()) 
 	for _, c := range orchestrator.Controllers() {
 		part(c.Name(), func() error { return loop.Run(ctx, m.store, c) })
 	}
+	part("keys", func() error { return loop.Run(ctx, m.store, ca.NewKeeper()) })
 	part("group", func() error { return m.keepGroup(ctx, node) })
 	m.setLeading(true)
 	m.log.Info("leading", "version", m.store.Version())

@@ -8,6 +8,7 @@ package manager
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -56,6 +57,8 @@ type Config struct {
 	Keys *keyring.Keyring
 	// Reserve is the free space in bytes below which no writes are taken; 0: the default.
 	Reserve int64
+	// Certificate is this node's newest, to be shown to external certificate authorities; may be nil.
+	Certificate func() *tls.Certificate
 	// Disconnect cuts all accepted connections of a node that was removed or lost its role.
 	Disconnect func(nodeID string)
 	// Fatal must end the process: going on would break a guarantee.
@@ -117,9 +120,10 @@ func New(cfg Config) (*Manager, error) {
 	m.front = dispatcher.NewFront(m.LeaderAddr)
 	m.srv.ca = ca.NewServer(m.store, cfg.Logger, nil)
 	m.srv.ca.BeforeDemoted(m.awaitOut)
+	m.srv.ca.AskWith(ca.NewExternal(cfg.Certificate))
 	m.srv.members = &membership{m: m}
 	m.srv.control = control.New(control.Config{
-		Store: m.store, Managers: group{m}, Observer: m.observer, Logger: cfg.Logger,
+		Store: m.store, Managers: group{m}, Observer: m.observer, Authority: m.srv.ca, Logger: cfg.Logger,
 		Checks: []func(*swarm.ServiceSpec) error{
 			func(s *swarm.ServiceSpec) error { _, err := placement.RequirementsOf(s); return err },
 		},

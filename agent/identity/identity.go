@@ -2,7 +2,8 @@
 //
 // Join asks a manager for a certificate: it checks the root against the token's digest before it says anything secret. Load reads what
 // Join or Install wrote. Run renews at a random point between 50 and 80 % of the certificate's life, or at once when asked. ServerTLS and
-// ClientTLS give configurations that follow renewals by themselves and trust nothing but the cluster's root.
+// ClientTLS give configurations that follow renewals by themselves and trust nothing but the cluster's root, or while it is replaced, the
+// old and the new one (Trust).
 //
 // Keys are in files of mode 0600 and never in logs or errors; with a Vault the node's key is encrypted as well. A key and its certificate are one file, replaced by rename, so that a crash
 // leaves the old pair or the new. It does not decide what a role may do. Who uses it: cmd/daemon; agent and transport get TLS
@@ -18,6 +19,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,10 +32,10 @@ import (
 // Files below the state directory.
 const (
 	dirName     = "certificates"
-	nodeFile    = "node.pem"    // key, then certificate
-	rootFile    = "root.pem"    // the cluster's root certificate
+	nodeFile    = "node.pem"    // key, certificate, then what is to be shown behind it
+	rootFile    = "root.pem"    // the cluster's root certificate, two while it is replaced
 	pendingFile = "pending.pem" // key of a join that has no answer yet
-	gossipFile  = "gossip.key"
+	gossipFile  = "gossip.key"  // 32 bytes each, the one to use first
 )
 
 // maxFileBytes bounds what is read back from disk.
@@ -51,22 +53,31 @@ const sealedMagic = "SKEIN-SEALED-1\n"
 // Identity is this node's identity in its cluster. Safe for concurrent use.
 type Identity struct {
 	dir    string
-	gossip []byte
-	root   *x509.Certificate
-	pool   *x509.CertPool
 	now    func() time.Time
 	cur    atomic.Pointer[material]
+	trust  atomic.Pointer[trust]
+	gossip atomic.Pointer[[][]byte]
 	renew  chan struct{} // capacity 1: a renewal is wanted
 
-	file  sync.Mutex // held over the replacement of the node file
+	file  sync.Mutex // held over the replacement of a file
 	vault Vault      // under file; nil: plain
 }
 
 // material is what a renewal replaces.
 type material struct {
-	cert tls.Certificate
+	cert certificate
 	id   api.NodeIdentity
-	pem  []byte // key, then certificate
+	pem  []byte // the file's content
+}
+
+// certificate is a node's, with what is shown behind it.
+type certificate struct {
+	tls.Certificate
+	behind []*x509.Certificate
+}
+
+func (c *certificate) chain() []*x509.Certificate {
+	return append([]*x509.Certificate{c.Leaf}, c.behind...)
 }
 
 // Load reads the identity below stateDir, which vault decrypts if it is encrypted; nil where there is none. Without an identity it fails
@@ -95,7 +106,7 @@ func Load(stateDir string, vault Vault) (*Identity, error) {
 	i, err := build(dir, rootPEM, nodePEM, gossip)
 	if err != nil {
 		file := nodeFile
-		if _, bad := parseRoot(rootPEM); bad != nil {
+		if _, bad := parseRoots(rootPEM); bad != nil {
 			file = rootFile
 		}
 		return nil, fmt.Errorf("load identity: %s is damaged: %w", filepath.Join(dir, file), err)
@@ -159,17 +170,20 @@ func Remove(stateDir string) error { return os.RemoveAll(filepath.Join(stateDir,
 // Install makes an identity of a request and the certificate issued for it (leaf, then root), and stores it: how the first node of a
 // cluster gets its own.
 func Install(stateDir string, req *Request, certPEM, gossipKey []byte) (*Identity, error) {
+	return install(stateDir, req, &api.IssueReply{CertPem: certPEM, GossipKey: gossipKey})
+}
+
+func install(stateDir string, req *Request, reply *api.IssueReply) (*Identity, error) {
 	dir := filepath.Join(stateDir, dirName)
-	leafPEM, rootPEM, err := splitChain(certPEM)
+	nodePEM, rootPEM, err := contents(req, reply)
 	if err != nil {
 		return nil, fmt.Errorf("install certificate: %w", err)
 	}
-	nodePEM := append(append([]byte(nil), req.keyPEM...), leafPEM...)
-	i, err := build(dir, rootPEM, nodePEM, gossipKey)
+	i, err := build(dir, rootPEM, nodePEM, reply.GossipKey)
 	if err != nil {
 		return nil, fmt.Errorf("install certificate: %w", err)
 	}
-	if err := i.verify([]*x509.Certificate{i.cur.Load().cert.Leaf}, x509.ExtKeyUsageClientAuth, ""); err != nil {
+	if err := i.verify(i.trust.Load(), i.cur.Load().cert.chain(), x509.ExtKeyUsageClientAuth, ""); err != nil {
 		return nil, fmt.Errorf("install certificate: %w", err)
 	}
 	if err := ensureDir(dir); err != nil {
@@ -178,7 +192,7 @@ func Install(stateDir string, req *Request, certPEM, gossipKey []byte) (*Identit
 	for _, f := range []struct {
 		name string
 		data []byte
-	}{{gossipFile, gossipKey}, {rootFile, rootPEM}, {nodeFile, nodePEM}} { // the node file last: it makes the identity exist
+	}{{gossipFile, reply.GossipKey}, {rootFile, rootPEM}, {nodeFile, nodePEM}} { // the node file last: it makes the identity exist
 		if err := writeFile(dir, f.name, f.data); err != nil {
 			return nil, fmt.Errorf("install certificate: %w", err)
 		}
@@ -187,13 +201,30 @@ func Install(stateDir string, req *Request, certPEM, gossipKey []byte) (*Identit
 	return i, nil
 }
 
+// contents are the files that an answer makes.
+func contents(req *Request, reply *api.IssueReply) (nodePEM, rootPEM []byte, err error) {
+	leafPEM, rootPEM, err := splitChain(reply.CertPem)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(reply.TrustPem) > 0 {
+		rootPEM = reply.TrustPem
+	}
+	return slices.Concat(req.keyPEM, leafPEM, reply.ChainPem), rootPEM, nil
+}
+
 func build(dir string, rootPEM, nodePEM, gossip []byte) (*Identity, error) {
-	root, err := parseRoot(rootPEM)
+	roots, err := parseRoots(rootPEM)
 	if err != nil {
 		return nil, err
 	}
-	i := &Identity{dir: dir, gossip: gossip, root: root, pool: x509.NewCertPool(), now: time.Now, renew: make(chan struct{}, 1)}
-	i.pool.AddCert(root)
+	i := &Identity{dir: dir, now: time.Now, renew: make(chan struct{}, 1)}
+	i.trust.Store(i.newTrust(roots))
+	keys, err := splitGossip(gossip)
+	if err != nil {
+		keys = [][]byte{gossip} // gossip is a help, not a need: managers will say the keys again
+	}
+	i.gossip.Store(&keys)
 	m, err := parseMaterial(nodePEM)
 	if err != nil {
 		return nil, err
@@ -203,13 +234,20 @@ func build(dir string, rootPEM, nodePEM, gossip []byte) (*Identity, error) {
 }
 
 func parseMaterial(nodePEM []byte) (*material, error) {
-	cert, err := tls.X509KeyPair(nodePEM, nodePEM)
+	pair, err := tls.X509KeyPair(nodePEM, nodePEM)
 	if err != nil {
 		return nil, fmt.Errorf("key and certificate: %w", err)
 	}
-	if cert.Leaf == nil {
-		if cert.Leaf, err = x509.ParseCertificate(cert.Certificate[0]); err != nil {
+	cert := certificate{Certificate: pair}
+	for n, der := range pair.Certificate {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
 			return nil, err
+		}
+		if n == 0 {
+			cert.Leaf = c
+		} else {
+			cert.behind = append(cert.behind, c)
 		}
 	}
 	id, err := api.IdentityOf(cert.Leaf)
@@ -217,21 +255,6 @@ func parseMaterial(nodePEM []byte) (*material, error) {
 		return nil, err
 	}
 	return &material{cert: cert, id: id, pem: nodePEM}, nil
-}
-
-func parseRoot(rootPEM []byte) (*x509.Certificate, error) {
-	block, rest := pem.Decode(rootPEM)
-	if block == nil || block.Type != "CERTIFICATE" || len(rest) != 0 {
-		return nil, errors.New("root certificate: not exactly one PEM certificate")
-	}
-	root, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("root certificate: %w", err)
-	}
-	if !root.IsCA || !root.BasicConstraintsValid {
-		return nil, errors.New("root certificate: not a certificate authority")
-	}
-	return root, nil
 }
 
 // splitChain takes apart leaf and root.
@@ -255,17 +278,6 @@ func (i *Identity) Role() string { return i.cur.Load().id.Role }
 
 // ClusterID is the cluster's ID.
 func (i *Identity) ClusterID() string { return i.cur.Load().id.ClusterID }
-
-// GossipKey is the key of memberlist's packets.
-func (i *Identity) GossipKey() []byte { return append([]byte(nil), i.gossip...) }
-
-// Root is the cluster's root certificate.
-func (i *Identity) Root() *x509.Certificate { return i.root }
-
-// RootPEM is the cluster's root certificate in PEM.
-func (i *Identity) RootPEM() []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: i.root.Raw})
-}
 
 // Validity is the time in which the current certificate is good.
 func (i *Identity) Validity() (notBefore, notAfter time.Time) {

@@ -49,7 +49,7 @@ func TestJoinLoadRenew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if id.Role() != api.RoleWorker || id.ClusterID() != ca.ClusterID || string(id.GossipKey()) != "gossip key" {
+	if id.Role() != api.RoleWorker || id.ClusterID() != ca.ClusterID || string(id.GossipKeys()[0]) != "gossip key" {
 		t.Errorf("joined as %s of %s", id.Role(), id.ClusterID())
 	}
 	if r := ca.Requests()[0]; r.RpcAddr != "127.0.0.1:2377" || r.UnderlayAddr != "127.0.0.1" {

@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/containerd/errdefs"
 
@@ -98,14 +99,14 @@ func join(ctx context.Context, addr, token string, o JoinOptions) (*Identity, er
 	if err != nil {
 		return nil, err
 	}
-	_, rootPEM, err := splitChain(reply.CertPem)
+	_, rootPEM, err := contents(req, reply)
 	if err != nil {
 		return nil, err
 	}
-	if got, err := parseRoot(rootPEM); err != nil || !got.Equal(root) {
+	if got, err := parseRoots(rootPEM); err != nil || !slices.ContainsFunc(got, root.Equal) {
 		return nil, errors.New("the certificate comes with another root than the manager's own")
 	}
-	return Install(o.StateDir, req, reply.CertPem, reply.GossipKey)
+	return install(o.StateDir, req, reply)
 }
 
 // fetchRoot asks a manager that is not trusted yet for the cluster's root and compares it with the token. Nothing secret is said here.
@@ -119,9 +120,13 @@ func fetchRoot(ctx context.Context, addr string, tok api.JoinToken) (*x509.Certi
 	if err != nil {
 		return nil, fmt.Errorf("ask for the root certificate: %w", api.FromGRPC(err))
 	}
-	root, err := parseRoot(reply.CertPem)
+	roots, err := parseRoots(reply.CertPem)
 	if err != nil {
 		return nil, err
+	}
+	root := roots[0]
+	if len(roots) != 1 {
+		return nil, errors.New("root certificate: not exactly one PEM certificate")
 	}
 	if !tok.MatchesRoot(root.Raw) {
 		return nil, api.Errorf(errdefs.ErrPermissionDenied, "remote CA does not match the join token's digest: the address is of another cluster, or the token is old (the secret was not sent); compare the address, or get the token anew with \"docker swarm join-token worker\" on a manager")
@@ -131,12 +136,12 @@ func fetchRoot(ctx context.Context, addr string, tok api.JoinToken) (*x509.Certi
 
 // requestCertificate sends the token to a manager that has shown a certificate of the right root.
 func requestCertificate(ctx context.Context, addr string, root *x509.Certificate, req *api.IssueRequest) (*api.IssueReply, error) {
-	pool := x509.NewCertPool()
-	pool.AddCert(root)
+	t := &trust{pool: x509.NewCertPool()}
+	t.pool.AddCert(root)
 	conn, err := transport.DialGRPC(addr, &tls.Config{
 		MinVersion: tls.VersionTLS13, InsecureSkipVerify: true,
 		VerifyConnection: func(cs tls.ConnectionState) error {
-			_, err := verifyPeer(pool, cs.PeerCertificates, x509.ExtKeyUsageServerAuth, api.RoleManager)
+			_, err := verifyPeer(t, cs.PeerCertificates, x509.ExtKeyUsageServerAuth, api.RoleManager)
 			return err
 		},
 	})

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -104,25 +105,53 @@ func (i *Identity) Renew(ctx context.Context, conn grpc.ClientConnInterface) err
 	if err != nil {
 		return fmt.Errorf("renew certificate of node %s: %w", i.NodeID(), api.FromGRPC(err))
 	}
-	leafPEM, _, err := splitChain(reply.CertPem)
-	if err != nil {
-		return fmt.Errorf("renew certificate of node %s: %w", i.NodeID(), err)
-	}
-	nodePEM := append(append([]byte(nil), req.keyPEM...), leafPEM...)
-	m, err := parseMaterial(nodePEM)
-	if err != nil {
-		return fmt.Errorf("renew certificate of node %s: %w", i.NodeID(), err)
-	}
-	if err := i.verify([]*x509.Certificate{m.cert.Leaf}, x509.ExtKeyUsageClientAuth, ""); err != nil {
-		return fmt.Errorf("renew certificate of node %s: %w", i.NodeID(), err)
-	}
-	if m.id.NodeID != i.NodeID() {
-		return errors.New("renew certificate: the answer is for another node")
-	}
-	i.file.Lock()
-	defer i.file.Unlock()
-	if err := i.store(m, i.vault); err != nil {
+	if err := i.renewed(req, reply); err != nil {
 		return fmt.Errorf("renew certificate of node %s: %w", i.NodeID(), err)
 	}
 	return nil
+}
+
+// renewed takes a new certificate, and the roots that came with it. A crash on the way leaves a certificate that is under the roots beside it.
+func (i *Identity) renewed(req *Request, reply *api.IssueReply) error {
+	nodePEM, rootPEM, err := contents(req, reply)
+	if err != nil {
+		return err
+	}
+	m, err := parseMaterial(nodePEM)
+	if err != nil {
+		return err
+	}
+	roots, err := parseRoots(rootPEM)
+	if err != nil {
+		return err
+	}
+	if err := i.verify(i.newTrust(roots), m.cert.chain(), x509.ExtKeyUsageClientAuth, ""); err != nil {
+		return err
+	}
+	if m.id.NodeID != i.NodeID() {
+		return errors.New("the answer is for another node")
+	}
+	i.file.Lock()
+	defer i.file.Unlock()
+	old := i.trust.Load().roots
+	same := sameRoots(old, roots)
+	if !same {
+		if err := i.believe(union(old, roots)); err != nil {
+			return err
+		}
+	}
+	if err := i.store(m, i.vault); err != nil || same {
+		return err
+	}
+	return i.believe(roots)
+}
+
+func union(a, b []*x509.Certificate) []*x509.Certificate {
+	out := slices.Clone(a)
+	for _, c := range b {
+		if !slices.ContainsFunc(out, c.Equal) {
+			out = append(out, c)
+		}
+	}
+	return out
 }

@@ -3,7 +3,6 @@ package identity
 import (
 	"crypto/tls"
 	"crypto/x509"
-	"fmt"
 
 	"github.com/containerd/errdefs"
 
@@ -11,21 +10,28 @@ import (
 )
 
 // ServerTLS is the configuration of this node's port: our newest certificate; clients may come without one (authz and transport decide
-// what they may do then), but a certificate that is shown must be of this cluster.
+// what they may do then), but a certificate that is shown must be of this cluster, according to the roots that are believed at the time.
 func (i *Identity) ServerTLS() *tls.Config {
+	c := i.trust.Load().server.Clone()
+	c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return i.trust.Load().server, nil }
+	return c
+}
+
+func (i *Identity) serverTLS(t *trust) *tls.Config {
 	return &tls.Config{
 		MinVersion:             tls.VersionTLS13,
+		NextProtos:             []string{api.ALPNGRPC, api.ALPNRaft, api.ALPNGossip},
 		SessionTicketsDisabled: true, // a resumed session would outlive a removed node's certificate
 		ClientAuth:             tls.VerifyClientCertIfGiven,
-		ClientCAs:              i.pool,
+		ClientCAs:              t.pool,
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-			return &i.cur.Load().cert, nil
+			return &i.cur.Load().cert.Certificate, nil
 		},
 		VerifyConnection: func(cs tls.ConnectionState) error {
 			if len(cs.PeerCertificates) == 0 {
 				return nil
 			}
-			return i.verify(cs.PeerCertificates, x509.ExtKeyUsageClientAuth, "")
+			return i.verify(t, cs.PeerCertificates, x509.ExtKeyUsageClientAuth, "")
 		},
 	}
 }
@@ -37,17 +43,20 @@ func (i *Identity) ClientTLS(role string) *tls.Config {
 		MinVersion:         tls.VersionTLS13,
 		InsecureSkipVerify: true, // replaced by VerifyConnection: certificates name nodes, not hosts
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			return &i.cur.Load().cert, nil
+			return i.Certificate(), nil
 		},
 		VerifyConnection: func(cs tls.ConnectionState) error {
-			return i.verify(cs.PeerCertificates, x509.ExtKeyUsageServerAuth, role)
+			return i.verify(i.trust.Load(), cs.PeerCertificates, x509.ExtKeyUsageServerAuth, role)
 		},
 	}
 }
 
+// Certificate is this node's newest certificate, with its key.
+func (i *Identity) Certificate() *tls.Certificate { return &i.cur.Load().cert.Certificate }
+
 // verify checks that a chain's leaf is a node of this cluster with the given role (any, if empty).
-func (i *Identity) verify(certs []*x509.Certificate, usage x509.ExtKeyUsage, role string) error {
-	id, err := verifyPeer(i.pool, certs, usage, role)
+func (i *Identity) verify(t *trust, certs []*x509.Certificate, usage x509.ExtKeyUsage, role string) error {
+	id, err := verifyPeer(t, certs, usage, role)
 	if err != nil {
 		return err
 	}
@@ -55,21 +64,4 @@ func (i *Identity) verify(certs []*x509.Certificate, usage x509.ExtKeyUsage, rol
 		return api.Errorf(errdefs.ErrUnauthenticated, "node %s is of cluster %s, we are of %s", id.NodeID, id.ClusterID, i.ClusterID())
 	}
 	return nil
-}
-
-func verifyPeer(pool *x509.CertPool, certs []*x509.Certificate, usage x509.ExtKeyUsage, role string) (api.NodeIdentity, error) {
-	if len(certs) == 0 {
-		return api.NodeIdentity{}, api.Errorf(errdefs.ErrUnauthenticated, "the other side shows no certificate")
-	}
-	if _, err := certs[0].Verify(x509.VerifyOptions{Roots: pool, KeyUsages: []x509.ExtKeyUsage{usage}}); err != nil {
-		return api.NodeIdentity{}, fmt.Errorf("the other side's certificate is not of this cluster or out of date (compare the clocks): %w", err)
-	}
-	id, err := api.IdentityOf(certs[0])
-	if err != nil {
-		return api.NodeIdentity{}, err
-	}
-	if role != "" && id.Role != role {
-		return api.NodeIdentity{}, api.Errorf(errdefs.ErrUnauthenticated, "node %s is a %s, want a %s", id.NodeID, id.Role, role)
-	}
-	return id, nil
 }

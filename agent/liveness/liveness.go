@@ -7,12 +7,14 @@
 package liveness
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -42,8 +44,8 @@ type Config struct {
 	Streams net.Listener
 	// Dial opens a stream to another node's listener.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
-	// Key encrypts packets: the cluster's gossip key, 32 bytes.
-	Key []byte
+	// Keys encrypt packets: the cluster's gossip keys, 32 bytes each; the first is used, all are accepted.
+	Keys [][]byte
 	// Peers returns addresses to join: the managers'.
 	Peers func() []string
 	// OnDead is told of a node that seems dead. It must not block.
@@ -55,8 +57,8 @@ func (c *Config) validate() error {
 	switch {
 	case c.NodeID == "" || !c.Advertise.IsValid():
 		return errors.New("liveness: node id and advertised address are needed")
-	case len(c.Key) != 32:
-		return fmt.Errorf("liveness: gossip key has %d bytes, want 32", len(c.Key))
+	case len(c.Keys) == 0:
+		return errors.New("liveness: no gossip key")
 	case c.Packets == nil || c.Streams == nil || c.Dial == nil || c.Peers == nil || c.OnDead == nil:
 		return errors.New("liveness: Packets, Streams, Dial, Peers and OnDead are needed")
 	}
@@ -68,7 +70,8 @@ func (c *Config) validate() error {
 
 // Liveness is this node's part in the watching.
 type Liveness struct {
-	cfg Config
+	cfg  Config
+	keys *memberlist.Keyring
 }
 
 // New checks the configuration. It starts nothing.
@@ -76,7 +79,44 @@ func New(cfg Config) (*Liveness, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	return &Liveness{cfg: cfg}, nil
+	for _, k := range cfg.Keys {
+		if len(k) != keyBytes {
+			return nil, fmt.Errorf("liveness: gossip key has %d bytes, want %d", len(k), keyBytes)
+		}
+	}
+	ring, err := memberlist.NewKeyring(cfg.Keys, cfg.Keys[0])
+	if err != nil {
+		return nil, fmt.Errorf("liveness: gossip keys: %w", err)
+	}
+	return &Liveness{cfg: cfg, keys: ring}, nil
+}
+
+const keyBytes = 32
+
+// SetKeys replaces the keys; packets on their way under a key that goes are lost, which gossip is made for.
+func (l *Liveness) SetKeys(keys [][]byte) error {
+	if len(keys) == 0 {
+		return errors.New("liveness: no gossip key")
+	}
+	for _, k := range keys {
+		if len(k) != keyBytes {
+			return fmt.Errorf("liveness: gossip key has %d bytes, want %d", len(k), keyBytes)
+		}
+		if err := l.keys.AddKey(k); err != nil {
+			return fmt.Errorf("liveness: add gossip key: %w", err)
+		}
+	}
+	if err := l.keys.UseKey(keys[0]); err != nil {
+		return fmt.Errorf("liveness: use gossip key: %w", err)
+	}
+	for _, old := range l.keys.GetKeys() {
+		if !slices.ContainsFunc(keys, func(k []byte) bool { return bytes.Equal(k, old) }) {
+			if err := l.keys.RemoveKey(old); err != nil {
+				return fmt.Errorf("liveness: remove gossip key: %w", err)
+			}
+		}
+	}
+	return nil
 }
 
 // Run takes part until ctx ends. It does not say goodbye then: the daemon may only be restarting.
@@ -100,7 +140,7 @@ func (l *Liveness) Run(ctx context.Context) error {
 
 func (l *Liveness) config(t *transport) *memberlist.Config {
 	c := memberlist.DefaultLANConfig()
-	c.Name, c.Transport, c.SecretKey = l.cfg.NodeID, t, l.cfg.Key
+	c.Name, c.Transport, c.Keyring = l.cfg.NodeID, t, l.keys
 	c.AdvertiseAddr, c.AdvertisePort = l.cfg.Advertise.Addr().String(), int(l.cfg.Advertise.Port())
 	c.ProbeInterval, c.ProbeTimeout = probeInterval, probeTimeout
 	c.SuspicionMult, c.GossipInterval, c.AwarenessMaxMultiplier = suspicionMult, gossipInterval, awarenessMax

@@ -104,7 +104,7 @@ func (w *wire) node(t *testing.T, i int) *port {
 	w.nodes[p.addr.String()] = p
 	w.mu.Unlock()
 	l, err := liveness.New(liveness.Config{
-		NodeID: fmt.Sprintf("n%d", i), Advertise: p.addr, Packets: p, Streams: p, Dial: p.dial, Key: make([]byte, 32),
+		NodeID: fmt.Sprintf("n%d", i), Advertise: p.addr, Packets: p, Streams: p, Dial: p.dial, Keys: [][]byte{make([]byte, 32)},
 		Peers: func() []string { return []string{"192.0.2.1:7946", "192.0.2.2:7946"} },
 		OnDead: func(id string) {
 			p.deadMu.Lock()
@@ -175,7 +175,7 @@ func TestDeathIsHinted(t *testing.T) {
 }
 
 func TestConfigIsChecked(t *testing.T) {
-	for _, cfg := range []liveness.Config{{}, {NodeID: "n", Advertise: netip.MustParseAddrPort("192.0.2.1:1"), Key: []byte("short")}} {
+	for _, cfg := range []liveness.Config{{}, {NodeID: "n", Advertise: netip.MustParseAddrPort("192.0.2.1:1"), Keys: [][]byte{[]byte("short")}}} {
 		if _, err := liveness.New(cfg); err == nil {
 			t.Errorf("%+v was accepted", cfg)
 		}

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 
@@ -27,7 +28,7 @@ var (
 )
 
 // newFounding checks the request and makes root and certificate. Nothing is written.
-func newFounding(m *membership, s settings, req swarm.InitRequest) (*founding, error) {
+func newFounding(ctx context.Context, m *membership, s settings, req swarm.InitRequest) (*founding, error) {
 	f := &founding{spec: manager.InitSpec{
 		Spec: req.Spec, Hostname: m.cfg.Hostname, UnderlayAddr: s.Underlay, Availability: string(req.Availability),
 		DataPort: req.DataPathPort,
@@ -42,7 +43,7 @@ func newFounding(m *membership, s settings, req swarm.InitRequest) (*founding, e
 	if f.req, err = identity.NewRequest(); err != nil {
 		return nil, err
 	}
-	if f.spec.Seed, err = manager.NewSeed(f.req.CSRPEM); err != nil {
+	if f.spec.Seed, err = manager.NewSeed(ctx, f.req.CSRPEM, req.Spec.CAConfig); err != nil {
 		return nil, err
 	}
 	return f, manager.CheckInit(f.spec)

@@ -246,7 +246,7 @@ func (m *membership) SwarmInit(ctx context.Context, req swarm.InitRequest) (stri
 	if err != nil {
 		return "", err
 	}
-	f, err := newFounding(m, s, req)
+	f, err := newFounding(ctx, m, s, req)
 	if err != nil {
 		return "", err
 	}

@@ -54,6 +54,7 @@ type clusterNode struct {
 	failed    chan error    // why the manager ended, if it did by itself
 	done      chan struct{} // closed by stop
 	switched  chan struct{} // capacity 1: the certificate is of another role now
+	creds     chan *api.Credentials // capacity 1: the newest that the managers said
 	expelled  chan error    // capacity 1: the cluster removed this node
 
 	mu           sync.Mutex
@@ -75,7 +76,7 @@ func startNode(m *membership, id *identity.Identity, s settings, found *founding
 	}
 	n := &clusterNode{
 		id: id, role: id.Role(), settings: s, log: m.log, mux: mux, session: make(chan struct{}), failed: make(chan error, 1), done: make(chan struct{}),
-		switched: make(chan struct{}, 1), expelled: make(chan error, 1), conns: map[string]*grpc.ClientConn{},
+		switched: make(chan struct{}, 1), creds: make(chan *api.Credentials, 1), expelled: make(chan error, 1), conns: map[string]*grpc.ClientConn{},
 	}
 	n.connected = sync.OnceFunc(func() { close(n.session) })
 	if err := n.build(m); err != nil {
@@ -121,7 +122,7 @@ func (n *clusterNode) build(m *membership) error {
 		NodeID: n.id.NodeID(), Hostname: m.cfg.Hostname, UnderlayAddr: n.settings.Underlay, RPCAddr: n.settings.RPCAddr,
 		StateDir: filepath.Join(m.clusterDir(), "agent"), Seeds: n.seeds(), Executor: m.eng, Network: m.eng,
 		Dial:   func(_ context.Context, addr string) (*grpc.ClientConn, error) { return n.dialManager(addr) },
-		OnNode: n.noteRecord, OnRefused: n.noteRefusal,
+		OnNode: n.noteRecord, OnRefused: n.noteRefusal, OnCredentials: n.noteCredentials, TLS: n.id.TLS,
 		Log: n.log.With("component", "agent"),
 	})
 	return err
@@ -153,7 +154,7 @@ func (n *clusterNode) managerConfig(m *membership) manager.Config {
 		RaftListener: n.mux.Raft(),
 		DialRaft:     func(ctx context.Context, addr string) (net.Conn, error) { return n.mux.Dial(ctx, addr, api.ALPNRaft) },
 		DialManager:  n.dialManager, DialNode: n.dialNode, Join: n.settings.Seeds, Known: n.managers, Disconnect: n.mux.Disconnect,
-		Reserve: m.cfg.reserve, Keys: m.keys,
+		Reserve: m.cfg.reserve, Keys: m.keys, Certificate: n.id.Certificate,
 		Fatal: func(code int, err error) {
 			n.log.Error("this node's manager cannot go on", "err", err)
 			os.Exit(code)
@@ -184,7 +185,7 @@ func (n *clusterNode) liveness(packets net.PacketConn) (*liveness.Liveness, erro
 		return nil, fmt.Errorf("advertised address %q: %w", n.settings.RPCAddr, err)
 	}
 	return liveness.New(liveness.Config{
-		NodeID: n.id.NodeID(), Advertise: self, Packets: packets, Streams: n.mux.Gossip(), Key: n.id.GossipKey(),
+		NodeID: n.id.NodeID(), Advertise: self, Packets: packets, Streams: n.mux.Gossip(), Keys: n.id.GossipKeys(),
 		Dial:  func(ctx context.Context, addr string) (net.Conn, error) { return n.mux.Dial(ctx, addr, api.ALPNGossip) },
 		Peers: n.managers,
 		OnDead: func(nodeID string) {
@@ -225,6 +226,7 @@ func (n *clusterNode) run(live *liveness.Liveness) {
 	part("transport", n.mux.Run)
 	part("gossip", live.Run)
 	part("agent", n.agent.Run)
+	part("credentials", func(ctx context.Context) error { return n.keepCredentials(ctx, live) })
 	part("certificate renewal", func(ctx context.Context) error {
 		return n.id.Run(ctx, identity.Renewal{Dial: n.dialAnyManager, Renewed: n.noteRenewal, Logger: n.log.With("component", "identity")})
 	})

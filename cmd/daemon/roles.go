@@ -98,8 +98,9 @@ func (n *clusterNode) noteRefusal(err error) {
 	}
 }
 
-// noteRenewal looks whether the new certificate is of another role.
+// noteRenewal tells the managers of the new certificate, and looks whether it is of another role.
 func (n *clusterNode) noteRenewal() {
+	n.agent.TLSChanged()
 	if n.id.Role() == n.role {
 		return
 	}

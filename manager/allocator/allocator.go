@@ -23,8 +23,7 @@ const (
 	AddressRest = 60 * time.Second // a released address or subnet rests this long, by entry time
 	IndexRest   = 24 * time.Hour   // a removed node's index
 
-	// MaxNodeIndex is the highest index in the largest mesh pool; see State.maxIndex for a smaller one.
-	MaxNodeIndex = 16382
+	MaxNodeIndex = 4094
 	nodeBits     = 22 // a node's block of the mesh pool
 
 	firstVNI = 4097

@@ -3,7 +3,6 @@ package ca
 import (
 	"context"
 	"crypto/x509"
-	"encoding/json"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -11,9 +10,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/moby/moby/api/types/swarm"
-	"google.golang.org/protobuf/proto"
-
 	"skein/manager/api"
 	"skein/manager/authz"
 	"skein/manager/store"
@@ -41,6 +37,8 @@ type Server struct {
 	now     func() time.Time
 	guesses *limiter
 	demoted func(ctx context.Context, nodeID string) error
+
+	external *External
 }
 
 // NewServer returns the CA service. now is the clock, nil: the real one.
@@ -51,15 +49,18 @@ func NewServer(st Store, log *slog.Logger, now func() time.Time) *Server {
 	if now == nil {
 		now = time.Now
 	}
-	return &Server{store: st, log: log.With("component", "ca"), now: now, guesses: newLimiter(guessBurst, guessPeriod, guessHosts)}
+	return &Server{store: st, log: log.With("component", "ca"), now: now, guesses: newLimiter(guessBurst, guessPeriod, guessHosts), external: NewExternal(nil)}
 }
+
+// AskWith sets the client of external authorities. Before the server is used.
+func (s *Server) AskWith(e *External) { s.external = e }
 
 // BeforeDemoted sets what a renewal waits for that gives a node the role of a worker. Before the server is used.
 func (s *Server) BeforeDemoted(await func(ctx context.Context, nodeID string) error) {
 	s.demoted = await
 }
 
-// GetRootCA returns the root certificate, which is public.
+// GetRootCA returns the root certificate that join tokens are for; it is public.
 func (s *Server) GetRootCA(context.Context, *api.Empty) (*api.RootCA, error) {
 	c, err := s.cluster()
 	if err != nil {
@@ -75,7 +76,7 @@ func (s *Server) IssueCertificate(ctx context.Context, r *api.IssueRequest) (*ap
 	if err != nil {
 		return nil, err
 	}
-	role, err := s.roleOf(ctx, c, r.Token)
+	g, err := s.grantOf(ctx, c, r.Token)
 	if err != nil {
 		return nil, err
 	}
@@ -83,19 +84,19 @@ func (s *Server) IssueCertificate(ctx context.Context, r *api.IssueRequest) (*ap
 	if err != nil {
 		return nil, err
 	}
-	rec, err := nodeRecord(r, role)
+	rec, err := nodeRecord(r, g.role)
 	if err != nil {
 		return nil, err
 	}
 	rec.Id = api.NodeIDFor(c.Id, csr.RawSubjectPublicKeyInfo)
-	if err := s.register(ctx, rec); err != nil {
+	if err := s.register(ctx, rec, g); err != nil {
 		return nil, err
 	}
-	reply, err := s.issue(c, csr, rec.Id, role)
+	reply, err := s.issue(ctx, csr, rec.Id, g.role)
 	if err != nil {
 		return nil, err
 	}
-	s.log.Info("node joined", "node", rec.Id, "hostname", rec.Hostname, "role", role, "addr", rec.RpcAddr)
+	s.log.Info("node joined", "node", rec.Id, "hostname", rec.Hostname, "role", g.role, "addr", rec.RpcAddr, "limited_token", g.limited)
 	return reply, nil
 }
 
@@ -104,10 +105,6 @@ func (s *Server) RenewCertificate(ctx context.Context, r *api.IssueRequest) (*ap
 	caller, ok := authz.CallerFrom(ctx)
 	if !ok || caller.NodeID == "" {
 		return nil, api.Errorf(errdefs.ErrUnauthenticated, "renew certificate: the caller has none")
-	}
-	c, err := s.cluster()
-	if err != nil {
-		return nil, err
 	}
 	csr, err := ParseRequest(r.CsrPem)
 	if err != nil {
@@ -123,7 +120,7 @@ func (s *Server) RenewCertificate(ctx context.Context, r *api.IssueRequest) (*ap
 	if node == nil {
 		return nil, api.Errorf(errdefs.ErrPermissionDenied, "renew certificate: node %s was removed from the cluster; leave with \"docker swarm leave --force\" and join again", caller.NodeID)
 	}
-	return s.issue(c, csr, node.Id, node.Role)
+	return s.issue(ctx, csr, node.Id, node.Role)
 }
 
 func (s *Server) node(id string) (n *store.Node) {
@@ -131,25 +128,21 @@ func (s *Server) node(id string) (n *store.Node) {
 	return n
 }
 
-func (s *Server) issue(c *store.Cluster, csr *x509.CertificateRequest, nodeID, role string) (*api.IssueReply, error) {
-	root, err := ParseRoot(c.CaCertPem, c.CaKeyPem)
+// issue signs with the authority that the cluster has by now.
+func (s *Server) issue(ctx context.Context, csr *x509.CertificateRequest, nodeID, role string) (*api.IssueReply, error) {
+	c, err := s.cluster()
 	if err != nil {
 		return nil, err
 	}
-	certPEM, err := root.Issue(csr, api.NodeIdentity{NodeID: nodeID, Role: role, ClusterID: c.Id}, s.now(), certLife(c))
+	a, err := authorityOf(c)
 	if err != nil {
 		return nil, err
 	}
-	return &api.IssueReply{NodeId: nodeID, Role: role, CertPem: certPEM, ClusterId: c.Id, GossipKey: c.GossipKey}, nil
-}
-
-// certLife is what the cluster's spec says.
-func certLife(c *store.Cluster) time.Duration {
-	var spec swarm.Spec
-	if err := json.Unmarshal(c.SpecJson, &spec); err != nil || spec.CAConfig.NodeCertExpiry == 0 {
-		return NodeCertLife
+	pem, err := a.sign(ctx, s.external, csr, api.NodeIdentity{NodeID: nodeID, Role: role, ClusterID: c.Id}, s.now())
+	if err != nil {
+		return nil, err
 	}
-	return spec.CAConfig.NodeCertExpiry
+	return &api.IssueReply{NodeId: nodeID, Role: role, CertPem: pem, ClusterId: c.Id, GossipKey: c.GossipKey, TrustPem: a.trust, ChainPem: a.chain}, nil
 }
 
 func (s *Server) cluster() (*store.Cluster, error) {
@@ -159,60 +152,6 @@ func (s *Server) cluster() (*store.Cluster, error) {
 		return nil, api.Errorf(errdefs.ErrUnavailable, "certificate authority: the cluster's state is not there yet; try again")
 	}
 	return c, nil
-}
-
-// roleOf is the role that a token gives.
-func (s *Server) roleOf(ctx context.Context, c *store.Cluster, token string) (string, error) {
-	caller, _ := authz.CallerFrom(ctx)
-	if wait := s.guesses.blocked(caller.Addr, s.now()); wait > 0 {
-		return "", api.Errorf(errdefs.ErrResourceExhausted, "join: too many wrong tokens from %s; try again in %s", caller.Addr, wait.Round(time.Second))
-	}
-	why := ""
-	tok, err := api.ParseJoinToken(token)
-	switch {
-	case err != nil:
-		why = err.Error()
-	case matches(c.WorkerToken, token):
-		return api.RoleWorker, nil
-	case matches(c.ManagerToken, token):
-		return api.RoleManager, nil
-	case !matchesDigest(c.WorkerToken, tok):
-		why = "the join token is of another cluster, or from before its root certificate was rotated; run \"docker swarm join-token worker\" on a manager of this cluster for the current one"
-	default:
-		why = "the join token's secret is wrong: it was mistyped or has been rotated; run \"docker swarm join-token worker\" (or manager) on a manager for the current one"
-	}
-	s.guesses.charge(caller.Addr, s.now())
-	s.log.Info("join refused: wrong token", "addr", caller.Addr)
-	return "", api.Errorf(errdefs.ErrPermissionDenied, "join: %s", why)
-}
-
-// matches compares in constant time; a stored token that is malformed or empty matches nothing.
-func matches(stored, given string) bool {
-	t, err := api.ParseJoinToken(stored)
-	return err == nil && t.Matches(given)
-}
-
-func matchesDigest(stored string, given api.JoinToken) bool {
-	t, err := api.ParseJoinToken(stored)
-	return err == nil && t.CADigest == given.CADigest
-}
-
-// register puts the node into the store. A node that is there already keeps what it is; its addresses are brought up to date.
-func (s *Server) register(ctx context.Context, rec *store.Node) error {
-	_, err := s.store.Update(ctx, func(tx store.WriteTx) error {
-		put, version := rec, uint64(0)
-		if old := tx.Node(rec.Id); old != nil {
-			if old.Role != rec.Role {
-				return api.Errorf(errdefs.ErrPermissionDenied, "join: node %s is a %s of this cluster already; change its role with \"docker node promote\" or \"demote\"", old.Id, old.Role)
-			}
-			put, version = proto.Clone(old).(*store.Node), old.Meta.GetVersion()
-			put.Hostname, put.RpcAddr, put.UnderlayAddr = rec.Hostname, rec.RpcAddr, rec.UnderlayAddr
-		}
-		tx.Add(&api.Change{Kind: &api.Change_Expect{Expect: &api.Expect{Kind: "node", Id: rec.Id, Version: version}}})
-		tx.Add(&api.Change{Kind: &api.Change_PutNode{PutNode: put}})
-		return nil
-	})
-	return err
 }
 
 // nodeRecord checks what the node says of itself.

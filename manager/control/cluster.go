@@ -2,12 +2,11 @@ package control
 
 import (
 	"bytes"
-	"cmp"
 	"context"
-	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
 	"net/netip"
+	"reflect"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -15,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"skein/manager/api"
+	"skein/manager/ca"
 	"skein/manager/keyring"
 	"skein/manager/store"
 )
@@ -57,40 +57,28 @@ func fillCluster(want *swarm.Spec, have swarm.Spec) {
 	if want.Orchestration.TaskHistoryRetentionLimit == nil {
 		want.Orchestration = have.Orchestration
 	}
-	fillRaft(&want.Raft, have.Raft)
+	if want.Raft == (swarm.RaftConfig{}) {
+		want.Raft = have.Raft
+	}
 	if want.Dispatcher.HeartbeatPeriod == 0 {
 		want.Dispatcher = have.Dispatcher
+	}
+	if reflect.DeepEqual(want.CAConfig, swarm.CAConfig{}) {
+		want.CAConfig = have.CAConfig
 	}
 	if want.CAConfig.NodeCertExpiry == 0 {
 		want.CAConfig.NodeCertExpiry = have.CAConfig.NodeCertExpiry
 	}
 }
 
-func fillRaft(want *swarm.RaftConfig, have swarm.RaftConfig) {
-	if want.KeepOldSnapshots == nil {
-		want.KeepOldSnapshots = have.KeepOldSnapshots
-	}
-	want.SnapshotInterval = cmp.Or(want.SnapshotInterval, have.SnapshotInterval)
-	want.LogEntriesForSlowFollowers = cmp.Or(want.LogEntriesForSlowFollowers, have.LogEntriesForSlowFollowers)
-	want.ElectionTick, want.HeartbeatTick = cmp.Or(want.ElectionTick, have.ElectionTick), cmp.Or(want.HeartbeatTick, have.HeartbeatTick)
-}
-
 // validateCluster refuses changes that nothing would follow from.
 func validateCluster(want, have swarm.Spec) error {
-	a, ca := at{object: "cluster spec"}, want.CAConfig
+	a := at{object: "cluster spec"}
 	switch {
 	case want.Name != have.Name:
 		return a.field("Name").bad(want.Name, "the only allowed name is %q", have.Name)
-	case len(ca.ExternalCAs) > 0:
-		return a.field("CAConfig.ExternalCAs").unbuilt(ca.ExternalCAs, "external certificate authorities")
-	case ca.SigningCACert != "":
-		return a.field("CAConfig.SigningCACert").unbuilt(ca.SigningCACert, "rotation of the root certificate")
-	case ca.SigningCAKey != "":
-		return a.field("CAConfig.SigningCAKey").unbuilt("(secret)", "rotation of the root certificate")
-	case ca.ForceRotate != have.CAConfig.ForceRotate:
-		return a.field("CAConfig.ForceRotate").unbuilt(ca.ForceRotate, "rotation of the root certificate")
-	case ca.NodeCertExpiry < minCertLife:
-		return a.field("CAConfig.NodeCertExpiry").bad(ca.NodeCertExpiry, "must be at least %s", minCertLife)
+	case want.CAConfig.NodeCertExpiry < minCertLife:
+		return a.field("CAConfig.NodeCertExpiry").bad(want.CAConfig.NodeCertExpiry, "must be at least %s", minCertLife)
 	case want.TaskDefaults.LogDriver != nil && (want.TaskDefaults.LogDriver.Name != "" || len(want.TaskDefaults.LogDriver.Options) > 0):
 		return a.field("TaskDefaults.LogDriver").unbuilt(*want.TaskDefaults.LogDriver, "a default log driver of the cluster")
 	case want.Dispatcher.HeartbeatPeriod < 0:
@@ -156,12 +144,9 @@ func clusterObject(c *store.Cluster) (*swarm.Swarm, error) {
 	if err := json.Unmarshal(c.SpecJson, &o.Spec); err != nil {
 		return nil, api.Errorf(errdefs.ErrDataLoss, "cluster %s: its spec is not JSON: %v", c.Id, err)
 	}
+	o.RootRotationInProgress = c.Rotation != nil
 	o.TLSInfo.TrustRoot = string(c.CaCertPem)
-	if block, _ := pem.Decode(c.CaCertPem); block != nil {
-		if cert, err := x509.ParseCertificate(block.Bytes); err == nil {
-			o.TLSInfo.CertIssuerSubject, o.TLSInfo.CertIssuerPublicKey = cert.RawSubject, cert.RawSubjectPublicKeyInfo
-		}
-	}
+	o.TLSInfo.CertIssuerSubject, o.TLSInfo.CertIssuerPublicKey = ca.Issuer(c)
 	if p, err := netip.ParsePrefix(c.OverlayPool); err == nil {
 		o.DefaultAddrPool = []netip.Prefix{p}
 	}
@@ -174,18 +159,20 @@ func (s *Server) UpdateCluster(ctx context.Context, r *api.UpdateRequest) (*api.
 	if err := decode("cluster spec", r.SpecJson, &want); err != nil {
 		return nil, err
 	}
-	err := s.write(ctx, func(tx store.WriteTx) error {
+	plan, err := s.planUpdate(ctx, &want, r.Version)
+	if err != nil {
+		return nil, err
+	}
+	err = s.write(ctx, func(tx store.WriteTx) error {
 		old := tx.Cluster()
-		if old == nil {
-			return api.Errorf(errdefs.ErrUnavailable, "the cluster's state is not there yet; try again")
-		}
-		if err := checkVersion("the cluster", r.Version, old.Meta.GetVersion()); err != nil {
+		if err := checkVersion("the cluster", r.Version, old.GetMeta().GetVersion()); err != nil {
 			return err
 		}
 		c, err := updatedCluster(old, want, r)
 		if err != nil {
 			return err
 		}
+		plan.Apply(c)
 		tx.Add(expect("cluster", old.Id, r.Version))
 		tx.Add(&api.Change{Kind: &api.Change_PutCluster{PutCluster: c}})
 		return nil
@@ -193,8 +180,36 @@ func (s *Server) UpdateCluster(ctx context.Context, r *api.UpdateRequest) (*api.
 	if err != nil {
 		return nil, err
 	}
-	s.log.Info("cluster updated", "worker_token_rotated", r.RotateWorkerToken, "manager_token_rotated", r.RotateManagerToken, "unlock_key_rotated", r.RotateUnlockKey)
+	s.log.Info("cluster updated", "worker_token_rotated", r.RotateWorkerToken, "manager_token_rotated", r.RotateManagerToken, "unlock_key_rotated", r.RotateUnlockKey, "authority", plan.Note())
 	return &api.Empty{}, nil
+}
+
+// planUpdate completes and checks a spec, and works out what it means for the certificate authority, which may have to ask others.
+func (s *Server) planUpdate(ctx context.Context, want *swarm.Spec, version uint64) (*ca.Plan, error) {
+	var old *store.Cluster
+	err := s.read(ctx, func(tx store.ReadTx) error {
+		if old = tx.Cluster(); old == nil {
+			return api.Errorf(errdefs.ErrUnavailable, "the cluster's state is not there yet; try again")
+		}
+		return checkVersion("the cluster", version, old.Meta.GetVersion())
+	})
+	if err != nil {
+		return nil, api.NotDone(err) // whatever it is, nothing was changed
+	}
+	var have swarm.Spec
+	if err := json.Unmarshal(old.SpecJson, &have); err != nil {
+		return nil, api.Errorf(errdefs.ErrDataLoss, "cluster %s: its spec is not JSON: %v", old.Id, err)
+	}
+	fillCluster(want, have)
+	if err := validateCluster(*want, have); err != nil {
+		return nil, err
+	}
+	plan, err := s.cfg.Authority.PlanConfig(ctx, old, want.CAConfig)
+	if err != nil {
+		return nil, err
+	}
+	want.CAConfig = plan.Config
+	return plan, nil
 }
 
 // unlockKey is the key that follows old.
@@ -226,14 +241,6 @@ func (s *Server) GetUnlockKey(ctx context.Context, _ *api.Empty) (*api.UnlockKey
 }
 
 func updatedCluster(old *store.Cluster, want swarm.Spec, r *api.UpdateRequest) (*api.ClusterRecord, error) {
-	var have swarm.Spec
-	if err := json.Unmarshal(old.SpecJson, &have); err != nil {
-		return nil, api.Errorf(errdefs.ErrDataLoss, "cluster %s: its spec is not JSON: %v", old.Id, err)
-	}
-	fillCluster(&want, have)
-	if err := validateCluster(want, have); err != nil {
-		return nil, err
-	}
 	b, err := encode(want)
 	if err != nil {
 		return nil, err

@@ -627,7 +627,6 @@ func TestCluster(t *testing.T) {
 		t.Errorf("stale update: %v", err)
 	}
 	for name, change := range map[string]func(*swarm.Spec){
-		"rotation":  func(s *swarm.Spec) { s.CAConfig.ForceRotate++ },
 		"heartbeat": func(s *swarm.Spec) { s.Dispatcher.HeartbeatPeriod = time.Second },
 		"raft":      func(s *swarm.Spec) { s.Raft.SnapshotInterval = 1 },
 		"logdriver": func(s *swarm.Spec) { s.TaskDefaults.LogDriver = &swarm.Driver{Name: "syslog"} },

@@ -179,7 +179,7 @@ func swarmNetwork(n *store.Network) swarm.Network {
 	return o
 }
 
-func (s *Server) nodeObject(n *store.Node) swarm.Node {
+func (s *Server) nodeObject(c *store.Cluster, n *store.Node) swarm.Node {
 	o := swarm.Node{ID: n.Id, Meta: meta(n.Meta)}
 	o.Spec.Name, o.Spec.Labels = n.Name, n.Labels
 	if o.Spec.Labels == nil {
@@ -187,6 +187,7 @@ func (s *Server) nodeObject(n *store.Node) swarm.Node {
 	}
 	o.Spec.Role, o.Spec.Availability = swarm.NodeRole(n.Role), swarm.NodeAvailability(n.Availability)
 	o.Description = description(n)
+	o.Description.TLSInfo = nodeTLS(c, n.Tls)
 	o.Status = swarm.NodeStatus{State: swarm.NodeState(n.Status.GetState()), Message: n.Status.GetMessage()}
 	if o.Status.State == "" {
 		o.Status.State = swarm.NodeStateUnknown

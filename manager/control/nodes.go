@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"skein/manager/api"
+	"skein/manager/ca"
 	"skein/manager/store"
 )
 
@@ -27,7 +29,7 @@ func (s *Server) GetNode(ctx context.Context, r *api.GetRequest) (*api.Object, e
 		if err != nil {
 			return err
 		}
-		out = s.nodeObject(n)
+		out = s.nodeObject(tx.Cluster(), n)
 		return nil
 	})
 	if err != nil {
@@ -51,7 +53,7 @@ func (s *Server) ListNodes(ctx context.Context, r *api.ListRequest) (*api.Object
 	var out []swarm.Node
 	err = s.read(ctx, func(tx store.ReadTx) error {
 		for _, n := range tx.Nodes() {
-			o := s.nodeObject(n)
+			o := s.nodeObject(tx.Cluster(), n)
 			names := []string{o.Description.Hostname}
 			if n.Name != "" {
 				names = append(names, n.Name)
@@ -206,7 +208,8 @@ func (s *Server) RemoveNode(ctx context.Context, r *api.RemoveRequest) (*api.Emp
 	return &api.Empty{}, nil
 }
 
-// shutOut lists a removed node until its last certificate has expired, and forgets those whose certificates have.
+// shutOut lists a removed node until its last certificate has expired, forgets those whose certificates have, and begins to replace the
+// gossip key that the node knows.
 func (s *Server) shutOut(tx store.WriteTx, nodeID string) error {
 	old := tx.Cluster()
 	if old == nil {
@@ -221,6 +224,11 @@ func (s *Server) shutOut(tx store.WriteTx, nodeID string) error {
 	c.Removed = slices.DeleteFunc(c.Removed, func(r *api.RemovedNode) bool { return r.Until < now.UnixNano() })
 	life := max(spec.CAConfig.NodeCertExpiry, DefaultClusterSpec().CAConfig.NodeCertExpiry) // it may have been shortened since
 	c.Removed = append(c.Removed, &api.RemovedNode{NodeId: nodeID, Until: now.Add(life).UnixNano()})
+	fresh := make([]byte, len(c.GossipKey))
+	if _, err := rand.Read(fresh); err != nil {
+		return err
+	}
+	ca.RotateGossip(c, fresh, now)
 	tx.Add(expect("cluster", old.Id, old.Meta.GetVersion()))
 	tx.Add(&api.Change{Kind: &api.Change_PutCluster{PutCluster: c}})
 	return nil

@@ -16,6 +16,7 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 
 	"skein/manager/api"
+	"skein/manager/ca"
 	"skein/manager/store"
 )
 
@@ -46,12 +47,19 @@ type Observer interface {
 	NetStatus(ctx context.Context) ([]*api.NetStatusRow, error)
 }
 
+// Authority is what control needs of the certificate authority.
+type Authority interface {
+	PlanConfig(ctx context.Context, c *store.Cluster, want swarm.CAConfig) (*ca.Plan, error)
+}
+
 // Config of a Server. Store and Managers are required.
 type Config struct {
 	Store    Store
 	Managers Managers
 	// Observer returns the current dispatcher, nil if there is none. May be nil.
 	Observer func() Observer
+	// Authority works out what a change of the cluster's certificate authority means; nil: one that shows no certificate to external ones.
+	Authority Authority
 	// Checks refuse specs that later parts cannot carry out: modes, placement.
 	Checks []func(*swarm.ServiceSpec) error
 	Now    func() time.Time
@@ -73,6 +81,9 @@ func New(cfg Config) *Server {
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
+	}
+	if cfg.Authority == nil {
+		cfg.Authority = ca.NewServer(cfg.Store, cfg.Logger, cfg.Now)
 	}
 	return &Server{cfg: cfg, log: cfg.Logger.With("component", "control")}
 }

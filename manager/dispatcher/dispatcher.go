@@ -84,6 +84,7 @@ type Dispatcher struct {
 	tasks   map[string]*taskEntry
 	spread  *spread
 	dirty   dirty
+	creds   *credentials
 	leases  leaseHeap
 	expiry  *time.Timer
 	flushAt *time.Timer
@@ -99,6 +100,7 @@ func New(cfg Config) *Dispatcher {
 		cfg: cfg, writer: newWriter(cfg.Store, cfg.Log), soft: newSoftStates(),
 		calls: make(chan func(), callsBound), done: make(chan struct{}), probes: make(chan struct{}, maxProbes),
 		nodes: map[string]*node{}, tasks: map[string]*taskEntry{}, spread: newSpread(), dirty: newDirty(),
+		creds: newCredentials(),
 	}
 }
 
@@ -117,6 +119,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	d.flush()
 	d.loop(ctx)
 	close(d.done)
+	d.creds.stop()
 	for _, n := range d.nodes {
 		if n.session != nil {
 			n.session.end(errTermEnded)

@@ -87,6 +87,9 @@ func (d *Dispatcher) flush() {
 			x.everything(d, tx)
 		}
 		managers := d.refresh(tx, x)
+		if x.all || len(x.keys[store.KindCluster]) > 0 || len(x.keys[store.KindNode]) > 0 {
+			d.spreadCredentials(tx)
+		}
 		d.sendTables(tx.Version())
 		d.settleDrains()
 		d.sendAssignments(tx)

@@ -269,6 +269,7 @@ func (d *Dispatcher) newNetworks(s *session, tx store.ReadTx, t *store.Task) []*
 func (d *Dispatcher) greet(tx store.ReadTx, n *node) {
 	s := n.session
 	s.push(d.welcome(tx, n))
+	d.greetCredentials(tx, n)
 	s.push(d.managerList(tx))
 	u := &api.AssignmentUpdate{Sequence: 1, Full: true}
 	for _, t := range tx.TasksByNode(n.id) {

@@ -151,6 +151,12 @@ func (d *Dispatcher) take(ctx context.Context, s *session, n *node, m *api.Agent
 				d.ack(n, k.Ack)
 			}
 		})
+	case *api.AgentMessage_Tls:
+		return d.do(ctx, func() {
+			if n.session == s {
+				d.noteTLS(n, k.Tls)
+			}
+		})
 	case *api.AgentMessage_Hello:
 		return api.Errorf(errdefs.ErrInvalidArgument, "node %s: second hello in one session", s.node)
 	}

@@ -74,6 +74,18 @@ func (w *writer) node(id string, h *api.Hello) {
 	w.poke()
 }
 
+// tls has recorded what a node says of its certificate. It is a hello that says nothing else.
+func (w *writer) tls(id string, t *api.NodeTLS) {
+	w.mu.Lock()
+	if h := w.hellos[id]; h != nil {
+		h.Tls = t // it is written as soon as the rest
+	} else {
+		w.hellos[id] = &api.Hello{Tls: t}
+	}
+	w.mu.Unlock()
+	w.poke()
+}
+
 // status has a node's status recorded.
 func (w *writer) status(s *api.NodeStatus) {
 	w.mu.Lock()
@@ -176,6 +188,9 @@ func describe(rec *store.Node, h *api.Hello) []*api.Change {
 	if len(h.DescriptionJson) > 0 {
 		next.DescriptionJson = h.DescriptionJson
 	}
+	if validTLS(h.Tls) {
+		next.Tls = h.Tls
+	}
 	if proto.Equal(next, rec) {
 		return []*api.Change{{Kind: &api.Change_NodeStatus{NodeStatus: ready}}}
 	}
@@ -201,8 +216,14 @@ func (w *writer) again(b *batch, i int) {
 	case b.reports[i] != nil:
 		w.reportLocked(b.reports[i])
 	case b.hellos[i] != nil:
-		if w.hellos[b.nodes[i]] == nil && w.statuses[b.nodes[i]] == nil {
+		waiting := w.hellos[b.nodes[i]]
+		switch {
+		case waiting == nil && w.statuses[b.nodes[i]] == nil:
 			w.hellos[b.nodes[i]] = b.hellos[i]
+		case waiting != nil && waiting.RpcAddr == "": // it says nothing but the newer certificate
+			said := proto.Clone(b.hellos[i]).(*api.Hello)
+			said.Tls = waiting.Tls
+			w.hellos[b.nodes[i]] = said
 		}
 	case w.hellos[b.nodes[i]] == nil && w.statuses[b.nodes[i]] == nil:
 		w.statuses[b.nodes[i]] = b.statuses[i]

@@ -125,7 +125,7 @@ func first(t *testing.T) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	seed, err := manager.NewSeed(req.CSRPEM)
+	seed, err := manager.NewSeed(t.Context(), req.CSRPEM, swarm.CAConfig{})
 	if err != nil {
 		t.Fatal(err)
 	}
