@@ -46,7 +46,8 @@ type State struct {
 	ula     netip.Prefix // invalid: no IPv6
 	bits    int
 
-	pools    map[string]*pool // by network id, or "mesh:" + node id
+	pools    map[string]*pool // by network id
+	meshes   map[string]*pool // by node id
 	networks map[string]network
 	vnis     map[uint32]string
 	nextVNI  uint32
@@ -76,6 +77,7 @@ func New(j *Journal) *State {
 		mesh:     netip.MustParsePrefix(DefaultMeshPool),
 		bits:     DefaultOverlayBits,
 		pools:    map[string]*pool{},
+		meshes:   map[string]*pool{},
 		networks: map[string]network{},
 		vnis:     map[uint32]string{},
 		nextVNI:  firstVNI,

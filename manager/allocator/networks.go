@@ -41,9 +41,15 @@ func (s *State) RestoreNode(n *api.NodeRecord) error {
 	v4 := netip.PrefixFrom(plus4(s.mesh.Addr(), n.Index*block), nodeBits)
 	p := newPool(fmt.Sprintf("the mesh block of node %q", n.Hostname), v4, s.nodeBlock6(n.Index))
 	Set(s.j, s.indexes, n.Index, n.Id)
-	Set(s.j, s.pools, meshPrefix+n.Id, p)
+	Set(s.j, s.meshes, n.Id, p)
 	return nil
 }
+
+// HasNode reports whether there is such a node.
+func (s *State) HasNode(id string) bool { return s.meshes[id] != nil }
+
+// NodeAt is the id of the node with an index, empty if there is none.
+func (s *State) NodeAt(index uint32) string { return s.indexes[index] }
 
 // nodeBlock6 is <ula>:0:0:0:<index>:0/112.
 func (s *State) nodeBlock6(index uint32) netip.Prefix {
@@ -58,7 +64,7 @@ func (s *State) nodeBlock6(index uint32) netip.Prefix {
 // RemoveNode frees the node's block; its index rests.
 func (s *State) RemoveNode(n *api.NodeRecord, now int64) {
 	s.forget(meshPrefix + n.Id)
-	Unset(s.j, s.pools, meshPrefix+n.Id)
+	Unset(s.j, s.meshes, n.Id)
 	Unset(s.j, s.indexes, n.Index)
 	s.restIdx.push(resting{pool: restIndex, addr: strconv.FormatUint(uint64(n.Index), 10), until: now + int64(IndexRest)})
 	s.j.Add(s.restIdx.unpush)

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"math/bits"
 	"net/netip"
+	"strings"
 )
 
 // pool is a range of addresses of which single ones are handed out, lowest first. IPv6 addresses carry the same offset as the IPv4
@@ -74,7 +75,7 @@ func (s *State) take(p *pool) (uint32, error) {
 			"wait, run fewer tasks, or use a network with a larger subnet", p.title, p.capacity(), p.v4, AddressRest)
 	}
 	p.set(off)
-	s.j.Add(func() { p.unset(off) })
+	s.j.addTaken(p, off)
 	return off, nil
 }
 
@@ -91,9 +92,16 @@ func (s *State) hold(p *pool, addr netip.Addr) error {
 	return nil
 }
 
+// poolOf finds a pool by the name that its resting addresses carry.
+func (s *State) poolOf(name string) *pool {
+	if node, mesh := strings.CutPrefix(name, meshPrefix); mesh {
+		return s.meshes[node]
+	}
+	return s.pools[name]
+}
+
 // give puts a held address into quarantine.
-func (s *State) give(poolName string, addr netip.Addr, now int64) {
-	p := s.pools[poolName]
+func (s *State) give(p *pool, poolName string, addr netip.Addr, now int64) {
 	if p == nil {
 		return // the network or node is gone and all its addresses with it
 	}

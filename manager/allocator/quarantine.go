@@ -71,7 +71,7 @@ func (s *State) free(r resting) {
 		}
 		return
 	}
-	p := s.pools[r.pool]
+	p := s.poolOf(r.pool)
 	a, err := netip.ParseAddr(r.addr)
 	if p == nil || err != nil {
 		return
@@ -110,7 +110,7 @@ func (s *State) RestoreQuarantine(q *api.Quarantine) error {
 		}
 		s.restNets[p]++
 	default:
-		p := s.pools[q.Pool]
+		p := s.poolOf(q.Pool)
 		a, err := netip.ParseAddr(q.Addr)
 		if p == nil || err != nil {
 			return dataLoss("restore quarantine: address %q of pool %q: no such pool or address", q.Addr, q.Pool)

@@ -112,7 +112,7 @@ func (s *State) setVIPs(req ServiceRequest, old []*api.VIP, now int64) ([]*api.V
 
 func (s *State) giveText(poolName, addr string, now int64) {
 	if a, err := netip.ParseAddr(addr); err == nil {
-		s.give(poolName, a, now)
+		s.give(s.poolOf(poolName), poolName, a, now)
 	}
 }
 

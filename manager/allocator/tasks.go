@@ -8,10 +8,11 @@ import (
 
 // TaskRequest is what a task needs on its node.
 type TaskRequest struct {
-	TaskID, ServiceID, NodeID string
-	Networks                  []Attach
-	HostPorts                 []*api.PortConfig // mode host with a published port
-	Gateway                   bool              // an address of the node's mesh block: published ports and the way out
+	TaskID    string // needed with host ports only
+	NodeID    string
+	Networks  []Attach
+	HostPorts []*api.PortConfig // mode host with a published port
+	Gateway   bool              // an address of the node's mesh block: published ports and the way out
 }
 
 // Attach is one network a task is attached to.
@@ -20,30 +21,36 @@ type Attach struct {
 	Aliases   []string
 }
 
-// TaskGrant is what a task got; the fields of its record.
+// Address is what a task got on one network, with the networks' prefix lengths.
+type Address struct {
+	NetworkID string
+	V4, V6    netip.Prefix // V6 may be invalid
+	Aliases   []string
+}
+
+// TaskGrant is what a task holds; the fields of its record.
 type TaskGrant struct {
-	Attachments        []*api.Attachment
+	Addresses          []Address
 	Gateway4, Gateway6 netip.Addr
 	HostPorts          []*api.PortConfig
 }
 
-// PlaceTask allocates all a task needs on its node, or nothing.
-func (s *State) PlaceTask(req TaskRequest) (TaskGrant, error) {
+// PlaceTask allocates all a task needs on its node, or nothing. The slices of g, which it fills, are used again.
+func (s *State) PlaceTask(req *TaskRequest, g *TaskGrant) error {
+	*g = TaskGrant{Addresses: g.Addresses[:0], HostPorts: g.HostPorts[:0]}
 	mark := s.j.Mark()
-	g, err := s.placeTask(req)
+	err := s.placeTask(req, g)
 	if err != nil {
 		s.j.Rollback(mark)
-		return TaskGrant{}, err
 	}
-	return g, nil
+	return err
 }
 
-func (s *State) placeTask(req TaskRequest) (TaskGrant, error) {
-	var g TaskGrant
+func (s *State) placeTask(req *TaskRequest, g *TaskGrant) error {
 	for _, c := range req.HostPorts {
 		k := nodePort{req.NodeID, Port{c.Protocol, c.Published}}
 		if holder, taken := s.hostUsed[k]; taken {
-			return g, conflict("host port %d/%s is in use on this node by task %s: place it on another node, or wait until that task ended",
+			return conflict("host port %d/%s is in use on this node by task %s: place it on another node, or wait until that task ended",
 				c.Published, c.Protocol, holder)
 		}
 		Set(s.j, s.hostUsed, k, req.TaskID)
@@ -52,42 +59,42 @@ func (s *State) placeTask(req TaskRequest) (TaskGrant, error) {
 	for _, n := range req.Networks {
 		p := s.pools[n.NetworkID]
 		if p == nil {
-			return g, invalid("network %s does not exist any more: update the service", n.NetworkID)
+			return invalid("network %s does not exist any more: update the service", n.NetworkID)
 		}
 		off, err := s.take(p)
 		if err != nil {
-			return g, err
+			return err
 		}
-		a := &api.Attachment{NetworkId: n.NetworkID, Addr4: netip.PrefixFrom(p.addr4(off), p.v4.Bits()).String(), Aliases: n.Aliases}
+		a := Address{NetworkID: n.NetworkID, V4: netip.PrefixFrom(p.addr4(off), p.v4.Bits()), Aliases: n.Aliases}
 		if v6 := p.addr6(off); v6.IsValid() {
-			a.Addr6 = netip.PrefixFrom(v6, p.v6.Bits()).String()
+			a.V6 = netip.PrefixFrom(v6, p.v6.Bits())
 		}
-		g.Attachments = append(g.Attachments, a)
+		g.Addresses = append(g.Addresses, a)
 	}
 	if !req.Gateway {
-		return g, nil
+		return nil
 	}
-	p := s.pools[meshPrefix+req.NodeID]
+	p := s.meshes[req.NodeID]
 	if p == nil {
-		return g, invalid("node %s does not exist any more", req.NodeID)
+		return invalid("node %s does not exist any more", req.NodeID)
 	}
 	off, err := s.take(p)
 	if err != nil {
-		return g, err
+		return err
 	}
 	g.Gateway4, g.Gateway6 = p.addr4(off), p.addr6(off)
-	return g, nil
+	return nil
 }
 
 // ReleaseTask puts what an ended task held to rest.
-func (s *State) ReleaseTask(nodeID string, g TaskGrant, now int64) {
-	for _, a := range g.Attachments {
-		if p, err := netip.ParsePrefix(a.Addr4); err == nil {
-			s.give(a.NetworkId, p.Addr(), now)
+func (s *State) ReleaseTask(nodeID string, g *TaskGrant, now int64) {
+	for _, a := range g.Addresses {
+		if a.V4.IsValid() {
+			s.give(s.pools[a.NetworkID], a.NetworkID, a.V4.Addr(), now)
 		}
 	}
 	if g.Gateway4.IsValid() {
-		s.give(meshPrefix+nodeID, g.Gateway4, now)
+		s.give(s.meshes[nodeID], meshPrefix+nodeID, g.Gateway4, now)
 	}
 	for _, c := range g.HostPorts {
 		Unset(s.j, s.hostUsed, nodePort{nodeID, Port{c.Protocol, c.Published}})
@@ -95,22 +102,18 @@ func (s *State) ReleaseTask(nodeID string, g TaskGrant, now int64) {
 }
 
 // RestoreTask takes over what a living task's record says it holds.
-func (s *State) RestoreTask(taskID, nodeID string, g TaskGrant) error {
-	for _, a := range g.Attachments {
-		p := s.pools[a.NetworkId]
-		addr, err := netip.ParsePrefix(a.Addr4)
-		if err != nil {
-			return dataLoss("task %s: address %q on network %s: %v", taskID, a.Addr4, a.NetworkId, err)
-		}
+func (s *State) RestoreTask(taskID, nodeID string, g *TaskGrant) error {
+	for _, a := range g.Addresses {
+		p := s.pools[a.NetworkID]
 		if p == nil {
 			continue // a network may go while tasks that are being stopped still hang on it
 		}
-		if err := s.hold(p, addr.Addr()); err != nil {
+		if err := s.hold(p, a.V4.Addr()); err != nil {
 			return err
 		}
 	}
 	if g.Gateway4.IsValid() {
-		p := s.pools[meshPrefix+nodeID]
+		p := s.meshes[nodeID]
 		if p == nil {
 			return dataLoss("task %s: its node %s does not exist", taskID, nodeID)
 		}

@@ -44,7 +44,7 @@ func (s *Store) Apply(index uint64, entry []byte) []error {
 	return results
 }
 
-func (s *state) apply(index uint64, e *api.Entry) ([]error, []Key) {
+func (s *state) apply(index uint64, e *api.Entry) ([]error, []dirtyKey) {
 	s.version, s.time = index, e.TimeUnixNano
 	s.alloc.Advance(e.TimeUnixNano)
 	s.dirty = nil
@@ -62,17 +62,29 @@ func (s *state) applyTxn(t *api.Txn) error {
 	for _, c := range t.Changes {
 		items, err := s.applyChange(c)
 		if err != nil {
-			s.j.Rollback(0)
+			s.rollback()
 			s.dirty = s.dirty[:clean]
 			return err
 		}
 		partial.Items = append(partial.Items, items...)
 	}
-	s.j.Commit()
+	s.commit()
 	if len(partial.Items) > 0 {
 		return &partial
 	}
 	return nil
+}
+
+// rollback takes back what the transaction under way did.
+func (s *state) rollback() {
+	s.j.Rollback(0)
+	s.tasks.rollback()
+	clear(s.requests)
+}
+
+func (s *state) commit() {
+	s.j.Commit()
+	s.tasks.settle()
 }
 
 func (s *state) applyChange(c *api.Change) ([]ItemError, error) {
@@ -137,8 +149,8 @@ func (s *state) expect(e *api.Expect) error {
 			version, name = d.GetMeta().GetVersion(), d.GetName()
 		}
 	case "task":
-		if t := s.tasks.get(e.Id); t != nil {
-			version = t.Version
+		if t := s.tasks.findText(e.Id); t != 0 {
+			version = s.tasks.row(t).version
 		}
 	default:
 		return api.Errorf(errInvalid, "expectation of an object of unknown kind %q", e.Kind)

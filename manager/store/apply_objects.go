@@ -2,7 +2,6 @@ package store
 
 import (
 	"bytes"
-	"slices"
 
 	"google.golang.org/protobuf/proto"
 
@@ -14,7 +13,7 @@ func (s *state) setCluster(c *Cluster) {
 	old := s.cluster
 	s.j.Add(func() { s.cluster = old })
 	s.cluster = c
-	s.dirty = append(s.dirty, Key{Kind: KindCluster, ID: c.Id})
+	s.changedObject(KindCluster, c.Id)
 }
 
 func (s *state) putCluster(c *api.ClusterRecord) error {
@@ -43,7 +42,7 @@ func (s *state) putCluster(c *api.ClusterRecord) error {
 
 func (s *state) storeNode(n *Node) {
 	s.nodes.put(n.Id, n)
-	s.dirty = append(s.dirty, Key{Kind: KindNode, ID: n.Id, NodeID: n.Id})
+	s.changedObject(KindNode, n.Id)
 }
 
 func (s *state) putNode(n *api.NodeRecord) error {
@@ -106,14 +105,14 @@ func (s *state) deleteNode(id string) error {
 	if n == nil {
 		return api.Errorf(errNotFound, "node %s not found", id)
 	}
-	for _, t := range s.tasksOfNode(id) {
-		if !t.State.Terminal() { // what has ended stays as it ended: a job must not run again
+	for _, t := range s.tasks.ofNode(id) {
+		if !api.TaskState(s.tasks.row(t).state).Terminal() { // what has ended stays as it ended: a job must not run again
 			s.orphan(t, "node "+either(n.Hostname, id)+" was removed from the cluster")
 		}
 	}
 	s.alloc.RemoveNode(n, s.time)
 	s.nodes.del(id)
-	s.dirty = append(s.dirty, Key{Kind: KindNode, ID: id, NodeID: id})
+	s.changedObject(KindNode, id)
 	return nil
 }
 
@@ -136,7 +135,7 @@ func (s *state) applyService(rec *api.ServiceRecord) error {
 		return api.Errorf(errInvalid, "service %s: name must be provided", rec.Id)
 	case old != nil && old.Name != rec.Name:
 		return api.Errorf(errInvalid, "service %s: renaming services is not supported: create service %s and remove this one", old.Name, rec.Name)
-	case old == nil && len(s.tasksOfService(rec.Id)) > 0:
+	case old == nil && s.tasks.lists.hasTasks(rec.Id):
 		return api.Errorf(errPrecondition, "service %s: id %s was that of a service whose tasks still exist: choose a new id", rec.Name, rec.Id)
 	case taken && holder != rec.Id:
 		return api.Errorf(errExists, "name conflicts with an existing object: service %s already exists", rec.Name)
@@ -210,7 +209,7 @@ func (s *state) revise(rec *api.ServiceRecord, old *Service, job bool) error {
 		rec.Previous, rec.PreviousSpecJson = 0, nil
 	}
 	for _, r := range old.Revisions {
-		if r.Number == rec.Revision || r.Number == rec.Previous || s.revisions[revKey{rec.Id, r.Number}] > 0 {
+		if r.Number == rec.Revision || r.Number == rec.Previous || s.tasks.lists.used(rec.Id, r.Number) > 0 {
 			rec.Revisions = append(rec.Revisions, r)
 		}
 	}
@@ -229,13 +228,17 @@ func (s *state) deleteService(id string) error {
 	s.removeService(v)
 	s.forgetPast(id)
 	s.alloc.RemoveService(id, v.Vips, v.Ports, s.time)
-	for _, t := range s.tasksOfService(id) {
-		if t.State < api.TaskAssigned {
+	var tasks []rowID
+	s.tasks.ofService(id, func(t rowID) bool {
+		tasks = append(tasks, t)
+		return true
+	})
+	for _, t := range tasks {
+		if r := s.tasks.row(t); api.TaskState(r.state) < api.TaskAssigned {
 			s.removeTask(t)
-		} else if t.Desired < api.TaskRemove {
-			c := s.touch(t)
-			c.Desired = api.TaskRemove
-			s.putTask(c)
+		} else if api.TaskState(r.desired) < api.TaskRemove {
+			s.touch(t).desired = uint32(api.TaskRemove)
+			s.changed(t)
 		}
 	}
 	return nil
@@ -275,7 +278,8 @@ func (s *state) putNetwork(n *api.NetworkRecord) error {
 	}
 	n.Meta = nextMeta(old.GetMeta(), s.version, s.time)
 	s.networks.put(n.Id, n)
-	s.dirty = append(s.dirty, Key{Kind: KindNetwork, ID: n.Id})
+	clear(s.requests)
+	s.changedObject(KindNetwork, n.Id)
 	return nil
 }
 
@@ -293,23 +297,37 @@ func (s *state) addNetwork(n *api.NetworkRecord) error {
 	case nodeNetwork(n.Name):
 		return api.Errorf(errInvalid, "network %s: the name is that of a network every node has: choose another", n.Name)
 	}
-	if t := s.attached(n.Id, api.TaskOrphaned); t != nil {
-		return api.Errorf(errPrecondition, "network %s: id %s was that of a network task %s still hangs on: choose a new id", n.Name, n.Id, t.ID)
+	if t := s.attached(n.Id, api.TaskOrphaned); t != "" {
+		return api.Errorf(errPrecondition, "network %s: id %s was that of a network task %s still hangs on: choose a new id", n.Name, n.Id, t)
 	}
 	allocator.Set(s.j, s.networkNames, n.Name, n.Id)
 	return s.alloc.AddNetwork(n)
 }
 
 // attached finds a living task on a network that is wanted at most as much as desired.
-func (s *state) attached(network string, desired api.TaskState) *Task {
-	var found *Task
-	s.tasks.from("", func(_ string, t *Task) bool {
-		if t.Live() && t.Desired <= desired && slices.ContainsFunc(t.Attachments, func(a *api.Attachment) bool { return a.NetworkId == network }) {
-			found = t
+func (s *state) attached(network string, desired api.TaskState) (task string) {
+	on := map[uint32]bool{}
+	for n, f := range s.tasks.forms.list {
+		if f != nil && f.network == network {
+			on[uint32(n)] = true
 		}
-		return found == nil
+	}
+	if network == "" || len(on) == 0 {
+		return ""
+	}
+	var least api.ID
+	s.tasks.each(func(id rowID, p *taskPage, r *taskRow) {
+		if !r.live() || api.TaskState(r.desired) > desired || (task != "" && r.id().Compare(least) > 0) {
+			return
+		}
+		d := readSide(p.arena[r.side : r.side+r.sideLen])
+		d.eachAddress(func(form, _ uint32) {
+			if on[form] {
+				least, task = r.id(), r.id().String()
+			}
+		})
 	})
-	return found
+	return task
 }
 
 // deleteNetwork removes a network no service refers to and no task that is wanted hangs on.
@@ -321,12 +339,13 @@ func (s *state) deleteNetwork(id string) error {
 	if users := s.servicesUsing(id); len(users) > 0 {
 		return api.Errorf(errPrecondition, "network %s is in use by service %s: remove the service or detach it first", n.Name, s.services.get(users[0]).Name)
 	}
-	if t := s.attached(id, api.TaskRunning); t != nil {
-		return api.Errorf(errPrecondition, "network %s is in use by task %s: wait until the service's update is done", n.Name, t.ID)
+	if t := s.attached(id, api.TaskRunning); t != "" {
+		return api.Errorf(errPrecondition, "network %s is in use by task %s: wait until the service's update is done", n.Name, t)
 	}
 	allocator.Unset(s.j, s.networkNames, n.Name)
 	s.alloc.RemoveNetwork(n, s.time)
 	s.networks.del(id)
-	s.dirty = append(s.dirty, Key{Kind: KindNetwork, ID: id})
+	clear(s.requests)
+	s.changedObject(KindNetwork, id)
 	return nil
 }

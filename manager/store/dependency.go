@@ -24,7 +24,7 @@ type depName struct{ kind, name string }
 func (s *state) storeDependency(d *Dependency) {
 	allocator.Set(s.j, s.depNames, depName{d.Kind, d.Name}, d.Id)
 	s.deps.put(d.Id, d)
-	s.dirty = append(s.dirty, Key{Kind: KindDependency, ID: d.Id})
+	s.changedObject(KindDependency, d.Id)
 }
 
 // putDependency makes a secret or config, or changes the labels of one: name and content are for ever.
@@ -65,7 +65,7 @@ func (s *state) deleteDependency(r *api.DependencyRef) error {
 	}
 	allocator.Unset(s.j, s.depNames, depName{d.Kind, d.Name})
 	s.deps.del(d.Id)
-	s.dirty = append(s.dirty, Key{Kind: KindDependency, ID: d.Id})
+	s.changedObject(KindDependency, d.Id)
 	return nil
 }
 

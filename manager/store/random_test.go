@@ -202,7 +202,7 @@ func checkTasks(t *testing.T, tx store.ReadTx, hold func(what, by string)) {
 		}
 		found := false
 		for _, o := range tx.TasksBySlot(k.ServiceID, k.Slot, k.NodeID) {
-			found = found || o == k
+			found = found || o.ID == k.ID
 		}
 		if !found {
 			t.Fatalf("task %s is not in its slot", k.ID)

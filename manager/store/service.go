@@ -82,8 +82,8 @@ func (v *Service) withRevisions(keep func(uint64) bool) *Service {
 // that ids of tasks are never used twice.
 func NextGeneration(tx ReadTx, serviceID string, slot uint64, nodeID string) uint32 {
 	g := max(1, uint32(tx.Version()))
-	if ts := tx.TasksBySlot(serviceID, slot, nodeID); len(ts) > 0 {
-		g = max(g, ts[len(ts)-1].Generation+1)
+	if t, ok := tx.NewestTask(serviceID, slot, nodeID); ok {
+		g = max(g, t.Generation()+1)
 	}
 	return g
 }
@@ -104,9 +104,9 @@ func portOf(p swarm.PortConfig) *api.PortConfig {
 	return &api.PortConfig{Protocol: string(p.Protocol), Target: p.TargetPort, Published: p.PublishedPort, Mode: string(p.PublishMode), Name: p.Name}
 }
 
-// taskRequest is what a task of this spec needs on a node. internal tells of each network whether it has no way out.
-func taskRequest(t *Task, node string, spec *swarm.ServiceSpec, internal func(network string) bool) allocator.TaskRequest {
-	req := allocator.TaskRequest{TaskID: t.ID, ServiceID: t.ServiceID, NodeID: node}
+// taskRequest is what a task of this spec needs on any node. internal tells of each network whether it has no way out.
+func taskRequest(spec *swarm.ServiceSpec, internal func(network string) bool) *allocator.TaskRequest {
+	req := &allocator.TaskRequest{}
 	published := false
 	if spec.EndpointSpec != nil {
 		for _, p := range spec.EndpointSpec.Ports {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"hash"
 	"io"
+	"math"
 	"net/netip"
 
 	"google.golang.org/protobuf/proto"
@@ -28,7 +29,7 @@ func (s *Store) Snapshot() func(io.Writer) error {
 	st := s.state
 	c := &frozen{
 		header: &api.SnapshotHeader{Format: api.FormatV1, Level: api.FeatureLevel, Index: st.version, TimeUnixNano: st.time, NextVni: st.alloc.NextVNI()},
-		nodes:  st.nodes.clone(), services: st.services.clone(), networks: st.networks.clone(), tasks: st.tasks.clone(),
+		nodes:  st.nodes.clone(), services: st.services.clone(), networks: st.networks.clone(), tasks: st.tasks.freeze(),
 		deps: st.deps.clone(), past: st.past.clone(),
 		cluster: st.cluster, quarantine: st.alloc.Quarantine(),
 	}
@@ -50,7 +51,7 @@ type frozen struct {
 	nodes      table[string, *Node]
 	services   table[string, *Service]
 	networks   table[string, *Network]
-	tasks      table[string, *Task]
+	tasks      *taskTable
 	deps       table[string, *Dependency]
 	past       table[revKey, *api.PastRevision]
 	quarantine []*api.Quarantine
@@ -75,7 +76,9 @@ func (f *frozen) write(w io.Writer) error {
 			return true
 		})
 	})
-	each(f.tasks, func(t *Task) { cw.put(&api.SnapshotChunk{Kind: &api.SnapshotChunk_Task{Task: recordOf(t)}}) })
+	for _, id := range f.tasks.sorted() {
+		cw.put(&api.SnapshotChunk{Kind: &api.SnapshotChunk_Task{Task: recordOf(f.tasks.task(id))}})
+	}
 	for _, q := range f.quarantine {
 		cw.put(&api.SnapshotChunk{Kind: &api.SnapshotChunk_Quarantine{Quarantine: q}})
 	}
@@ -237,19 +240,45 @@ func (l *loader) load(n uint64, m *api.SnapshotChunk) error {
 }
 
 func (l *loader) loadTask(r *api.TaskRecord) error {
-	t, err := taskOf(r)
-	if err != nil {
-		return err
+	s := l.s
+	id, ok := api.ParseID(r.Id)
+	node := r.NodeId
+	if r.Slot != 0 {
+		node = ""
 	}
-	l.s.putTask(t)
-	if !t.Live() {
+	switch {
+	case !ok || id != api.TaskIDOf(r.ServiceId, r.Slot, node, r.Generation):
+		return damaged("task %s: its id is not that of generation %d of slot %d%s of service %s", r.Id, r.Generation, r.Slot, node, r.ServiceId)
+	case r.Slot == 0 && r.NodeId == "":
+		return damaged("task %s has no slot and no node", r.Id)
+	case s.tasks.find(id) != 0:
+		return damaged("task %s is there twice", r.Id)
+	case r.Revision > math.MaxUint32 || r.State > math.MaxUint16:
+		return damaged("task %s: revision %d or state %d is out of bounds", r.Id, r.Revision, r.State)
+	}
+	g, err := grantOf(r)
+	if err != nil {
+		return damaged("task %s: %v", r.Id, err)
+	}
+	t := s.tasks.create(taskRow{
+		idTop: id.Top, idHi: id.Hi, idLo: id.Lo, slot: r.Slot, generation: r.Generation, revision: uint32(r.Revision), state: uint16(r.State),
+		desired: r.Desired, version: r.Version, created: r.Created, updated: r.Updated, started: r.Started,
+	}, r.ServiceId, s.tasks.lists.node(r.NodeId))
+	s.side = s.tasks.forms.appendFixed(s.side[:0], r.StartAfter, extraOf(r), &g)
+	s.side = appendStatus(s.side, s.tasks.row(t), r.NodeId, r.Status, nil)
+	if len(s.side) > 1 {
+		s.tasks.setSide(t, s.side)
+	}
+	live := s.tasks.row(t).live()
+	s.commit()
+	if !live {
 		return nil
 	}
-	return l.s.alloc.RestoreTask(t.ID, t.NodeID, grantOf(t))
+	return s.alloc.RestoreTask(r.Id, r.NodeId, &g)
 }
 
 func (l *loader) finish() (*state, error) {
-	l.s.j.Commit()
+	l.s.commit()
 	l.s.dirty = nil
 	return l.s, nil
 }
@@ -261,22 +290,6 @@ func recordOf(t *Task) *api.TaskRecord {
 		StartAfter: t.StartAfter, Started: t.Started, Restarts: t.Restarts, Status: t.Status, Attachments: t.Attachments, HostPorts: t.HostPorts,
 		Gateway4: addrText(t.Gateway4), Gateway6: addrText(t.Gateway6),
 	}
-}
-
-func taskOf(r *api.TaskRecord) (*Task, error) {
-	t := &Task{
-		ID: r.Id, ServiceID: r.ServiceId, Slot: r.Slot, Generation: r.Generation, Revision: r.Revision, NodeID: r.NodeId,
-		State: api.TaskState(r.State), Desired: api.TaskState(r.Desired), Version: r.Version, Created: r.Created, Updated: r.Updated,
-		StartAfter: r.StartAfter, Started: r.Started, Restarts: r.Restarts, Status: r.Status, Attachments: r.Attachments, HostPorts: r.HostPorts,
-	}
-	var err error
-	if t.Gateway4, err = parseAddr(r.Gateway4); err == nil {
-		t.Gateway6, err = parseAddr(r.Gateway6)
-	}
-	if err != nil {
-		return nil, damaged("task %s: %v", r.Id, err)
-	}
-	return t, nil
 }
 
 func addrText(a netip.Addr) string {

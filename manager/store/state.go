@@ -19,7 +19,7 @@ type state struct {
 	nodes    table[string, *Node]
 	services table[string, *Service]
 	networks table[string, *Network]
-	tasks    table[string, *Task]
+	tasks    *taskTable
 	deps     table[string, *Dependency]
 	past     table[revKey, *api.PastRevision] // of the services, oldest first
 
@@ -29,12 +29,13 @@ type state struct {
 	depNames     map[depName]string // → id
 	serviceNames map[string]string  // name → id
 	networkNames map[string]string
-	slots        table[slotKey, *Task]
-	onNode       table[pair, *Task]    // node, task
 	usedBy       table[pair, struct{}] // network, service
-	revisions    map[revKey]int        // number of tasks that refer to a revision
 
-	dirty []Key // what the entry being applied changed
+	requests map[revKey]*allocator.TaskRequest // what tasks of a revision need; forgotten when services or networks change
+	grant    allocator.TaskGrant               // scratch
+	side     []byte                            // scratch
+
+	dirty []dirtyKey // what the entry being applied changed
 }
 
 func newState() *state {
@@ -45,73 +46,52 @@ func newState() *state {
 		nodes:        newTable[string, *Node](j, strings.Compare),
 		services:     newTable[string, *Service](j, strings.Compare),
 		networks:     newTable[string, *Network](j, strings.Compare),
-		tasks:        newTable[string, *Task](j, strings.Compare),
+		tasks:        newTaskTable(),
 		deps:         newTable[string, *Dependency](j, strings.Compare),
 		past:         newTable[revKey, *api.PastRevision](j, compareRevision),
 		pastSize:     map[string]int{},
 		depNames:     map[depName]string{},
 		serviceNames: map[string]string{},
 		networkNames: map[string]string{},
-		slots:        newTable[slotKey, *Task](j, compareSlot),
-		onNode:       newTable[pair, *Task](j, comparePair),
 		usedBy:       newTable[pair, struct{}](j, comparePair),
-		revisions:    map[revKey]int{},
+		requests:     map[revKey]*allocator.TaskRequest{},
 	}
 }
 
-func slotOf(t *Task) slotKey {
-	k := slotKey{service: t.ServiceID, slot: t.Slot, gen: t.Generation}
-	if t.Slot == 0 {
-		k.node = t.NodeID
-	}
-	return k
+// changed notes that a task changed, or goes.
+func (s *state) changed(id rowID) {
+	r := s.tasks.row(id)
+	s.dirty = append(s.dirty, dirtyKey{task: r.id(), Key: Key{Kind: KindTask, ServiceID: s.tasks.lists.services.id[r.service],
+		Slot: r.slot, NodeID: s.tasks.lists.nodes.id[r.node]}})
 }
 
-func taskKey(t *Task) Key {
-	return Key{Kind: KindTask, ID: t.ID, ServiceID: t.ServiceID, Slot: t.Slot, NodeID: t.NodeID}
-}
-
-// putTask stores a task in all indexes. A task's service, slot and generation never change, its node does once.
-func (s *state) putTask(t *Task) {
-	if old := s.tasks.get(t.ID); old == nil {
-		k := revKey{t.ServiceID, t.Revision}
-		allocator.Set(s.j, s.revisions, k, s.revisions[k]+1)
+func (s *state) changedObject(kind Kind, id string) {
+	k := Key{Kind: kind, ID: id}
+	if kind == KindNode {
+		k.NodeID = id
 	}
-	s.tasks.put(t.ID, t)
-	s.slots.put(slotOf(t), t)
-	if t.NodeID != "" {
-		s.onNode.put(pair{t.NodeID, t.ID}, t)
-	}
-	s.dirty = append(s.dirty, taskKey(t))
+	s.dirty = append(s.dirty, dirtyKey{Key: k})
 }
 
 // removeTask takes a task out of all indexes and drops its revision when nothing refers to it any more.
-func (s *state) removeTask(t *Task) {
-	s.tasks.del(t.ID)
-	s.slots.del(slotOf(t))
-	s.onNode.del(pair{t.NodeID, t.ID})
-	s.dirty = append(s.dirty, taskKey(t))
-	k := revKey{t.ServiceID, t.Revision}
-	if n := s.revisions[k] - 1; n > 0 {
-		allocator.Set(s.j, s.revisions, k, n)
+func (s *state) removeTask(id rowID) {
+	s.changed(id)
+	r := s.tasks.row(id)
+	service, revision := s.tasks.lists.services.id[r.service], uint64(r.revision)
+	s.tasks.remove(id)
+	if s.tasks.lists.used(service, revision) > 0 {
 		return
 	}
-	allocator.Unset(s.j, s.revisions, k)
-	if svc := s.services.get(t.ServiceID); svc != nil && t.Revision != svc.Revision && t.Revision != svc.ServiceRecord.Previous {
-		s.services.put(svc.Id, svc.withRevisions(func(n uint64) bool { return n != t.Revision }))
+	if svc := s.services.get(service); svc != nil && revision != svc.Revision && revision != svc.ServiceRecord.Previous {
+		s.services.put(svc.Id, svc.withRevisions(func(n uint64) bool { return n != revision }))
 	}
 }
 
-// endTask stores a task that holds nothing any more.
-func (s *state) endTask(t *Task, held bool, now int64) {
-	if held {
-		s.alloc.ReleaseTask(t.NodeID, grantOf(t), now)
-	}
-	s.putTask(t)
-}
-
-func grantOf(t *Task) allocator.TaskGrant {
-	return allocator.TaskGrant{Attachments: t.Attachments, Gateway4: t.Gateway4, Gateway6: t.Gateway6, HostPorts: t.HostPorts}
+// release frees what a task that ended held.
+func (s *state) release(id rowID, now int64) {
+	r := s.tasks.row(id)
+	s.tasks.forms.grant(readSide(s.tasks.sideOf(id)), &s.grant)
+	s.alloc.ReleaseTask(s.tasks.lists.nodes.id[r.node], &s.grant, now)
 }
 
 // putService stores a service and its name and networks.
@@ -126,7 +106,8 @@ func (s *state) putService(v *Service) {
 	}
 	allocator.Set(s.j, s.serviceNames, v.Name, v.Id)
 	s.services.put(v.Id, v)
-	s.dirty = append(s.dirty, Key{Kind: KindService, ID: v.Id})
+	clear(s.requests)
+	s.changedObject(KindService, v.Id)
 }
 
 func (s *state) removeService(v *Service) {
@@ -135,46 +116,8 @@ func (s *state) removeService(v *Service) {
 	}
 	allocator.Unset(s.j, s.serviceNames, v.Name)
 	s.services.del(v.Id)
-	s.dirty = append(s.dirty, Key{Kind: KindService, ID: v.Id})
-}
-
-func (s *state) tasksOfService(id string) []*Task {
-	var out []*Task
-	s.slots.from(slotKey{service: id}, func(k slotKey, t *Task) bool {
-		if k.service != id {
-			return false
-		}
-		out = append(out, t)
-		return true
-	})
-	return out
-}
-
-func (s *state) tasksOfNode(id string) []*Task {
-	var out []*Task
-	s.onNode.from(pair{a: id}, func(k pair, t *Task) bool {
-		if k.a != id {
-			return false
-		}
-		out = append(out, t)
-		return true
-	})
-	return out
-}
-
-func (s *state) tasksOfSlot(service string, slot uint64, node string) []*Task {
-	if slot != 0 {
-		node = ""
-	}
-	var out []*Task
-	s.slots.from(slotKey{service: service, slot: slot, node: node}, func(k slotKey, t *Task) bool {
-		if k.service != service || k.slot != slot || k.node != node {
-			return false
-		}
-		out = append(out, t)
-		return true
-	})
-	return out
+	clear(s.requests)
+	s.changedObject(KindService, v.Id)
 }
 
 func (s *state) servicesUsing(network string) []string {

@@ -29,11 +29,19 @@ type ReadTx interface {
 	Networks() []*Network
 	Dependency(id string) *Dependency // a secret or config
 	Dependencies(kind string) []*Dependency
+	// Tasks are made anew by each call that returns some: compare their ids, not pointers. The methods that take a function, and
+	// TaskRef, look at tasks where they are stored and allocate nothing.
 	Task(id string) *Task
-	Tasks() []*Task
+	Tasks() []*Task // all at once: with a million tasks this takes half a gigabyte; EachTask takes nothing
 	TasksByService(id string) []*Task
 	TasksByNode(id string) []*Task
 	TasksBySlot(serviceID string, slot uint64, nodeID string) []*Task // all generations, oldest first
+	TaskRef(id string) (TaskRef, bool)
+	NewestTask(serviceID string, slot uint64, nodeID string) (TaskRef, bool)
+	EachTask(f func(TaskRef) bool)
+	EachTaskOfService(id string, f func(TaskRef) bool) // by slot (or node id) and generation
+	EachTaskOfNode(id string, f func(TaskRef) bool)
+	CountTasks() int
 	// NodeByPrefix etc.: id, unique id prefix (tasks: too), or name, in docker's order. Not found and ambiguous are errdefs errors.
 	FindNode(ref string) (*Node, error)
 	FindService(ref string) (*Service, error)

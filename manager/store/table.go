@@ -64,18 +64,6 @@ func (t table[K, V]) all() []V {
 	return out
 }
 
-// slotKey orders tasks by service, slot (or node, for global services) and generation.
-type slotKey struct {
-	service string
-	slot    uint64
-	node    string // empty when slot is not 0
-	gen     uint32
-}
-
-func compareSlot(a, b slotKey) int {
-	return cmp.Or(strings.Compare(a.service, b.service), cmp.Compare(a.slot, b.slot), strings.Compare(a.node, b.node), cmp.Compare(a.gen, b.gen))
-}
-
 // pair is a key of two ids: node and task, or network and service.
 type pair struct{ a, b string }
 

@@ -11,22 +11,91 @@ import (
 // view is a ReadTx, valid while the store's read lock is held.
 type view struct{ s *state }
 
-func (v view) Version() uint64                                  { return v.s.version }
-func (v view) Cluster() *Cluster                                { return v.s.cluster }
-func (v view) Node(id string) *Node                             { return v.s.nodes.get(id) }
-func (v view) Nodes() []*Node                                   { return v.s.nodes.all() }
-func (v view) Service(id string) *Service                       { return v.s.services.get(id) }
-func (v view) ServiceByName(name string) *Service               { return v.s.services.get(v.s.serviceNames[name]) }
-func (v view) Services() []*Service                             { return v.s.services.all() }
-func (v view) Network(id string) *Network                       { return v.s.networks.get(id) }
-func (v view) NetworkByName(name string) *Network               { return v.s.networks.get(v.s.networkNames[name]) }
-func (v view) Networks() []*Network                             { return v.s.networks.all() }
-func (v view) Dependency(id string) *Dependency                 { return v.s.deps.get(id) }
-func (v view) Task(id string) *Task                             { return v.s.tasks.get(id) }
-func (v view) Tasks() []*Task                                   { return v.s.tasks.all() }
-func (v view) TasksByService(id string) []*Task                 { return v.s.tasksOfService(id) }
-func (v view) TasksByNode(id string) []*Task                    { return v.s.tasksOfNode(id) }
-func (v view) TasksBySlot(a string, b uint64, c string) []*Task { return v.s.tasksOfSlot(a, b, c) }
+func (v view) Version() uint64                    { return v.s.version }
+func (v view) Cluster() *Cluster                  { return v.s.cluster }
+func (v view) Node(id string) *Node               { return v.s.nodes.get(id) }
+func (v view) Nodes() []*Node                     { return v.s.nodes.all() }
+func (v view) Service(id string) *Service         { return v.s.services.get(id) }
+func (v view) ServiceByName(name string) *Service { return v.s.services.get(v.s.serviceNames[name]) }
+func (v view) Services() []*Service               { return v.s.services.all() }
+func (v view) Network(id string) *Network         { return v.s.networks.get(id) }
+func (v view) NetworkByName(name string) *Network { return v.s.networks.get(v.s.networkNames[name]) }
+func (v view) Networks() []*Network               { return v.s.networks.all() }
+func (v view) Dependency(id string) *Dependency   { return v.s.deps.get(id) }
+func (v view) Task(id string) *Task               { return v.s.tasks.task(v.s.tasks.findText(id)) }
+func (v view) TasksByNode(id string) []*Task      { return v.s.tasks.all(v.s.tasks.ofNode(id)) }
+
+// Tasks lists all tasks, in order of their ids.
+func (v view) Tasks() []*Task { return v.s.tasks.all(v.s.tasks.byID("0", "z", v.s.tasks.count)) }
+
+// TasksByService lists a service's tasks by slot, or node, and generation.
+func (v view) TasksByService(id string) []*Task {
+	var ids []rowID
+	v.s.tasks.ofService(id, func(t rowID) bool {
+		ids = append(ids, t)
+		return true
+	})
+	return v.s.tasks.all(ids)
+}
+
+// TasksBySlot lists the generations of a slot, oldest first.
+func (v view) TasksBySlot(service string, slot uint64, node string) []*Task {
+	var ids []rowID
+	v.s.tasks.chain(v.s.tasks.lists.newest(service, slot, node), func(t rowID) bool {
+		ids = append(ids, t)
+		return true
+	})
+	return v.s.tasks.all(ids)
+}
+
+// EachTask calls f for every task, in no useful order, until it returns false.
+func (v view) EachTask(f func(TaskRef) bool) {
+	more := true
+	v.s.tasks.each(func(id rowID, _ *taskPage, _ *taskRow) {
+		if more {
+			more = f(v.s.tasks.ref(id))
+		}
+	})
+}
+
+// EachTaskOfService calls f for a service's tasks by slot, or node, and generation, until it returns false.
+func (v view) EachTaskOfService(id string, f func(TaskRef) bool) {
+	v.s.tasks.ofService(id, func(t rowID) bool { return f(v.s.tasks.ref(t)) })
+}
+
+// EachTaskOfNode calls f for a node's tasks, in no useful order, until it returns false.
+func (v view) EachTaskOfNode(id string, f func(TaskRef) bool) {
+	n := v.s.tasks.lists.nodes.number[id]
+	if n == 0 {
+		return
+	}
+	for _, t := range v.s.tasks.lists.nodes.val[n].rows {
+		if !f(v.s.tasks.ref(t)) {
+			return
+		}
+	}
+}
+
+// TaskRef is a task without making one.
+func (v view) TaskRef(id string) (TaskRef, bool) {
+	t := v.s.tasks.findText(id)
+	if t == 0 {
+		return TaskRef{}, false
+	}
+	return v.s.tasks.ref(t), true
+}
+
+// NewestTask is the newest task of a slot.
+func (v view) NewestTask(service string, slot uint64, node string) (TaskRef, bool) {
+	t := v.s.tasks.lists.newest(service, slot, node)
+	if t == 0 {
+		return TaskRef{}, false
+	}
+	return v.s.tasks.ref(t), true
+}
+
+// CountTasks counts all tasks.
+func (v view) CountTasks() int { return v.s.tasks.count }
 
 func (v view) ServicesUsing(networkID string) []*Service {
 	var out []*Service
@@ -99,7 +168,7 @@ func (v view) FindTask(ref string) (*Task, error) {
 	if t := v.taskByName(ref); t != nil {
 		return t, nil
 	}
-	return one("task", ref, withPrefix(v.s.tasks, ref))
+	return one("task", ref, v.s.tasks.all(v.s.tasks.byID(ref, ref, enough)))
 }
 
 func (v view) taskByName(ref string) *Task {
@@ -128,9 +197,11 @@ func (v view) taskByName(ref string) *Task {
 	return nil
 }
 
+// enough ids with one beginning are ambiguous enough.
+const enough = 100
+
 // withPrefix finds at most a few objects whose id begins with the prefix.
 func withPrefix[V any](t table[string, V], prefix string) []V {
-	const enough = 100
 	var out []V
 	if prefix == "" {
 		return nil

@@ -1,19 +1,37 @@
 package store
 
-import "sync"
+import (
+	"slices"
+	"strings"
+	"sync"
+
+	"skein/manager/api"
+)
 
 // maxDirty bounds what a watcher that does not take its keys can pile up; beyond it the watcher is told to look at everything.
 const maxDirty = 1 << 16
 
-// Watcher collects the keys of changed objects for one reader. Keys of one object coalesce.
+// dirtyKey is the key of a changed object; of a task the id comes in its compact form, and is written out for those who watch.
+type dirtyKey struct {
+	Key
+	task api.ID
+}
+
+// changes are what one entry changed. Immutable, and shared by all watchers.
+type changes struct {
+	keys  []Key
+	count [kinds]int
+}
+
+// Watcher collects the keys of changed objects for one reader. Keys of one object coalesce when they are taken.
 type Watcher struct {
 	store *Store
 	kinds [kinds]bool
 	ready chan struct{}
 
 	mu       sync.Mutex
-	keys     []Key
-	at       map[watchID]int
+	batches  [][]Key // of kinds that it watches and others
+	n        int     // keys that it watches
 	overflow bool
 	limit    int
 }
@@ -26,7 +44,7 @@ type watchID struct {
 // Watch starts collecting changes of the given kinds, all kinds when none is given. Begin with a look at everything after this call:
 // what is stored already is not reported.
 func (s *Store) Watch(kinds ...Kind) *Watcher {
-	w := &Watcher{store: s, ready: make(chan struct{}, 1), at: map[watchID]int{}, limit: maxDirty}
+	w := &Watcher{store: s, ready: make(chan struct{}, 1), limit: maxDirty}
 	for _, k := range kinds {
 		w.kinds[k] = true
 	}
@@ -48,11 +66,34 @@ func (w *Watcher) C() <-chan struct{} { return w.ready }
 // (or a snapshot replaced everything): look at all objects.
 func (w *Watcher) Take() (keys []Key, overflow bool) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	keys, overflow = w.keys, w.overflow
-	w.keys, w.overflow = nil, false
-	clear(w.at)
-	return keys, overflow
+	batches, n := w.batches, w.n
+	overflow = w.overflow
+	w.batches, w.n, w.overflow = nil, 0, false
+	w.mu.Unlock()
+	return w.coalesce(batches, n), overflow
+}
+
+// coalesce lists the keys that it watches, each once, as it was last.
+func (w *Watcher) coalesce(batches [][]Key, n int) []Key {
+	if n == 0 {
+		return nil
+	}
+	keys, at := make([]Key, 0, n), make(map[watchID]int, n)
+	for _, b := range batches {
+		for _, k := range b {
+			if !w.kinds[k.Kind] {
+				continue
+			}
+			id := watchID{k.Kind, k.ID}
+			if i, seen := at[id]; seen {
+				keys[i] = k // a task may have got its node meanwhile
+				continue
+			}
+			at[id] = len(keys)
+			keys = append(keys, k)
+		}
+	}
+	return keys
 }
 
 // Close ends the watching. C never receives again.
@@ -62,38 +103,48 @@ func (w *Watcher) Close() {
 	delete(w.store.watchers, w)
 }
 
-func (w *Watcher) add(keys []Key) {
+// wanted counts the keys it watches.
+func (w *Watcher) wanted(c *changes) (n int) {
+	for k, yes := range w.kinds {
+		if yes {
+			n += c.count[k]
+		}
+	}
+	return n
+}
+
+func (w *Watcher) add(c *changes) {
+	n := w.wanted(c)
+	if n == 0 {
+		return
+	}
 	w.mu.Lock()
-	added := false
-	for _, k := range keys {
-		if !w.kinds[k.Kind] {
-			continue
+	if !w.overflow {
+		b := c.keys
+		if 2*n < len(b) { // do not hold what nobody asked for
+			b = slices.DeleteFunc(slices.Clone(b), func(k Key) bool { return !w.kinds[k.Kind] })
 		}
-		added = true
-		if w.overflow {
-			break
+		w.batches, w.n = append(w.batches, b), w.n+n
+		if w.n > w.limit {
+			w.squeeze()
 		}
-		id := watchID{k.Kind, k.ID}
-		if i, seen := w.at[id]; seen {
-			w.keys[i] = k // a task may have got its node meanwhile
-			continue
-		}
-		if len(w.keys) == w.limit {
-			w.setOverflow()
-			break
-		}
-		w.at[id] = len(w.keys)
-		w.keys = append(w.keys, k)
 	}
 	w.mu.Unlock()
-	if added {
-		w.signal()
+	w.signal()
+}
+
+// squeeze coalesces early; what is still too much becomes an overflow.
+func (w *Watcher) squeeze() {
+	keys := w.coalesce(w.batches, w.n)
+	if len(keys) > w.limit*3/4 {
+		w.setOverflow()
+		return
 	}
+	w.batches, w.n = [][]Key{keys}, len(keys)
 }
 
 func (w *Watcher) setOverflow() {
-	w.keys, w.overflow = nil, true
-	clear(w.at)
+	w.batches, w.n, w.overflow = nil, 0, true
 }
 
 func (w *Watcher) signal() {
@@ -103,15 +154,45 @@ func (w *Watcher) signal() {
 	}
 }
 
-func (s *Store) publish(keys []Key) {
-	if len(keys) == 0 {
+func (s *Store) publish(dirty []dirtyKey) {
+	if len(dirty) == 0 {
 		return
 	}
 	s.watchMu.Lock()
 	defer s.watchMu.Unlock()
-	for w := range s.watchers {
-		w.add(keys)
+	if c := s.written(dirty); c != nil {
+		for w := range s.watchers {
+			w.add(c)
+		}
 	}
+}
+
+// written writes the keys out, if anybody watches objects of these kinds.
+func (s *Store) written(dirty []dirtyKey) *changes {
+	var c changes
+	for i := range dirty {
+		c.count[dirty[i].Kind]++
+	}
+	watched := 0
+	for w := range s.watchers {
+		watched += w.wanted(&c)
+	}
+	if watched == 0 {
+		return nil
+	}
+	var text strings.Builder
+	text.Grow(25 * c.count[KindTask])
+	var id [32]byte
+	c.keys = make([]Key, len(dirty))
+	for i := range dirty {
+		c.keys[i] = dirty[i].Key
+		if d := &dirty[i]; d.Kind == KindTask {
+			at := text.Len()
+			text.Write(d.task.Append(id[:0]))
+			c.keys[i].ID = text.String()[at:]
+		}
+	}
+	return &c
 }
 
 // publishAll tells every watcher that everything may have changed.
