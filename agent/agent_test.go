@@ -173,6 +173,53 @@ func TestSilentManagerIsLeft(t *testing.T) {
 	})
 }
 
+// A node whose link was cut takes the leader's word again as soon as a manager names it, though the leader was silent just now.
+func TestHealedLinkSparesNobody(t *testing.T) {
+	var mu sync.Mutex
+	var session time.Time
+	cut := true
+	hears := func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return !cut
+	}
+	follower := func(s stream, _ *api.Hello) error {
+		if !hears() {
+			<-s.Context().Done()
+			return s.Context().Err()
+		}
+		s.SetTrailer(metadata.Pairs("skein-leader", "leader"))
+		return status.Error(codes.FailedPrecondition, "not the leader")
+	}
+	script := map[string]func(stream, *api.Hello) error{"a": follower, "b": follower, "leader": func(s stream, _ *api.Hello) error {
+		if !hears() {
+			<-s.Context().Done()
+			return s.Context().Err()
+		}
+		mu.Lock()
+		session = time.Now()
+		mu.Unlock()
+		if err := welcome(s); err != nil {
+			return err
+		}
+		return listen(s, func(*api.AgentMessage) {})
+	}}
+	start(t, script, []string{"a", "b", "leader"}, func(_ *agent.Agent, m *managers, _ *tasktest.Executor) {
+		time.Sleep(60*time.Second + 300*time.Millisecond)
+		mu.Lock()
+		cut = false
+		mu.Unlock()
+		healed := time.Now()
+		time.Sleep(20 * time.Second)
+		mu.Lock()
+		defer mu.Unlock()
+		// An attempt that was under way (1 s), a pause (1 s), and one redirect.
+		if took := session.Sub(healed); session.IsZero() || took > 2200*time.Millisecond {
+			t.Errorf("session %v after the link was healed", took)
+		}
+	})
+}
+
 func TestGapBeginsANewSession(t *testing.T) {
 	var hellos []*api.Hello
 	script := map[string]func(stream, *api.Hello) error{

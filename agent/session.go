@@ -27,6 +27,8 @@ const (
 	retryMin      = 100 * time.Millisecond
 	retryEarlyCap = 300 * time.Millisecond
 	retryMax      = 3 * time.Second // a healed link serves again within 5 s
+	// While no manager says a word, the attempts themselves take their time and nobody is burdened by more of them.
+	retrySilent   = time.Second
 	maxRedirects  = 3
 	statusEvery   = 50 * time.Millisecond // at most one batch in this time
 	maxRecvBytes  = maxFrameBytes         // a whole table of a big network is one message
@@ -40,37 +42,53 @@ func (a *Agent) connect(ctx context.Context) error {
 	lost := time.Now()
 	avoid := map[string]time.Time{}
 	for ctx.Err() == nil {
-		if a.round(ctx, avoid) {
+		had, silent := a.round(ctx, avoid)
+		if had {
 			lost = time.Now()
 		}
-		_ = pause(ctx, retryDelay(time.Since(lost)))
+		delay := retryDelay(time.Since(lost))
+		if silent {
+			delay = min(delay, retrySilent)
+		}
+		_ = pause(ctx, delay)
 	}
 	return ctx.Err()
 }
 
-// round asks each manager once, following redirects. It returns after a session was had (true) or nobody gave one.
-func (a *Agent) round(ctx context.Context, avoid map[string]time.Time) bool {
-	queue := a.candidates(avoid)
+// round asks each manager once, following redirects. It returns after a session was had or nobody gave one, and then tells whether none
+// of them even answered.
+func (a *Agent) round(ctx context.Context, avoid map[string]time.Time) (had, silent bool) {
+	queue, all := a.candidates(avoid), len(a.candidates(nil))
+	silent = true
 	for redirects := 0; len(queue) > 0 && ctx.Err() == nil; {
 		addr := queue[0]
 		queue = queue[1:]
 		had, leader, err := a.session(ctx, addr)
 		if ctx.Err() != nil {
-			return had
+			return had, false
 		}
 		a.disconnected(addr, had, err)
-		if errors.Is(err, errSilent) {
+		switch {
+		case had:
+			clear(avoid)
+			if errors.Is(err, errSilent) {
+				avoid[addr] = time.Now().Add(avoidFor)
+			}
+			return true, false
+		case errors.Is(err, errSilent):
 			avoid[addr] = time.Now().Add(avoidFor) // it is cut off, or its machine is dead: followers may name it for a while
-		}
-		if had {
-			return true
+		default:
+			silent = false
+			if leader != "" && 2*len(avoid) > all {
+				clear(avoid) // most were silent, and one is not: it was this node that was cut off
+			}
 		}
 		if leader != "" && leader != addr && redirects < maxRedirects && !time.Now().Before(avoid[leader]) {
 			redirects++
 			queue = append([]string{leader}, slices.DeleteFunc(queue, func(s string) bool { return s == leader })...)
 		}
 	}
-	return false
+	return false, silent
 }
 
 // candidates are the managers to ask: in random order, the leader as last heard first, those that did not answer just now left out.
