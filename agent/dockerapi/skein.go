@@ -10,6 +10,9 @@ import (
 func (h *handlers) skeinRoutes() []route {
 	return []route{
 		{"GET /skein/net/status", h.netStatus},
+		{"POST /skein/join-tokens", h.joinTokenCreate},
+		{"GET /skein/join-tokens", h.joinTokenList},
+		{"DELETE /skein/join-tokens/{id}", h.joinTokenRemove},
 	}
 }
 

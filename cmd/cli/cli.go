@@ -74,6 +74,9 @@ func New(ver string, extra ...*cobra.Command) *cobra.Command {
 	a.docker = docker
 	commands.AddCommands(root, docker)
 	adaptDocker(root, docker)
+	if c := child(child(root, "swarm"), "join-token"); c != nil {
+		c.AddCommand(a.joinTokenCommands()...)
+	}
 	for _, cmd := range append(a.ownCommands(), extra...) {
 		a.own[cmd] = true
 		root.AddCommand(cmd)

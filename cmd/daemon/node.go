@@ -49,13 +49,13 @@ type clusterNode struct {
 
 	cancel    context.CancelFunc
 	group     *errgroup.Group
-	session   chan struct{} // closed at the first session with a manager
-	connected func()        // closes it
-	failed    chan error    // why the manager ended, if it did by itself
-	done      chan struct{} // closed by stop
-	switched  chan struct{} // capacity 1: the certificate is of another role now
+	session   chan struct{}         // closed at the first session with a manager
+	connected func()                // closes it
+	failed    chan error            // why the manager ended, if it did by itself
+	done      chan struct{}         // closed by stop
+	switched  chan struct{}         // capacity 1: the certificate is of another role now
 	creds     chan *api.Credentials // capacity 1: the newest that the managers said
-	expelled  chan error    // capacity 1: the cluster removed this node
+	expelled  chan error            // capacity 1: the cluster removed this node
 
 	mu           sync.Mutex
 	conns        map[string]*grpc.ClientConn // to agents, by address; nil after stop
