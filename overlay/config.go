@@ -22,7 +22,7 @@ type Config struct {
 	MeshPool netip.Prefix
 }
 
-// Node is a cluster member as the network sees it. Index is 1..4094 and names its mesh block, MAC addresses and marks.
+// Node is a cluster member as the network sees it. Index is 1..16382 and names its mesh block, MAC addresses and marks.
 type Node struct {
 	Index    uint32
 	Hostname string

@@ -238,8 +238,8 @@ func validate(cfg Config) error {
 	bad := func(format string, a ...any) error {
 		return fmt.Errorf("network config: "+format+": %w", append(a, errdefs.ErrInvalidArgument)...)
 	}
-	if cfg.Self.Index < 1 || cfg.Self.Index > 4094 {
-		return bad("own node index %d is not in 1..4094", cfg.Self.Index)
+	if cfg.Self.Index < 1 || cfg.Self.Index > maxNode {
+		return bad("own node index %d is not in 1..%d", cfg.Self.Index, maxNode)
 	}
 	if !cfg.MeshPool.IsValid() || !cfg.MeshPool.Addr().Is4() || cfg.MeshPool.Bits() > 21 {
 		return bad("mesh pool %s must be an IPv4 prefix of at most 21 bits", cfg.MeshPool)
@@ -252,8 +252,8 @@ func validate(cfg Config) error {
 	}
 	seen := map[uint32]string{cfg.Self.Index: cfg.Self.Hostname}
 	for _, p := range cfg.Peers {
-		if p.Index < 1 || p.Index > 4094 || !p.Underlay.Is4() {
-			return bad("node %q: index %d is not in 1..4094 or address %s is not IPv4 (tunnels over IPv6 are not built yet)", p.Hostname, p.Index, p.Underlay)
+		if p.Index < 1 || p.Index > maxNode || !p.Underlay.Is4() {
+			return bad("node %q: index %d is not in 1..%d or address %s is not IPv4 (tunnels over IPv6 are not built yet)", p.Hostname, p.Index, maxNode, p.Underlay)
 		}
 		if other, ok := seen[p.Index]; ok {
 			return bad("nodes %q and %q share index %d", other, p.Hostname, p.Index)

@@ -52,9 +52,19 @@ func tag(id string) string {
 	return string(head) + hash[:10-len(head)]
 }
 
-// nodeMAC is a node's station address on a VXLAN: 12 bits of index, 24 bits of VNI.
+// maxNode is the highest index that addresses, MACs, marks and zones have room for.
+const maxNode = 1<<14 - 2
+
+// nodeMAC is a node's station address on a VXLAN: 14 bits of index, 24 bits of VNI. Its second byte is 0x50..0x5f for the first 4,096
+// nodes and 0x90..0xbf for the others, which no leg's is.
 func nodeMAC(vni, node uint32) link.MAC {
-	return link.MAC{0x02, 0x50 | byte(node>>8)&0x0f, byte(node), byte(vni >> 16), byte(vni >> 8), byte(vni)}
+	high := byte(node>>8) & 0x3f
+	if high < 0x10 {
+		high |= 0x50
+	} else {
+		high |= 0x80
+	}
+	return link.MAC{0x02, high, byte(node), byte(vni >> 16), byte(vni >> 8), byte(vni)}
 }
 
 // Kinds of legs, told apart by the second byte of the container end's MAC.
@@ -76,7 +86,7 @@ func nodeVia(node uint32, v6 bool) netip.Addr {
 		binary.BigEndian.PutUint16(b[14:], uint16(node))
 		return netip.AddrFrom16(b)
 	}
-	return netip.AddrFrom4([4]byte{169, 254, 64 | byte(node>>8)&0x0f, byte(node)})
+	return netip.AddrFrom4([4]byte{169, 254, 64 | byte(node>>8)&0x3f, byte(node)})
 }
 
 // nodeBlock is a node's /22 of the mesh pool, nodeAddr the node's own address, which is the first usable of it.

@@ -23,7 +23,8 @@ const (
 	AddressRest = 60 * time.Second // a released address or subnet rests this long, by entry time
 	IndexRest   = 24 * time.Hour   // a removed node's index
 
-	MaxNodeIndex = 4094
+	// MaxNodeIndex is the highest index in the largest mesh pool; see State.maxIndex for a smaller one.
+	MaxNodeIndex = 16382
 	nodeBits     = 22 // a node's block of the mesh pool
 
 	firstVNI = 4097

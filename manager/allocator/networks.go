@@ -14,15 +14,25 @@ import (
 // AddNode gives a new node its index, and with it its block of the mesh pool.
 func (s *State) AddNode(n *api.NodeRecord) error {
 	resting := s.restingIndexes()
-	for i := uint32(1); i <= MaxNodeIndex; i++ {
+	limit := s.maxIndex()
+	for i := uint32(1); i <= limit; i++ {
 		if _, used := s.indexes[i]; used || resting[i] {
 			continue
 		}
 		n.Index = i
 		return s.RestoreNode(n)
 	}
-	return exhausted("add node %q: all %d node indexes are taken, %d of them rest for %s after their node was removed",
-		n.Hostname, MaxNodeIndex, len(resting), IndexRest)
+	return exhausted("add node %q: all %d blocks of mesh pool %s are taken, %d of them rest for %s after their node was removed: a larger cluster needs a larger mesh pool at init",
+		n.Hostname, limit, s.mesh, len(resting), IndexRest)
+}
+
+// maxIndex is the highest index of a node for which the mesh pool has a block. Block 0 stays free; of pools that hold 4,096 or more, the last too.
+func (s *State) maxIndex() uint32 {
+	blocks := uint32(1) << (nodeBits - s.mesh.Bits())
+	if blocks < 1<<12 {
+		return blocks - 1
+	}
+	return blocks - 2
 }
 
 // RestoreNode takes over a node that has its index.
@@ -35,8 +45,7 @@ func (s *State) RestoreNode(n *api.NodeRecord) error {
 		return dataLoss("node %s: index %d is held by node %s", n.Id, n.Index, other)
 	}
 	if uint64(n.Index+1)*uint64(block) > uint64(1)<<(32-s.mesh.Bits()) {
-		return exhausted("add node %q: mesh pool %s has no block left for node %d: a cluster of this size needs a larger mesh pool at init",
-			n.Hostname, s.mesh, n.Index)
+		return dataLoss("node %s: mesh pool %s has no block %d", n.Id, s.mesh, n.Index)
 	}
 	v4 := netip.PrefixFrom(plus4(s.mesh.Addr(), n.Index*block), nodeBits)
 	p := newPool(fmt.Sprintf("the mesh block of node %q", n.Hostname), v4, s.nodeBlock6(n.Index))

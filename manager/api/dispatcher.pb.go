@@ -162,6 +162,7 @@ type Hello struct {
 	Statuses        []*TaskReport          `protobuf:"bytes,5,rep,name=statuses,proto3" json:"statuses,omitempty"` // what runs here now: all tasks known to the agent
 	Acks            []*TableAck            `protobuf:"bytes,6,rep,name=acks,proto3" json:"acks,omitempty"`
 	Tls             *NodeTLS               `protobuf:"bytes,7,opt,name=tls,proto3" json:"tls,omitempty"`
+	Tables          []*TableDigest         `protobuf:"bytes,8,rep,name=tables,proto3" json:"tables,omitempty"` // what this node holds, applied or not
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -245,6 +246,66 @@ func (x *Hello) GetTls() *NodeTLS {
 	return nil
 }
 
+func (x *Hello) GetTables() []*TableDigest {
+	if x != nil {
+		return x.Tables
+	}
+	return nil
+}
+
+// TableDigest names a table's content: a manager that has the same content only says so.
+type TableDigest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Table         string                 `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`
+	Digest        uint64                 `protobuf:"fixed64,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TableDigest) Reset() {
+	*x = TableDigest{}
+	mi := &file_dispatcher_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TableDigest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TableDigest) ProtoMessage() {}
+
+func (x *TableDigest) ProtoReflect() protoreflect.Message {
+	mi := &file_dispatcher_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TableDigest.ProtoReflect.Descriptor instead.
+func (*TableDigest) Descriptor() ([]byte, []int) {
+	return file_dispatcher_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *TableDigest) GetTable() string {
+	if x != nil {
+		return x.Table
+	}
+	return ""
+}
+
+func (x *TableDigest) GetDigest() uint64 {
+	if x != nil {
+		return x.Digest
+	}
+	return 0
+}
+
 type Heartbeat struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sequence      uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
@@ -254,7 +315,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_dispatcher_proto_msgTypes[2]
+	mi := &file_dispatcher_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -266,7 +327,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[2]
+	mi := &file_dispatcher_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -279,7 +340,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{2}
+	return file_dispatcher_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Heartbeat) GetSequence() uint64 {
@@ -298,7 +359,7 @@ type StatusBatch struct {
 
 func (x *StatusBatch) Reset() {
 	*x = StatusBatch{}
-	mi := &file_dispatcher_proto_msgTypes[3]
+	mi := &file_dispatcher_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -310,7 +371,7 @@ func (x *StatusBatch) String() string {
 func (*StatusBatch) ProtoMessage() {}
 
 func (x *StatusBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[3]
+	mi := &file_dispatcher_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -323,7 +384,7 @@ func (x *StatusBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusBatch.ProtoReflect.Descriptor instead.
 func (*StatusBatch) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{3}
+	return file_dispatcher_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *StatusBatch) GetReports() []*TaskReport {
@@ -345,7 +406,7 @@ type TableAck struct {
 
 func (x *TableAck) Reset() {
 	*x = TableAck{}
-	mi := &file_dispatcher_proto_msgTypes[4]
+	mi := &file_dispatcher_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -357,7 +418,7 @@ func (x *TableAck) String() string {
 func (*TableAck) ProtoMessage() {}
 
 func (x *TableAck) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[4]
+	mi := &file_dispatcher_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -370,7 +431,7 @@ func (x *TableAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableAck.ProtoReflect.Descriptor instead.
 func (*TableAck) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{4}
+	return file_dispatcher_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *TableAck) GetTable() string {
@@ -412,7 +473,7 @@ type ManagerMessage struct {
 
 func (x *ManagerMessage) Reset() {
 	*x = ManagerMessage{}
-	mi := &file_dispatcher_proto_msgTypes[5]
+	mi := &file_dispatcher_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -424,7 +485,7 @@ func (x *ManagerMessage) String() string {
 func (*ManagerMessage) ProtoMessage() {}
 
 func (x *ManagerMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[5]
+	mi := &file_dispatcher_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -437,7 +498,7 @@ func (x *ManagerMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManagerMessage.ProtoReflect.Descriptor instead.
 func (*ManagerMessage) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{5}
+	return file_dispatcher_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ManagerMessage) GetKind() isManagerMessage_Kind {
@@ -568,7 +629,7 @@ type Credentials struct {
 
 func (x *Credentials) Reset() {
 	*x = Credentials{}
-	mi := &file_dispatcher_proto_msgTypes[6]
+	mi := &file_dispatcher_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -580,7 +641,7 @@ func (x *Credentials) String() string {
 func (*Credentials) ProtoMessage() {}
 
 func (x *Credentials) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[6]
+	mi := &file_dispatcher_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -593,7 +654,7 @@ func (x *Credentials) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credentials.ProtoReflect.Descriptor instead.
 func (*Credentials) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{6}
+	return file_dispatcher_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Credentials) GetTrustPem() []byte {
@@ -628,7 +689,7 @@ type DependencyUpdate struct {
 
 func (x *DependencyUpdate) Reset() {
 	*x = DependencyUpdate{}
-	mi := &file_dispatcher_proto_msgTypes[7]
+	mi := &file_dispatcher_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -640,7 +701,7 @@ func (x *DependencyUpdate) String() string {
 func (*DependencyUpdate) ProtoMessage() {}
 
 func (x *DependencyUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[7]
+	mi := &file_dispatcher_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -653,7 +714,7 @@ func (x *DependencyUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DependencyUpdate.ProtoReflect.Descriptor instead.
 func (*DependencyUpdate) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{7}
+	return file_dispatcher_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DependencyUpdate) GetSet() []*DependencyRecord {
@@ -672,13 +733,14 @@ type Welcome struct {
 	Node            *NodeRecord            `protobuf:"bytes,5,opt,name=node,proto3" json:"node,omitempty"`
 	DataPort        uint32                 `protobuf:"varint,6,opt,name=data_port,json=dataPort,proto3" json:"data_port,omitempty"`
 	MeshPool        string                 `protobuf:"bytes,7,opt,name=mesh_pool,json=meshPool,proto3" json:"mesh_pool,omitempty"`
+	Term            uint64                 `protobuf:"varint,8,opt,name=term,proto3" json:"term,omitempty"` // of this leader; an agent refuses one that is older than the last
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_dispatcher_proto_msgTypes[8]
+	mi := &file_dispatcher_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -690,7 +752,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[8]
+	mi := &file_dispatcher_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -703,7 +765,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{8}
+	return file_dispatcher_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Welcome) GetSessionId() string {
@@ -755,6 +817,13 @@ func (x *Welcome) GetMeshPool() string {
 	return ""
 }
 
+func (x *Welcome) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
 type HeartbeatReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sequence      uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
@@ -764,7 +833,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_dispatcher_proto_msgTypes[9]
+	mi := &file_dispatcher_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -776,7 +845,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[9]
+	mi := &file_dispatcher_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -789,7 +858,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{9}
+	return file_dispatcher_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *HeartbeatReply) GetSequence() uint64 {
@@ -808,7 +877,7 @@ type ManagerList struct {
 
 func (x *ManagerList) Reset() {
 	*x = ManagerList{}
-	mi := &file_dispatcher_proto_msgTypes[10]
+	mi := &file_dispatcher_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -820,7 +889,7 @@ func (x *ManagerList) String() string {
 func (*ManagerList) ProtoMessage() {}
 
 func (x *ManagerList) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[10]
+	mi := &file_dispatcher_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -833,7 +902,7 @@ func (x *ManagerList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManagerList.ProtoReflect.Descriptor instead.
 func (*ManagerList) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{10}
+	return file_dispatcher_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ManagerList) GetManagers() []*ManagerPeer {
@@ -854,7 +923,7 @@ type ManagerPeer struct {
 
 func (x *ManagerPeer) Reset() {
 	*x = ManagerPeer{}
-	mi := &file_dispatcher_proto_msgTypes[11]
+	mi := &file_dispatcher_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -866,7 +935,7 @@ func (x *ManagerPeer) String() string {
 func (*ManagerPeer) ProtoMessage() {}
 
 func (x *ManagerPeer) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[11]
+	mi := &file_dispatcher_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -879,7 +948,7 @@ func (x *ManagerPeer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManagerPeer.ProtoReflect.Descriptor instead.
 func (*ManagerPeer) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{11}
+	return file_dispatcher_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ManagerPeer) GetNodeId() string {
@@ -903,21 +972,25 @@ func (x *ManagerPeer) GetLeader() bool {
 	return false
 }
 
-// AssignmentUpdate: full replaces the agent's set, otherwise set and removed are merged into it.
+// AssignmentUpdate: full replaces the agent's set, otherwise set and removed are merged into it. A full set comes in parts, of which all
+// but the last say more; it takes effect with the last one, whose total is the number of its tasks.
 type AssignmentUpdate struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Sequence      uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"` // 1 for full, then consecutive
+	Sequence      uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"` // 1 for the first part of a full set, then consecutive
 	Full          bool                   `protobuf:"varint,2,opt,name=full,proto3" json:"full,omitempty"`
 	Set           []*Assignment          `protobuf:"bytes,3,rep,name=set,proto3" json:"set,omitempty"`
-	Removed       []string               `protobuf:"bytes,4,rep,name=removed,proto3" json:"removed,omitempty"`   // task ids: stop if running, then forget
-	Networks      []*NetworkRecord       `protobuf:"bytes,5,rep,name=networks,proto3" json:"networks,omitempty"` // every network that the set refers to (with full), or those new to the node
+	Removed       []string               `protobuf:"bytes,4,rep,name=removed,proto3" json:"removed,omitempty"`     // task ids: stop if running, then forget
+	Networks      []*NetworkRecord       `protobuf:"bytes,5,rep,name=networks,proto3" json:"networks,omitempty"`   // every network that the set refers to (with full), or those new to the node
+	Templates     []*Template            `protobuf:"bytes,6,rep,name=templates,proto3" json:"templates,omitempty"` // those new in this session
+	More          bool                   `protobuf:"varint,7,opt,name=more,proto3" json:"more,omitempty"`
+	Total         uint32                 `protobuf:"varint,8,opt,name=total,proto3" json:"total,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AssignmentUpdate) Reset() {
 	*x = AssignmentUpdate{}
-	mi := &file_dispatcher_proto_msgTypes[12]
+	mi := &file_dispatcher_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -929,7 +1002,7 @@ func (x *AssignmentUpdate) String() string {
 func (*AssignmentUpdate) ProtoMessage() {}
 
 func (x *AssignmentUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[12]
+	mi := &file_dispatcher_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -942,7 +1015,7 @@ func (x *AssignmentUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignmentUpdate.ProtoReflect.Descriptor instead.
 func (*AssignmentUpdate) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{12}
+	return file_dispatcher_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *AssignmentUpdate) GetSequence() uint64 {
@@ -980,6 +1053,123 @@ func (x *AssignmentUpdate) GetNetworks() []*NetworkRecord {
 	return nil
 }
 
+func (x *AssignmentUpdate) GetTemplates() []*Template {
+	if x != nil {
+		return x.Templates
+	}
+	return nil
+}
+
+func (x *AssignmentUpdate) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+func (x *AssignmentUpdate) GetTotal() uint32 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+// Template is what the tasks of one revision of a service have in common. It is sent once in a session, with the first task that needs it,
+// and again when the agent has dropped it: with the last task here that is made of it.
+type Template struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	ServiceId         string                 `protobuf:"bytes,1,opt,name=service_id,json=serviceId,proto3" json:"service_id,omitempty"`
+	Revision          uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	ServiceName       string                 `protobuf:"bytes,3,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	SpecJson          []byte                 `protobuf:"bytes,4,opt,name=spec_json,json=specJson,proto3" json:"spec_json,omitempty"` // moby swarm.TaskSpec, templates not expanded
+	ServiceLabelsJson []byte                 `protobuf:"bytes,5,opt,name=service_labels_json,json=serviceLabelsJson,proto3" json:"service_labels_json,omitempty"`
+	Ports             []*PortConfig          `protobuf:"bytes,6,rep,name=ports,proto3" json:"ports,omitempty"`
+	Dependencies      []string               `protobuf:"bytes,7,rep,name=dependencies,proto3" json:"dependencies,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *Template) Reset() {
+	*x = Template{}
+	mi := &file_dispatcher_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Template) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Template) ProtoMessage() {}
+
+func (x *Template) ProtoReflect() protoreflect.Message {
+	mi := &file_dispatcher_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Template.ProtoReflect.Descriptor instead.
+func (*Template) Descriptor() ([]byte, []int) {
+	return file_dispatcher_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Template) GetServiceId() string {
+	if x != nil {
+		return x.ServiceId
+	}
+	return ""
+}
+
+func (x *Template) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *Template) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
+func (x *Template) GetSpecJson() []byte {
+	if x != nil {
+		return x.SpecJson
+	}
+	return nil
+}
+
+func (x *Template) GetServiceLabelsJson() []byte {
+	if x != nil {
+		return x.ServiceLabelsJson
+	}
+	return nil
+}
+
+func (x *Template) GetPorts() []*PortConfig {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *Template) GetDependencies() []string {
+	if x != nil {
+		return x.Dependencies
+	}
+	return nil
+}
+
+// Assignment is a task of this node. With templated, the template of its revision completes it (fields 3, 8, 12, 16, 17); all that is left out
+// for a task that ended. In an agent's journal and memory each is complete.
 type Assignment struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	TaskId            string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
@@ -1000,13 +1190,14 @@ type Assignment struct {
 	ServiceLabelsJson []byte                 `protobuf:"bytes,16,opt,name=service_labels_json,json=serviceLabelsJson,proto3" json:"service_labels_json,omitempty"`
 	Dependencies      []string               `protobuf:"bytes,17,rep,name=dependencies,proto3" json:"dependencies,omitempty"` // ids of secrets and configs
 	Generic           []*GenericResource     `protobuf:"bytes,18,rep,name=generic,proto3" json:"generic,omitempty"`           // what the task holds of the node's generic resources
+	Templated         bool                   `protobuf:"varint,19,opt,name=templated,proto3" json:"templated,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Assignment) Reset() {
 	*x = Assignment{}
-	mi := &file_dispatcher_proto_msgTypes[13]
+	mi := &file_dispatcher_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1018,7 +1209,7 @@ func (x *Assignment) String() string {
 func (*Assignment) ProtoMessage() {}
 
 func (x *Assignment) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[13]
+	mi := &file_dispatcher_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1031,7 +1222,7 @@ func (x *Assignment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assignment.ProtoReflect.Descriptor instead.
 func (*Assignment) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{13}
+	return file_dispatcher_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Assignment) GetTaskId() string {
@@ -1160,8 +1351,16 @@ func (x *Assignment) GetGeneric() []*GenericResource {
 	return nil
 }
 
+func (x *Assignment) GetTemplated() bool {
+	if x != nil {
+		return x.Templated
+	}
+	return false
+}
+
 // TableUpdate carries the endpoint table of one network, or with table "mesh" the nodes and everything published.
-// full replaces, otherwise records are upserts by key and removals.
+// full replaces, otherwise records are upserts by key and removals. A full table comes in parts, of which all but the last say more; it takes
+// effect with the last one. same says that what the agent named by its digest is the content of this version.
 type TableUpdate struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	Table            string                 `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`
@@ -1175,13 +1374,17 @@ type TableUpdate struct {
 	RemovedServices  []string               `protobuf:"bytes,9,rep,name=removed_services,json=removedServices,proto3" json:"removed_services,omitempty"`
 	Endpoints        []*TaskEndpoint        `protobuf:"bytes,10,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
 	RemovedEndpoints []string               `protobuf:"bytes,11,rep,name=removed_endpoints,json=removedEndpoints,proto3" json:"removed_endpoints,omitempty"` // task ids
+	More             bool                   `protobuf:"varint,12,opt,name=more,proto3" json:"more,omitempty"`
+	Part             uint32                 `protobuf:"varint,13,opt,name=part,proto3" json:"part,omitempty"`      // of a full table, from 0
+	Digest           uint64                 `protobuf:"fixed64,14,opt,name=digest,proto3" json:"digest,omitempty"` // names the content after this update, for Hello; with the last part
+	Same             bool                   `protobuf:"varint,15,opt,name=same,proto3" json:"same,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
 
 func (x *TableUpdate) Reset() {
 	*x = TableUpdate{}
-	mi := &file_dispatcher_proto_msgTypes[14]
+	mi := &file_dispatcher_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1193,7 +1396,7 @@ func (x *TableUpdate) String() string {
 func (*TableUpdate) ProtoMessage() {}
 
 func (x *TableUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[14]
+	mi := &file_dispatcher_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1206,7 +1409,7 @@ func (x *TableUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableUpdate.ProtoReflect.Descriptor instead.
 func (*TableUpdate) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{14}
+	return file_dispatcher_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TableUpdate) GetTable() string {
@@ -1286,6 +1489,34 @@ func (x *TableUpdate) GetRemovedEndpoints() []string {
 	return nil
 }
 
+func (x *TableUpdate) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+func (x *TableUpdate) GetPart() uint32 {
+	if x != nil {
+		return x.Part
+	}
+	return 0
+}
+
+func (x *TableUpdate) GetDigest() uint64 {
+	if x != nil {
+		return x.Digest
+	}
+	return 0
+}
+
+func (x *TableUpdate) GetSame() bool {
+	if x != nil {
+		return x.Same
+	}
+	return false
+}
+
 type NodeEndpoint struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Index         uint32                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
@@ -1298,7 +1529,7 @@ type NodeEndpoint struct {
 
 func (x *NodeEndpoint) Reset() {
 	*x = NodeEndpoint{}
-	mi := &file_dispatcher_proto_msgTypes[15]
+	mi := &file_dispatcher_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1310,7 +1541,7 @@ func (x *NodeEndpoint) String() string {
 func (*NodeEndpoint) ProtoMessage() {}
 
 func (x *NodeEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[15]
+	mi := &file_dispatcher_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1323,7 +1554,7 @@ func (x *NodeEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeEndpoint.ProtoReflect.Descriptor instead.
 func (*NodeEndpoint) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{15}
+	return file_dispatcher_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *NodeEndpoint) GetIndex() uint32 {
@@ -1370,7 +1601,7 @@ type ServiceEndpoint struct {
 
 func (x *ServiceEndpoint) Reset() {
 	*x = ServiceEndpoint{}
-	mi := &file_dispatcher_proto_msgTypes[16]
+	mi := &file_dispatcher_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1382,7 +1613,7 @@ func (x *ServiceEndpoint) String() string {
 func (*ServiceEndpoint) ProtoMessage() {}
 
 func (x *ServiceEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[16]
+	mi := &file_dispatcher_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1395,7 +1626,7 @@ func (x *ServiceEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceEndpoint.ProtoReflect.Descriptor instead.
 func (*ServiceEndpoint) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{16}
+	return file_dispatcher_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ServiceEndpoint) GetServiceId() string {
@@ -1463,7 +1694,7 @@ type TaskEndpoint struct {
 
 func (x *TaskEndpoint) Reset() {
 	*x = TaskEndpoint{}
-	mi := &file_dispatcher_proto_msgTypes[17]
+	mi := &file_dispatcher_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1475,7 +1706,7 @@ func (x *TaskEndpoint) String() string {
 func (*TaskEndpoint) ProtoMessage() {}
 
 func (x *TaskEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[17]
+	mi := &file_dispatcher_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1488,7 +1719,7 @@ func (x *TaskEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskEndpoint.ProtoReflect.Descriptor instead.
 func (*TaskEndpoint) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{17}
+	return file_dispatcher_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TaskEndpoint) GetTaskId() string {
@@ -1558,7 +1789,7 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\bstatuses\x18\x03 \x01(\v2\x19.skein.api.v1.StatusBatchH\x00R\bstatuses\x12*\n" +
 	"\x03ack\x18\x04 \x01(\v2\x16.skein.api.v1.TableAckH\x00R\x03ack\x12)\n" +
 	"\x03tls\x18\x05 \x01(\v2\x15.skein.api.v1.NodeTLSH\x00R\x03tlsB\x06\n" +
-	"\x04kind\"\x99\x02\n" +
+	"\x04kind\"\xcc\x02\n" +
 	"\x05Hello\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12)\n" +
 	"\x10description_json\x18\x02 \x01(\fR\x0fdescriptionJson\x12#\n" +
@@ -1566,7 +1797,11 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\brpc_addr\x18\x04 \x01(\tR\arpcAddr\x124\n" +
 	"\bstatuses\x18\x05 \x03(\v2\x18.skein.api.v1.TaskReportR\bstatuses\x12*\n" +
 	"\x04acks\x18\x06 \x03(\v2\x16.skein.api.v1.TableAckR\x04acks\x12'\n" +
-	"\x03tls\x18\a \x01(\v2\x15.skein.api.v1.NodeTLSR\x03tls\"'\n" +
+	"\x03tls\x18\a \x01(\v2\x15.skein.api.v1.NodeTLSR\x03tls\x121\n" +
+	"\x06tables\x18\b \x03(\v2\x19.skein.api.v1.TableDigestR\x06tables\";\n" +
+	"\vTableDigest\x12\x14\n" +
+	"\x05table\x18\x01 \x01(\tR\x05table\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\x06R\x06digest\"'\n" +
 	"\tHeartbeat\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\"A\n" +
 	"\vStatusBatch\x122\n" +
@@ -1590,7 +1825,7 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\vgossip_keys\x18\x03 \x03(\fR\n" +
 	"gossipKeys\"D\n" +
 	"\x10DependencyUpdate\x120\n" +
-	"\x03set\x18\x01 \x03(\v2\x1e.skein.api.v1.DependencyRecordR\x03set\"\xfd\x01\n" +
+	"\x03set\x18\x01 \x03(\v2\x1e.skein.api.v1.DependencyRecordR\x03set\"\x91\x02\n" +
 	"\aWelcome\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12)\n" +
@@ -1600,7 +1835,8 @@ const file_dispatcher_proto_rawDesc = "" +
 	"node_index\x18\x04 \x01(\rR\tnodeIndex\x12,\n" +
 	"\x04node\x18\x05 \x01(\v2\x18.skein.api.v1.NodeRecordR\x04node\x12\x1b\n" +
 	"\tdata_port\x18\x06 \x01(\rR\bdataPort\x12\x1b\n" +
-	"\tmesh_pool\x18\a \x01(\tR\bmeshPool\",\n" +
+	"\tmesh_pool\x18\a \x01(\tR\bmeshPool\x12\x12\n" +
+	"\x04term\x18\b \x01(\x04R\x04term\",\n" +
 	"\x0eHeartbeatReply\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\"D\n" +
 	"\vManagerList\x125\n" +
@@ -1608,13 +1844,25 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\vManagerPeer\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x19\n" +
 	"\brpc_addr\x18\x02 \x01(\tR\arpcAddr\x12\x16\n" +
-	"\x06leader\x18\x03 \x01(\bR\x06leader\"\xc1\x01\n" +
+	"\x06leader\x18\x03 \x01(\bR\x06leader\"\xa1\x02\n" +
 	"\x10AssignmentUpdate\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x12\n" +
 	"\x04full\x18\x02 \x01(\bR\x04full\x12*\n" +
 	"\x03set\x18\x03 \x03(\v2\x18.skein.api.v1.AssignmentR\x03set\x12\x18\n" +
 	"\aremoved\x18\x04 \x03(\tR\aremoved\x127\n" +
-	"\bnetworks\x18\x05 \x03(\v2\x1b.skein.api.v1.NetworkRecordR\bnetworks\"\xe9\x04\n" +
+	"\bnetworks\x18\x05 \x03(\v2\x1b.skein.api.v1.NetworkRecordR\bnetworks\x124\n" +
+	"\ttemplates\x18\x06 \x03(\v2\x16.skein.api.v1.TemplateR\ttemplates\x12\x12\n" +
+	"\x04more\x18\a \x01(\bR\x04more\x12\x14\n" +
+	"\x05total\x18\b \x01(\rR\x05total\"\x89\x02\n" +
+	"\bTemplate\x12\x1d\n" +
+	"\n" +
+	"service_id\x18\x01 \x01(\tR\tserviceId\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\x12!\n" +
+	"\fservice_name\x18\x03 \x01(\tR\vserviceName\x12\x1b\n" +
+	"\tspec_json\x18\x04 \x01(\fR\bspecJson\x12.\n" +
+	"\x13service_labels_json\x18\x05 \x01(\fR\x11serviceLabelsJson\x12.\n" +
+	"\x05ports\x18\x06 \x03(\v2\x18.skein.api.v1.PortConfigR\x05ports\x12\"\n" +
+	"\fdependencies\x18\a \x03(\tR\fdependencies\"\x87\x05\n" +
 	"\n" +
 	"Assignment\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x1d\n" +
@@ -1637,7 +1885,8 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\x05state\x18\x0f \x01(\rR\x05state\x12.\n" +
 	"\x13service_labels_json\x18\x10 \x01(\fR\x11serviceLabelsJson\x12\"\n" +
 	"\fdependencies\x18\x11 \x03(\tR\fdependencies\x127\n" +
-	"\ageneric\x18\x12 \x03(\v2\x1d.skein.api.v1.GenericResourceR\ageneric\"\xc0\x03\n" +
+	"\ageneric\x18\x12 \x03(\v2\x1d.skein.api.v1.GenericResourceR\ageneric\x12\x1c\n" +
+	"\ttemplated\x18\x13 \x01(\bR\ttemplated\"\x94\x04\n" +
 	"\vTableUpdate\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x12\n" +
@@ -1650,7 +1899,11 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\x10removed_services\x18\t \x03(\tR\x0fremovedServices\x128\n" +
 	"\tendpoints\x18\n" +
 	" \x03(\v2\x1a.skein.api.v1.TaskEndpointR\tendpoints\x12+\n" +
-	"\x11removed_endpoints\x18\v \x03(\tR\x10removedEndpoints\"~\n" +
+	"\x11removed_endpoints\x18\v \x03(\tR\x10removedEndpoints\x12\x12\n" +
+	"\x04more\x18\f \x01(\bR\x04more\x12\x12\n" +
+	"\x04part\x18\r \x01(\rR\x04part\x12\x16\n" +
+	"\x06digest\x18\x0e \x01(\x06R\x06digest\x12\x12\n" +
+	"\x04same\x18\x0f \x01(\bR\x04same\"~\n" +
 	"\fNodeEndpoint\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\rR\x05index\x12\x17\n" +
 	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x12#\n" +
@@ -1693,73 +1946,78 @@ func file_dispatcher_proto_rawDescGZIP() []byte {
 	return file_dispatcher_proto_rawDescData
 }
 
-var file_dispatcher_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_dispatcher_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_dispatcher_proto_goTypes = []any{
 	(*AgentMessage)(nil),     // 0: skein.api.v1.AgentMessage
 	(*Hello)(nil),            // 1: skein.api.v1.Hello
-	(*Heartbeat)(nil),        // 2: skein.api.v1.Heartbeat
-	(*StatusBatch)(nil),      // 3: skein.api.v1.StatusBatch
-	(*TableAck)(nil),         // 4: skein.api.v1.TableAck
-	(*ManagerMessage)(nil),   // 5: skein.api.v1.ManagerMessage
-	(*Credentials)(nil),      // 6: skein.api.v1.Credentials
-	(*DependencyUpdate)(nil), // 7: skein.api.v1.DependencyUpdate
-	(*Welcome)(nil),          // 8: skein.api.v1.Welcome
-	(*HeartbeatReply)(nil),   // 9: skein.api.v1.HeartbeatReply
-	(*ManagerList)(nil),      // 10: skein.api.v1.ManagerList
-	(*ManagerPeer)(nil),      // 11: skein.api.v1.ManagerPeer
-	(*AssignmentUpdate)(nil), // 12: skein.api.v1.AssignmentUpdate
-	(*Assignment)(nil),       // 13: skein.api.v1.Assignment
-	(*TableUpdate)(nil),      // 14: skein.api.v1.TableUpdate
-	(*NodeEndpoint)(nil),     // 15: skein.api.v1.NodeEndpoint
-	(*ServiceEndpoint)(nil),  // 16: skein.api.v1.ServiceEndpoint
-	(*TaskEndpoint)(nil),     // 17: skein.api.v1.TaskEndpoint
-	(*NodeTLS)(nil),          // 18: skein.api.v1.NodeTLS
-	(*TaskReport)(nil),       // 19: skein.api.v1.TaskReport
-	(*DependencyRecord)(nil), // 20: skein.api.v1.DependencyRecord
-	(*NodeRecord)(nil),       // 21: skein.api.v1.NodeRecord
-	(*NetworkRecord)(nil),    // 22: skein.api.v1.NetworkRecord
-	(*Attachment)(nil),       // 23: skein.api.v1.Attachment
-	(*PortConfig)(nil),       // 24: skein.api.v1.PortConfig
-	(*GenericResource)(nil),  // 25: skein.api.v1.GenericResource
+	(*TableDigest)(nil),      // 2: skein.api.v1.TableDigest
+	(*Heartbeat)(nil),        // 3: skein.api.v1.Heartbeat
+	(*StatusBatch)(nil),      // 4: skein.api.v1.StatusBatch
+	(*TableAck)(nil),         // 5: skein.api.v1.TableAck
+	(*ManagerMessage)(nil),   // 6: skein.api.v1.ManagerMessage
+	(*Credentials)(nil),      // 7: skein.api.v1.Credentials
+	(*DependencyUpdate)(nil), // 8: skein.api.v1.DependencyUpdate
+	(*Welcome)(nil),          // 9: skein.api.v1.Welcome
+	(*HeartbeatReply)(nil),   // 10: skein.api.v1.HeartbeatReply
+	(*ManagerList)(nil),      // 11: skein.api.v1.ManagerList
+	(*ManagerPeer)(nil),      // 12: skein.api.v1.ManagerPeer
+	(*AssignmentUpdate)(nil), // 13: skein.api.v1.AssignmentUpdate
+	(*Template)(nil),         // 14: skein.api.v1.Template
+	(*Assignment)(nil),       // 15: skein.api.v1.Assignment
+	(*TableUpdate)(nil),      // 16: skein.api.v1.TableUpdate
+	(*NodeEndpoint)(nil),     // 17: skein.api.v1.NodeEndpoint
+	(*ServiceEndpoint)(nil),  // 18: skein.api.v1.ServiceEndpoint
+	(*TaskEndpoint)(nil),     // 19: skein.api.v1.TaskEndpoint
+	(*NodeTLS)(nil),          // 20: skein.api.v1.NodeTLS
+	(*TaskReport)(nil),       // 21: skein.api.v1.TaskReport
+	(*DependencyRecord)(nil), // 22: skein.api.v1.DependencyRecord
+	(*NodeRecord)(nil),       // 23: skein.api.v1.NodeRecord
+	(*NetworkRecord)(nil),    // 24: skein.api.v1.NetworkRecord
+	(*PortConfig)(nil),       // 25: skein.api.v1.PortConfig
+	(*Attachment)(nil),       // 26: skein.api.v1.Attachment
+	(*GenericResource)(nil),  // 27: skein.api.v1.GenericResource
 }
 var file_dispatcher_proto_depIdxs = []int32{
 	1,  // 0: skein.api.v1.AgentMessage.hello:type_name -> skein.api.v1.Hello
-	2,  // 1: skein.api.v1.AgentMessage.heartbeat:type_name -> skein.api.v1.Heartbeat
-	3,  // 2: skein.api.v1.AgentMessage.statuses:type_name -> skein.api.v1.StatusBatch
-	4,  // 3: skein.api.v1.AgentMessage.ack:type_name -> skein.api.v1.TableAck
-	18, // 4: skein.api.v1.AgentMessage.tls:type_name -> skein.api.v1.NodeTLS
-	19, // 5: skein.api.v1.Hello.statuses:type_name -> skein.api.v1.TaskReport
-	4,  // 6: skein.api.v1.Hello.acks:type_name -> skein.api.v1.TableAck
-	18, // 7: skein.api.v1.Hello.tls:type_name -> skein.api.v1.NodeTLS
-	19, // 8: skein.api.v1.StatusBatch.reports:type_name -> skein.api.v1.TaskReport
-	8,  // 9: skein.api.v1.ManagerMessage.welcome:type_name -> skein.api.v1.Welcome
-	12, // 10: skein.api.v1.ManagerMessage.assignments:type_name -> skein.api.v1.AssignmentUpdate
-	14, // 11: skein.api.v1.ManagerMessage.table:type_name -> skein.api.v1.TableUpdate
-	10, // 12: skein.api.v1.ManagerMessage.managers:type_name -> skein.api.v1.ManagerList
-	9,  // 13: skein.api.v1.ManagerMessage.heartbeat:type_name -> skein.api.v1.HeartbeatReply
-	7,  // 14: skein.api.v1.ManagerMessage.dependencies:type_name -> skein.api.v1.DependencyUpdate
-	6,  // 15: skein.api.v1.ManagerMessage.credentials:type_name -> skein.api.v1.Credentials
-	20, // 16: skein.api.v1.DependencyUpdate.set:type_name -> skein.api.v1.DependencyRecord
-	21, // 17: skein.api.v1.Welcome.node:type_name -> skein.api.v1.NodeRecord
-	11, // 18: skein.api.v1.ManagerList.managers:type_name -> skein.api.v1.ManagerPeer
-	13, // 19: skein.api.v1.AssignmentUpdate.set:type_name -> skein.api.v1.Assignment
-	22, // 20: skein.api.v1.AssignmentUpdate.networks:type_name -> skein.api.v1.NetworkRecord
-	23, // 21: skein.api.v1.Assignment.attachments:type_name -> skein.api.v1.Attachment
-	24, // 22: skein.api.v1.Assignment.ports:type_name -> skein.api.v1.PortConfig
-	25, // 23: skein.api.v1.Assignment.generic:type_name -> skein.api.v1.GenericResource
-	22, // 24: skein.api.v1.TableUpdate.network:type_name -> skein.api.v1.NetworkRecord
-	15, // 25: skein.api.v1.TableUpdate.nodes:type_name -> skein.api.v1.NodeEndpoint
-	16, // 26: skein.api.v1.TableUpdate.services:type_name -> skein.api.v1.ServiceEndpoint
-	17, // 27: skein.api.v1.TableUpdate.endpoints:type_name -> skein.api.v1.TaskEndpoint
-	24, // 28: skein.api.v1.ServiceEndpoint.ports:type_name -> skein.api.v1.PortConfig
-	24, // 29: skein.api.v1.TaskEndpoint.host_ports:type_name -> skein.api.v1.PortConfig
-	0,  // 30: skein.api.v1.Dispatcher.Session:input_type -> skein.api.v1.AgentMessage
-	5,  // 31: skein.api.v1.Dispatcher.Session:output_type -> skein.api.v1.ManagerMessage
-	31, // [31:32] is the sub-list for method output_type
-	30, // [30:31] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	3,  // 1: skein.api.v1.AgentMessage.heartbeat:type_name -> skein.api.v1.Heartbeat
+	4,  // 2: skein.api.v1.AgentMessage.statuses:type_name -> skein.api.v1.StatusBatch
+	5,  // 3: skein.api.v1.AgentMessage.ack:type_name -> skein.api.v1.TableAck
+	20, // 4: skein.api.v1.AgentMessage.tls:type_name -> skein.api.v1.NodeTLS
+	21, // 5: skein.api.v1.Hello.statuses:type_name -> skein.api.v1.TaskReport
+	5,  // 6: skein.api.v1.Hello.acks:type_name -> skein.api.v1.TableAck
+	20, // 7: skein.api.v1.Hello.tls:type_name -> skein.api.v1.NodeTLS
+	2,  // 8: skein.api.v1.Hello.tables:type_name -> skein.api.v1.TableDigest
+	21, // 9: skein.api.v1.StatusBatch.reports:type_name -> skein.api.v1.TaskReport
+	9,  // 10: skein.api.v1.ManagerMessage.welcome:type_name -> skein.api.v1.Welcome
+	13, // 11: skein.api.v1.ManagerMessage.assignments:type_name -> skein.api.v1.AssignmentUpdate
+	16, // 12: skein.api.v1.ManagerMessage.table:type_name -> skein.api.v1.TableUpdate
+	11, // 13: skein.api.v1.ManagerMessage.managers:type_name -> skein.api.v1.ManagerList
+	10, // 14: skein.api.v1.ManagerMessage.heartbeat:type_name -> skein.api.v1.HeartbeatReply
+	8,  // 15: skein.api.v1.ManagerMessage.dependencies:type_name -> skein.api.v1.DependencyUpdate
+	7,  // 16: skein.api.v1.ManagerMessage.credentials:type_name -> skein.api.v1.Credentials
+	22, // 17: skein.api.v1.DependencyUpdate.set:type_name -> skein.api.v1.DependencyRecord
+	23, // 18: skein.api.v1.Welcome.node:type_name -> skein.api.v1.NodeRecord
+	12, // 19: skein.api.v1.ManagerList.managers:type_name -> skein.api.v1.ManagerPeer
+	15, // 20: skein.api.v1.AssignmentUpdate.set:type_name -> skein.api.v1.Assignment
+	24, // 21: skein.api.v1.AssignmentUpdate.networks:type_name -> skein.api.v1.NetworkRecord
+	14, // 22: skein.api.v1.AssignmentUpdate.templates:type_name -> skein.api.v1.Template
+	25, // 23: skein.api.v1.Template.ports:type_name -> skein.api.v1.PortConfig
+	26, // 24: skein.api.v1.Assignment.attachments:type_name -> skein.api.v1.Attachment
+	25, // 25: skein.api.v1.Assignment.ports:type_name -> skein.api.v1.PortConfig
+	27, // 26: skein.api.v1.Assignment.generic:type_name -> skein.api.v1.GenericResource
+	24, // 27: skein.api.v1.TableUpdate.network:type_name -> skein.api.v1.NetworkRecord
+	17, // 28: skein.api.v1.TableUpdate.nodes:type_name -> skein.api.v1.NodeEndpoint
+	18, // 29: skein.api.v1.TableUpdate.services:type_name -> skein.api.v1.ServiceEndpoint
+	19, // 30: skein.api.v1.TableUpdate.endpoints:type_name -> skein.api.v1.TaskEndpoint
+	25, // 31: skein.api.v1.ServiceEndpoint.ports:type_name -> skein.api.v1.PortConfig
+	25, // 32: skein.api.v1.TaskEndpoint.host_ports:type_name -> skein.api.v1.PortConfig
+	0,  // 33: skein.api.v1.Dispatcher.Session:input_type -> skein.api.v1.AgentMessage
+	6,  // 34: skein.api.v1.Dispatcher.Session:output_type -> skein.api.v1.ManagerMessage
+	34, // [34:35] is the sub-list for method output_type
+	33, // [33:34] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_dispatcher_proto_init() }
@@ -1775,7 +2033,7 @@ func file_dispatcher_proto_init() {
 		(*AgentMessage_Ack)(nil),
 		(*AgentMessage_Tls)(nil),
 	}
-	file_dispatcher_proto_msgTypes[5].OneofWrappers = []any{
+	file_dispatcher_proto_msgTypes[6].OneofWrappers = []any{
 		(*ManagerMessage_Welcome)(nil),
 		(*ManagerMessage_Assignments)(nil),
 		(*ManagerMessage_Table)(nil),
@@ -1790,7 +2048,7 @@ func file_dispatcher_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dispatcher_proto_rawDesc), len(file_dispatcher_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

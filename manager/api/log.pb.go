@@ -1320,7 +1320,7 @@ type NodeRecord struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Id              string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Meta            *Meta                  `protobuf:"bytes,2,opt,name=meta,proto3" json:"meta,omitempty"`
-	Index           uint32                 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"` // dense, 1..4094, set by Apply; names the mesh block, MACs and marks of the node
+	Index           uint32                 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"` // dense, 1..16382, set by Apply; names the mesh block, MACs and marks of the node
 	Hostname        string                 `protobuf:"bytes,4,opt,name=hostname,proto3" json:"hostname,omitempty"`
 	Role            string                 `protobuf:"bytes,5,opt,name=role,proto3" json:"role,omitempty"`                 // "worker" | "manager": desired
 	Availability    string                 `protobuf:"bytes,6,opt,name=availability,proto3" json:"availability,omitempty"` // "active" | "pause" | "drain"

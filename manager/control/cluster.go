@@ -2,6 +2,7 @@ package control
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"encoding/pem"
@@ -57,9 +58,7 @@ func fillCluster(want *swarm.Spec, have swarm.Spec) {
 	if want.Orchestration.TaskHistoryRetentionLimit == nil {
 		want.Orchestration = have.Orchestration
 	}
-	if want.Raft == (swarm.RaftConfig{}) {
-		want.Raft = have.Raft
-	}
+	fillRaft(&want.Raft, have.Raft)
 	if want.Dispatcher.HeartbeatPeriod == 0 {
 		want.Dispatcher = have.Dispatcher
 	}
@@ -69,6 +68,15 @@ func fillCluster(want *swarm.Spec, have swarm.Spec) {
 	if want.CAConfig.NodeCertExpiry == 0 {
 		want.CAConfig.NodeCertExpiry = have.CAConfig.NodeCertExpiry
 	}
+}
+
+func fillRaft(want *swarm.RaftConfig, have swarm.RaftConfig) {
+	if want.KeepOldSnapshots == nil {
+		want.KeepOldSnapshots = have.KeepOldSnapshots
+	}
+	want.SnapshotInterval = cmp.Or(want.SnapshotInterval, have.SnapshotInterval)
+	want.LogEntriesForSlowFollowers = cmp.Or(want.LogEntriesForSlowFollowers, have.LogEntriesForSlowFollowers)
+	want.ElectionTick, want.HeartbeatTick = cmp.Or(want.ElectionTick, have.ElectionTick), cmp.Or(want.HeartbeatTick, have.HeartbeatTick)
 }
 
 // validateCluster refuses changes that nothing would follow from.

@@ -63,6 +63,9 @@ func (s *Server) decodeService(specJSON []byte, registryAuth string) (*swarm.Ser
 	if len(spec.TaskTemplate.Networks) == 0 {
 		spec.TaskTemplate.Networks = wire.Networks
 	}
+	if spec.Labels == nil { // as it is shown: what is shown and sent back must be no other spec
+		spec.Labels = map[string]string{}
+	}
 	if err := validateService(spec); err != nil {
 		return nil, err
 	}

@@ -26,7 +26,7 @@ func (p *pass) admitNodes() {
 		}
 		switch {
 		case req == nil || n.State == scheduler.Paused || n.State == scheduler.Unknown:
-			s.skip = true
+			s.skip, s.paused = true, req != nil
 		case n.State != scheduler.Ready || !req.MatchesAll(n):
 			p.shutdown(s, s.wanted...)
 			p.shutdown(s, s.lost...)

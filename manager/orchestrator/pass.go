@@ -34,6 +34,7 @@ type slot struct {
 	ending map[*store.Task]bool
 	done   bool // of a job: completed in its current execution
 	skip   bool // left as it is in this pass: dealt with already, or its node takes part in nothing
+	paused bool // its node keeps what it has, also what waits there to run, and gets nothing new
 }
 
 // load groups the service's tasks by slot.
@@ -156,7 +157,7 @@ func (p *pass) remove(s *slot) {
 // promote lets tasks that waited at READY run.
 func (p *pass) promote() {
 	for _, s := range p.slots {
-		if s.skip {
+		if s.skip && !s.paused {
 			continue
 		}
 		for _, t := range s.wanted {

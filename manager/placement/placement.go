@@ -25,7 +25,17 @@ const (
 	failureWindow = 5 * time.Minute
 	// maxFailures bounds the failures remembered per service and node.
 	maxFailures = 16
+	// A placement that was refused when it was applied, for want of an address say, is tried again after a pause that doubles between these:
+	// each try is an entry in the log.
+	refusedPause    = 250 * time.Millisecond
+	maxRefusedPause = 16 * time.Second
 )
+
+// refusal is when a task may be decided on again.
+type refusal struct {
+	pause time.Duration
+	until time.Time
+}
 
 // Placement is the controller's value for one leadership term.
 type Placement struct {
@@ -33,6 +43,7 @@ type Placement struct {
 	held     map[string]scheduler.Holding   // by task
 	pending  map[string]map[string]struct{} // service → tasks
 	decided  []string                       // by the last Step; whether they were placed is seen in the next
+	refused  map[string]refusal             // by task
 	reqs     map[revision]*requirements
 	failures map[string]map[string][]int64 // service → node → times
 
@@ -67,18 +78,50 @@ func (p *Placement) Step(view store.ReadTx, dirty loop.Keys, now time.Time) (loo
 	} else {
 		p.update(view, dirty.Keys)
 	}
+	again := p.noteRefused(view, now)
 	if len(p.pending) == 0 || !p.changed {
 		// Reasons that had to wait are written with the next change that matters.
-		return nil, time.Time{}
+		return nil, again
 	}
 	p.changed = false
-	return p.schedule(view, now)
+	changes, wake := p.schedule(view, now)
+	if wake.IsZero() || (!again.IsZero() && again.Before(wake)) {
+		wake = again
+	}
+	return changes, wake
+}
+
+// noteRefused gives those of the last Step's decisions that were not carried out a pause. It returns the end of the next one, and forgets those
+// that are over.
+func (p *Placement) noteRefused(view store.ReadTx, now time.Time) time.Time {
+	for _, id := range p.decided {
+		t := view.Task(id)
+		if t == nil || t.State >= api.TaskAssigned || t.Desired > api.TaskRunning {
+			delete(p.refused, id)
+			continue
+		}
+		pause := min(max(2*p.refused[id].pause, refusedPause), maxRefusedPause)
+		p.refused[id] = refusal{pause, now.Add(pause)}
+	}
+	p.decided = nil
+	var next time.Time
+	for id, r := range p.refused {
+		switch t := view.Task(id); {
+		case t == nil || t.State >= api.TaskAssigned || t.Desired > api.TaskRunning:
+			delete(p.refused, id)
+		case !now.Before(r.until):
+			p.changed = true
+		case next.IsZero() || r.until.Before(next):
+			next = r.until
+		}
+	}
+	return next
 }
 
 func (p *Placement) reset(view store.ReadTx) {
 	*p = Placement{
 		sched: scheduler.New(), held: map[string]scheduler.Holding{}, pending: map[string]map[string]struct{}{},
-		reqs: map[revision]*requirements{}, failures: map[string]map[string][]int64{}, changed: true,
+		reqs: map[revision]*requirements{}, failures: map[string]map[string][]int64{}, refused: map[string]refusal{}, changed: true,
 	}
 	for _, n := range view.Nodes() {
 		p.sched.SetNode(NodeOf(n))
@@ -116,7 +159,6 @@ func (p *Placement) update(view store.ReadTx, keys []store.Key) {
 	for _, id := range p.decided {
 		p.sync(view, id, view.Task(id))
 	}
-	p.decided = nil
 	for _, id := range gone {
 		p.sched.RemoveNode(id)
 	}
@@ -230,7 +272,7 @@ type group struct {
 }
 
 func (p *Placement) schedule(view store.ReadTx, now time.Time) (loop.Changes, time.Time) {
-	groups := p.groups(view)
+	groups := p.groups(view, now)
 	asked := make([]scheduler.Group, len(groups))
 	for i, g := range groups {
 		asked[i] = g.Group
@@ -271,7 +313,7 @@ func (p *Placement) rankFailures(service string, now time.Time) {
 }
 
 // groups are in the order of their oldest task, so that nothing waits for ever behind what comes new.
-func (p *Placement) groups(view store.ReadTx) []*group {
+func (p *Placement) groups(view store.ReadTx, now time.Time) []*group {
 	type key struct {
 		revision
 		node string
@@ -283,6 +325,9 @@ func (p *Placement) groups(view store.ReadTx) []*group {
 			t := view.Task(id)
 			if t == nil || t.State >= api.TaskAssigned || t.Desired > api.TaskRunning {
 				continue // its key is on the way
+			}
+			if now.Before(p.refused[id].until) {
+				continue
 			}
 			k := key{revision{t.ServiceID, t.Revision}, t.NodeID}
 			g := byKey[k]

@@ -176,6 +176,47 @@ func TestPlacementStaysExact(t *testing.T) {
 	}
 }
 
+// TestFullNetwork: tasks for which a network has no address wait, and are tried again now and then, not with every change and every second.
+func TestFullNetwork(t *testing.T) {
+	w := newWorld(t)
+	w.node("a", 1000, "active")
+	w.do(&api.Change{Kind: &api.Change_PutNetwork{PutNetwork: &api.NetworkRecord{Id: "net", Name: "net", Subnet4: "172.30.0.0/29", SpecJson: []byte("{}")}}})
+	spec := memory(10)
+	spec.TaskTemplate.Networks = []swarm.NetworkAttachmentConfig{{Target: "net"}}
+	w.service("s", spec)
+	w.tasks("s", 6)
+	wake := w.settle()
+	if got := w.show("s"); !strings.Contains(got, "is full") {
+		t.Fatal(got)
+	}
+	begin, version := w.now, w.st.Version()
+	for w.now.Sub(begin) < 10*time.Minute && !wake.IsZero() {
+		w.now = wake
+		wake = w.settle()
+	}
+	if n := w.st.Version() - version; n > 60 {
+		t.Errorf("%d entries in %v for tasks that cannot be placed", n, w.now.Sub(begin))
+	}
+	version = w.st.Version()
+	for range 20 {
+		w.node("a", 1000, "active")
+		w.settle()
+	}
+	if n := w.st.Version() - version; n > 21 {
+		t.Errorf("%d entries for 20 changes of a node", n)
+	}
+	// An address that is free again is found.
+	w.do(&api.Change{Kind: &api.Change_ReportTask{ReportTask: &api.TaskReport{TaskId: api.TaskID("s", 1, "", 1), State: uint32(api.TaskFailed), NodeId: "a"}}})
+	placed := func() int { return strings.Count(" "+w.show("s")+" ", " a ") }
+	before := placed()
+	for end := w.now.Add(80 * time.Second); placed() == before && w.now.Before(end); {
+		w.now = w.settle()
+	}
+	if placed() == before {
+		t.Errorf("not placed although an address is free: %s", w.show("s"))
+	}
+}
+
 // TestFailingNode: a node where a service keeps failing is its last choice.
 func TestFailingNode(t *testing.T) {
 	w := newWorld(t)

@@ -283,3 +283,20 @@ func TestClusterPools(t *testing.T) {
 	c.refused(errdefs.IsFailedPrecondition, []string{"mesh pool", "1 nodes"}, putCluster(&api.ClusterRecord{Id: "c1", MeshPool: "10.128.0.0/10"}))
 	c.refused(errdefs.IsFailedPrecondition, []string{"c1"}, putCluster(&api.ClusterRecord{Id: "c2"}))
 }
+
+// TestNodesOfAPool: as many nodes join as the mesh pool has blocks for, and the next one is told which pool is full.
+func TestNodesOfAPool(t *testing.T) {
+	for pool, room := range map[string]int{"10.128.0.0/20": 3, "10.0.0.0/10": 4094, "10.0.0.0/9": 8190} {
+		c := newCluster(t)
+		c.do(putCluster(&api.ClusterRecord{Id: "c1", OverlayPool: "100.64.0.0/10", MeshPool: pool}))
+		var join []*api.Change
+		for i := range room {
+			join = append(join, putNode(fmt.Sprint("n", i), fmt.Sprint("h", i)))
+		}
+		c.do(join...)
+		c.refused(errdefs.IsResourceExhausted, []string{pool, fmt.Sprint(room)}, putNode("more", "more"))
+		if room < 10 {
+			c.sameAfterRestore()
+		}
+	}
+}

@@ -4,6 +4,7 @@
 //	go run ./test/bench -name spd -only run,scale -rounds 100
 //	go run ./test/bench -name spd -only scale -profile /tmp/scale   # perf record of all nodes while it runs
 //	go run ./test/bench -only supervisor,oci,crowd -rounds 60 -crun /tmp/crun-new
+//	go run ./test/bench c1m                                         # a million simulated containers: package test/c1m, flags of its own
 //
 // The steps supervisor, oci and crowd measure the runtime alone: containers like an engine makes them (all namespaces, default mounts, masks,
 // devices, filter, limits) of a static program that ends at once. What is compared takes turns in one run, once warm, once after 100 ms
@@ -26,6 +27,8 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+
+	"skein/test/c1m"
 )
 
 // options of a run.
@@ -68,6 +71,8 @@ func steps() []step {
 func main() {
 	var err error
 	switch { // what it starts itself as
+	case len(os.Args) > 1 && os.Args[1] == "c1m":
+		err = c1m.Main(os.Args[2:])
 	case len(os.Args) > 1 && os.Args[1] == "supervisor":
 		err = supervise(os.Args[2:])
 	case len(os.Args) == 5 && os.Args[1] == hiddenWord:

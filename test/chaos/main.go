@@ -4,6 +4,8 @@
 //	go run ./test/chaos -name cha -minutes 5 -seed 7
 //	go run ./test/chaos -name cha -faults kill-leader,pause-leader -rounds 10
 //	go run ./test/chaos -list
+//	go run ./test/chaos measure -n 200 -parts leader-kill
+//	go run ./test/chaos measure -parts load -minutes 10
 //
 // It needs root. A run is: start managers and workers (cmd/dev), a registry and four services; then rounds of one random fault each,
 // with a random change of a service in the middle, and the checks of check.go; at the end the cluster is taken down and the machine is
@@ -11,7 +13,8 @@
 // the cluster up then. Everything is printed with the time since the start.
 //
 // Files: world.go (cluster, services, what was acknowledged), load.go (clients of published ports), faults.go (what is broken), calm.go
-// (changes without a fault: no request may fail), check.go (what must hold), leaks.go (what a node holds of kernel objects).
+// (changes without a fault: no request may fail), check.go (what must hold), leaks.go (what a node holds of kernel objects), measure.go
+// (figures: how long failures last), burden.go (what must not happen on a busy machine).
 package main
 
 import (
@@ -43,6 +46,10 @@ type options struct {
 }
 
 func main() {
+	if len(os.Args) > 1 && (os.Args[1] == "measure" || os.Args[1] == "burn") {
+		verbs()
+		return
+	}
 	var o options
 	var list bool
 	flag.StringVar(&o.name, "name", "cha", "name of the development cluster")
@@ -72,6 +79,28 @@ func main() {
 		os.Exit(2)
 	}
 	if broken > 0 {
+		os.Exit(1)
+	}
+}
+
+// verbs are what the program does besides breaking a cluster at random.
+func verbs() {
+	if os.Args[1] == "burn" {
+		percent := 0
+		if len(os.Args) != 3 || func() error { _, err := fmt.Sscan(os.Args[2], &percent); return err }() != nil || percent < 1 || percent > 99 {
+			fmt.Fprintln(os.Stderr, "chaos burn PERCENT: want 1 to 99")
+			os.Exit(2)
+		}
+		burn(percent)
+	}
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	missed, err := measure(ctx, os.Args[2:])
+	cancel()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "chaos:", err)
+		os.Exit(2)
+	}
+	if missed > 0 {
 		os.Exit(1)
 	}
 }

@@ -33,7 +33,9 @@ type Nemesis struct {
 }
 
 // New returns a nemesis; nothing is broken yet.
-func New(r *Rig) *Nemesis { return &Nemesis{rig: r, wire: newWire(r.Cluster), broken: map[string]int{}} }
+func New(r *Rig) *Nemesis {
+	return &Nemesis{rig: r, wire: newWire(r.Cluster), broken: map[string]int{}}
+}
 
 // Run carries out a plan and returns when everything is whole again: also when ctx ends. The error is a fault that could not be made or
 // undone.
