@@ -352,6 +352,8 @@ type DependencyListRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
 	Filters       map[string]*StringList `protobuf:"bytes,2,rep,name=filters,proto3" json:"filters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	After         string                 `protobuf:"bytes,3,opt,name=after,proto3" json:"after,omitempty"`
+	PageBytes     uint32                 `protobuf:"varint,4,opt,name=page_bytes,json=pageBytes,proto3" json:"page_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -398,6 +400,20 @@ func (x *DependencyListRequest) GetFilters() map[string]*StringList {
 		return x.Filters
 	}
 	return nil
+}
+
+func (x *DependencyListRequest) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
+func (x *DependencyListRequest) GetPageBytes() uint32 {
+	if x != nil {
+		return x.PageBytes
+	}
+	return 0
 }
 
 type Object struct {
@@ -447,6 +463,7 @@ func (x *Object) GetJson() []byte {
 type Objects struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Json          [][]byte               `protobuf:"bytes,1,rep,name=json,proto3" json:"json,omitempty"`
+	Next          string                 `protobuf:"bytes,2,opt,name=next,proto3" json:"next,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -486,6 +503,13 @@ func (x *Objects) GetJson() [][]byte {
 		return x.Json
 	}
 	return nil
+}
+
+func (x *Objects) GetNext() string {
+	if x != nil {
+		return x.Next
+	}
+	return ""
 }
 
 type GetRequest struct {
@@ -543,7 +567,9 @@ func (x *GetRequest) GetInsertDefaults() bool {
 type ListRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Filters       map[string]*StringList `protobuf:"bytes,1,rep,name=filters,proto3" json:"filters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Status        bool                   `protobuf:"varint,2,opt,name=status,proto3" json:"status,omitempty"`
+	Status        bool                   `protobuf:"varint,2,opt,name=status,proto3" json:"status,omitempty"`                        // services carry ServiceStatus
+	After         string                 `protobuf:"bytes,3,opt,name=after,proto3" json:"after,omitempty"`                           // go on behind the page whose next this was
+	PageBytes     uint32                 `protobuf:"varint,4,opt,name=page_bytes,json=pageBytes,proto3" json:"page_bytes,omitempty"` // answer with one object, and more until they have so many bytes; 0: with all
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -590,6 +616,20 @@ func (x *ListRequest) GetStatus() bool {
 		return x.Status
 	}
 	return false
+}
+
+func (x *ListRequest) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
+func (x *ListRequest) GetPageBytes() uint32 {
+	if x != nil {
+		return x.PageBytes
+	}
+	return 0
 }
 
 type StringList struct {
@@ -750,7 +790,8 @@ type UpdateRequest struct {
 	RotateWorkerToken  bool                   `protobuf:"varint,6,opt,name=rotate_worker_token,json=rotateWorkerToken,proto3" json:"rotate_worker_token,omitempty"`
 	RotateManagerToken bool                   `protobuf:"varint,7,opt,name=rotate_manager_token,json=rotateManagerToken,proto3" json:"rotate_manager_token,omitempty"`
 	RotateUnlockKey    bool                   `protobuf:"varint,8,opt,name=rotate_unlock_key,json=rotateUnlockKey,proto3" json:"rotate_unlock_key,omitempty"`
-	RollbackTo         uint64                 `protobuf:"varint,9,opt,name=rollback_to,json=rollbackTo,proto3" json:"rollback_to,omitempty"` // with rollback "revision": its number
+	RollbackTo         uint64                 `protobuf:"varint,9,opt,name=rollback_to,json=rollbackTo,proto3" json:"rollback_to,omitempty"`                     // with rollback "revision": its number
+	RegistryAuthFrom   string                 `protobuf:"bytes,10,opt,name=registry_auth_from,json=registryAuthFrom,proto3" json:"registry_auth_from,omitempty"` // "previous-spec": without credentials, those of the previous revision; else of the current one
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -846,6 +887,13 @@ func (x *UpdateRequest) GetRollbackTo() uint64 {
 		return x.RollbackTo
 	}
 	return 0
+}
+
+func (x *UpdateRequest) GetRegistryAuthFrom() string {
+	if x != nil {
+		return x.RegistryAuthFrom
+	}
+	return ""
 }
 
 type RevisionsRequest struct {
@@ -1884,24 +1932,31 @@ const file_control_proto_rawDesc = "" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x10\n" +
 	"\x03ref\x18\x02 \x01(\tR\x03ref\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\x04R\aversion\x12\x1b\n" +
-	"\tspec_json\x18\x04 \x01(\fR\bspecJson\"\xcd\x01\n" +
+	"\tspec_json\x18\x04 \x01(\fR\bspecJson\"\x82\x02\n" +
 	"\x15DependencyListRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12J\n" +
-	"\afilters\x18\x02 \x03(\v20.skein.api.v1.DependencyListRequest.FiltersEntryR\afilters\x1aT\n" +
+	"\afilters\x18\x02 \x03(\v20.skein.api.v1.DependencyListRequest.FiltersEntryR\afilters\x12\x14\n" +
+	"\x05after\x18\x03 \x01(\tR\x05after\x12\x1d\n" +
+	"\n" +
+	"page_bytes\x18\x04 \x01(\rR\tpageBytes\x1aT\n" +
 	"\fFiltersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x05value\x18\x02 \x01(\v2\x18.skein.api.v1.StringListR\x05value:\x028\x01\"\x1c\n" +
 	"\x06Object\x12\x12\n" +
-	"\x04json\x18\x01 \x01(\fR\x04json\"\x1d\n" +
+	"\x04json\x18\x01 \x01(\fR\x04json\"1\n" +
 	"\aObjects\x12\x12\n" +
-	"\x04json\x18\x01 \x03(\fR\x04json\"G\n" +
+	"\x04json\x18\x01 \x03(\fR\x04json\x12\x12\n" +
+	"\x04next\x18\x02 \x01(\tR\x04next\"G\n" +
 	"\n" +
 	"GetRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12'\n" +
-	"\x0finsert_defaults\x18\x02 \x01(\bR\x0einsertDefaults\"\xbd\x01\n" +
+	"\x0finsert_defaults\x18\x02 \x01(\bR\x0einsertDefaults\"\xf2\x01\n" +
 	"\vListRequest\x12@\n" +
 	"\afilters\x18\x01 \x03(\v2&.skein.api.v1.ListRequest.FiltersEntryR\afilters\x12\x16\n" +
-	"\x06status\x18\x02 \x01(\bR\x06status\x1aT\n" +
+	"\x06status\x18\x02 \x01(\bR\x06status\x12\x14\n" +
+	"\x05after\x18\x03 \x01(\tR\x05after\x12\x1d\n" +
+	"\n" +
+	"page_bytes\x18\x04 \x01(\rR\tpageBytes\x1aT\n" +
 	"\fFiltersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
 	"\x05value\x18\x02 \x01(\v2\x18.skein.api.v1.StringListR\x05value:\x028\x01\"$\n" +
@@ -1913,7 +1968,7 @@ const file_control_proto_rawDesc = "" +
 	"\rregistry_auth\x18\x02 \x01(\tR\fregistryAuth\"5\n" +
 	"\aCreated\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
-	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"\xc8\x02\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"\xf6\x02\n" +
 	"\rUpdateRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x1b\n" +
@@ -1924,7 +1979,9 @@ const file_control_proto_rawDesc = "" +
 	"\x14rotate_manager_token\x18\a \x01(\bR\x12rotateManagerToken\x12*\n" +
 	"\x11rotate_unlock_key\x18\b \x01(\bR\x0frotateUnlockKey\x12\x1f\n" +
 	"\vrollback_to\x18\t \x01(\x04R\n" +
-	"rollbackTo\"l\n" +
+	"rollbackTo\x12,\n" +
+	"\x12registry_auth_from\x18\n" +
+	" \x01(\tR\x10registryAuthFrom\"l\n" +
 	"\x10RevisionsRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x18\n" +
 	"\anumbers\x18\x02 \x03(\x04R\anumbers\x12\x16\n" +

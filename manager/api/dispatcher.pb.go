@@ -1085,6 +1085,7 @@ type Template struct {
 	ServiceLabelsJson []byte                 `protobuf:"bytes,5,opt,name=service_labels_json,json=serviceLabelsJson,proto3" json:"service_labels_json,omitempty"`
 	Ports             []*PortConfig          `protobuf:"bytes,6,rep,name=ports,proto3" json:"ports,omitempty"`
 	Dependencies      []string               `protobuf:"bytes,7,rep,name=dependencies,proto3" json:"dependencies,omitempty"`
+	RegistryAuth      []byte                 `protobuf:"bytes,8,opt,name=registry_auth,json=registryAuth,proto3" json:"registry_auth,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -1168,6 +1169,13 @@ func (x *Template) GetDependencies() []string {
 	return nil
 }
 
+func (x *Template) GetRegistryAuth() []byte {
+	if x != nil {
+		return x.RegistryAuth
+	}
+	return nil
+}
+
 // Assignment is a task of this node. With templated, the template of its revision completes it (fields 3, 8, 12, 16, 17); all that is left out
 // for a task that ended. In an agent's journal and memory each is complete.
 type Assignment struct {
@@ -1191,6 +1199,7 @@ type Assignment struct {
 	Dependencies      []string               `protobuf:"bytes,17,rep,name=dependencies,proto3" json:"dependencies,omitempty"` // ids of secrets and configs
 	Generic           []*GenericResource     `protobuf:"bytes,18,rep,name=generic,proto3" json:"generic,omitempty"`           // what the task holds of the node's generic resources
 	Templated         bool                   `protobuf:"varint,19,opt,name=templated,proto3" json:"templated,omitempty"`
+	RegistryAuth      []byte                 `protobuf:"bytes,20,opt,name=registry_auth,json=registryAuth,proto3" json:"registry_auth,omitempty"` // JSON of moby registry.AuthConfig, for the pull; never kept on a disk
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -1356,6 +1365,13 @@ func (x *Assignment) GetTemplated() bool {
 		return x.Templated
 	}
 	return false
+}
+
+func (x *Assignment) GetRegistryAuth() []byte {
+	if x != nil {
+		return x.RegistryAuth
+	}
+	return nil
 }
 
 // TableUpdate carries the endpoint table of one network, or with table "mesh" the nodes and everything published.
@@ -1853,7 +1869,7 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\bnetworks\x18\x05 \x03(\v2\x1b.skein.api.v1.NetworkRecordR\bnetworks\x124\n" +
 	"\ttemplates\x18\x06 \x03(\v2\x16.skein.api.v1.TemplateR\ttemplates\x12\x12\n" +
 	"\x04more\x18\a \x01(\bR\x04more\x12\x14\n" +
-	"\x05total\x18\b \x01(\rR\x05total\"\x89\x02\n" +
+	"\x05total\x18\b \x01(\rR\x05total\"\xae\x02\n" +
 	"\bTemplate\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x01 \x01(\tR\tserviceId\x12\x1a\n" +
@@ -1862,7 +1878,8 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\tspec_json\x18\x04 \x01(\fR\bspecJson\x12.\n" +
 	"\x13service_labels_json\x18\x05 \x01(\fR\x11serviceLabelsJson\x12.\n" +
 	"\x05ports\x18\x06 \x03(\v2\x18.skein.api.v1.PortConfigR\x05ports\x12\"\n" +
-	"\fdependencies\x18\a \x03(\tR\fdependencies\"\x87\x05\n" +
+	"\fdependencies\x18\a \x03(\tR\fdependencies\x12#\n" +
+	"\rregistry_auth\x18\b \x01(\fR\fregistryAuth\"\xac\x05\n" +
 	"\n" +
 	"Assignment\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x1d\n" +
@@ -1886,7 +1903,8 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\x13service_labels_json\x18\x10 \x01(\fR\x11serviceLabelsJson\x12\"\n" +
 	"\fdependencies\x18\x11 \x03(\tR\fdependencies\x127\n" +
 	"\ageneric\x18\x12 \x03(\v2\x1d.skein.api.v1.GenericResourceR\ageneric\x12\x1c\n" +
-	"\ttemplated\x18\x13 \x01(\bR\ttemplated\"\x94\x04\n" +
+	"\ttemplated\x18\x13 \x01(\bR\ttemplated\x12#\n" +
+	"\rregistry_auth\x18\x14 \x01(\fR\fregistryAuth\"\x94\x04\n" +
 	"\vTableUpdate\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x12\n" +

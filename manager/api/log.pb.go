@@ -1550,8 +1550,11 @@ type ServiceRecord struct {
 	Author           string                 `protobuf:"bytes,14,opt,name=author,proto3" json:"author,omitempty"`                                        // of a write: who wrote this revision; Apply moves it into the revision
 	Note             string                 `protobuf:"bytes,15,opt,name=note,proto3" json:"note,omitempty"`                                            // of a write: why, where that is not the spec's own; Apply moves it into the revision
 	ForgetPrevious   bool                   `protobuf:"varint,16,opt,name=forget_previous,json=forgetPrevious,proto3" json:"forget_previous,omitempty"` // of a write: there is no revision that a rollback would return to (an automatic rollback)
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Of a write: what nodes authenticate with at the image's registry, JSON of moby registry.AuthConfig; "{}" for none. Apply moves it into the
+	// revision. Not given: those of the newest revision with the same spec, else of the current one.
+	RegistryAuth  []byte `protobuf:"bytes,17,opt,name=registry_auth,json=registryAuth,proto3" json:"registry_auth,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ServiceRecord) Reset() {
@@ -1696,6 +1699,13 @@ func (x *ServiceRecord) GetForgetPrevious() bool {
 	return false
 }
 
+func (x *ServiceRecord) GetRegistryAuth() []byte {
+	if x != nil {
+		return x.RegistryAuth
+	}
+	return nil
+}
+
 type Revision struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
@@ -1703,6 +1713,7 @@ type Revision struct {
 	Created       int64                  `protobuf:"varint,3,opt,name=created,proto3" json:"created,omitempty"`
 	Author        string                 `protobuf:"bytes,4,opt,name=author,proto3" json:"author,omitempty"` // "node <id>", or "skein" for what the managers did by themselves
 	Note          string                 `protobuf:"bytes,5,opt,name=note,proto3" json:"note,omitempty"`
+	RegistryAuth  []byte                 `protobuf:"bytes,6,opt,name=registry_auth,json=registryAuth,proto3" json:"registry_auth,omitempty"` // secret: for nodes that run a task of it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1770,6 +1781,13 @@ func (x *Revision) GetNote() string {
 		return x.Note
 	}
 	return ""
+}
+
+func (x *Revision) GetRegistryAuth() []byte {
+	if x != nil {
+		return x.RegistryAuth
+	}
+	return nil
 }
 
 // PastRevision is a revision before the current one. Its spec is the next newer one's with its middle replaced: the first prefix bytes
@@ -3747,7 +3765,7 @@ const file_log_proto_rawDesc = "" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12\x14\n" +
-	"\x05since\x18\x04 \x01(\x03R\x05since\"\xcf\x04\n" +
+	"\x05since\x18\x04 \x01(\x03R\x05since\"\xf4\x04\n" +
 	"\rServiceRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12&\n" +
 	"\x04meta\x18\x02 \x01(\v2\x12.skein.api.v1.MetaR\x04meta\x12\x12\n" +
@@ -3765,13 +3783,15 @@ const file_log_proto_rawDesc = "" +
 	"\x10pending_rollback\x18\r \x01(\tR\x0fpendingRollback\x12\x16\n" +
 	"\x06author\x18\x0e \x01(\tR\x06author\x12\x12\n" +
 	"\x04note\x18\x0f \x01(\tR\x04note\x12'\n" +
-	"\x0fforget_previous\x18\x10 \x01(\bR\x0eforgetPrevious\"\x85\x01\n" +
+	"\x0fforget_previous\x18\x10 \x01(\bR\x0eforgetPrevious\x12#\n" +
+	"\rregistry_auth\x18\x11 \x01(\fR\fregistryAuth\"\xaa\x01\n" +
 	"\bRevision\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x1b\n" +
 	"\tspec_json\x18\x02 \x01(\fR\bspecJson\x12\x18\n" +
 	"\acreated\x18\x03 \x01(\x03R\acreated\x12\x16\n" +
 	"\x06author\x18\x04 \x01(\tR\x06author\x12\x12\n" +
-	"\x04note\x18\x05 \x01(\tR\x04note\"\xd3\x01\n" +
+	"\x04note\x18\x05 \x01(\tR\x04note\x12#\n" +
+	"\rregistry_auth\x18\x06 \x01(\fR\fregistryAuth\"\xd3\x01\n" +
 	"\fPastRevision\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x01 \x01(\tR\tserviceId\x12\x16\n" +

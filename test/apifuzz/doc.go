@@ -5,10 +5,7 @@
 //   - a request that is refused changed nothing;
 //   - what the store keeps and shows again is what was sent: shown, sent again and shown again, it is the same byte for byte.
 //
-// "go test" runs the seeds and the kept corpus. A search:
+// "go test" runs the seeds and the kept corpus. A search, for each of FuzzServiceSpec, FuzzObjects, FuzzQuery, FuzzControl:
 //
-//	CGO_ENABLED=0 go test -run xxx -fuzz FuzzHTTP -fuzztime 5m ./test/apifuzz
-//	CGO_ENABLED=0 go test -run xxx -fuzz FuzzServiceSpec -fuzztime 5m ./test/apifuzz
-//	CGO_ENABLED=0 go test -run xxx -fuzz FuzzControl -fuzztime 5m ./test/apifuzz
-//	CGO_ENABLED=0 go test -run xxx -fuzz FuzzQuery -fuzztime 5m ./test/apifuzz
+//	CGO_ENABLED=0 go test -run xxx -fuzz '^FuzzServiceSpec$' -fuzztime 5m -fuzzminimizetime 1s ./test/apifuzz
 package apifuzz
