@@ -213,6 +213,9 @@ func (s *Server) planUpdate(ctx context.Context, want *swarm.Spec, version uint6
 		return nil, err
 	}
 	plan, err := s.cfg.Authority.PlanConfig(ctx, old, want.CAConfig)
+	if errdefs.IsInvalidArgument(err) {
+		return nil, at{object: "cluster spec"}.bad(nil, "%s", err)
+	}
 	if err != nil {
 		return nil, err
 	}

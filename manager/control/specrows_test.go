@@ -293,9 +293,9 @@ func clusterRows() map[string][]row {
 		"Orchestration.TaskHistoryRetentionLimit": {kept("0"), kept("-1"), kept("1000"), bad("1001", "at most 1000")},
 		"Dispatcher.HeartbeatPeriod":              {kept("5000000000"), bad("-1", "= -1ns: must be more than 0"), bad("1000000000", "= 1s: another heartbeat period")},
 		"CAConfig.NodeCertExpiry":                 {kept("3600000000000"), bad("3599000000000", "must be at least 1h0m0s"), bad("-1", "must be at least")},
-		"CAConfig.SigningCACert":                  {bad(`"x"`, "rotation of the root certificate")},
-		"CAConfig.SigningCAKey":                   {bad(`"x"`, "rotation of the root certificate")},
-		"CAConfig.ForceRotate":                    {bad("1", "rotation of the root certificate")},
+		"CAConfig.SigningCACert":                  {bad(`"x"`, "not exactly one PEM certificate")},
+		"CAConfig.SigningCAKey":                   {bad(`"x"`, "the signing CA cert must also be provided")},
+		"CAConfig.ForceRotate":                    {kept("1")},
 		"TaskDefaults.LogDriver.Name":             {bad(`"local"`, "default log driver").named("TaskDefaults.LogDriver")},
 		"TaskDefaults.LogDriver.Options{}":        {bad(`"x"`, "default log driver").named("TaskDefaults.LogDriver")},
 		"EncryptionConfig.AutoLockManagers":       {kept("true"), kept("false")},
@@ -304,8 +304,9 @@ func clusterRows() map[string][]row {
 		all["Raft."+l] = []row{bad("7", "other Raft settings")}
 	}
 	all["Raft.SnapshotInterval"] = append(all["Raft.SnapshotInterval"], kept("10000"))
-	for _, l := range []string{"Protocol", "URL", "CACert", "Options{}"} {
-		all["CAConfig.ExternalCAs[]."+l] = []row{bad(`"x"`, "external certificate authorities").named("CAConfig.ExternalCAs")}
+	all["CAConfig.ExternalCAs[].Protocol"] = []row{bad(`"x"`, "the only protocol is cfssl")}
+	for _, l := range []string{"URL", "CACert", "Options{}"} {
+		all["CAConfig.ExternalCAs[]."+l] = []row{bad(`"x"`, "want https://host[:port]/path").named("CAConfig.ExternalCAs[0].URL")}
 	}
 	return all
 }

@@ -86,7 +86,7 @@ func (c *cluster) found(ctx context.Context, dir string) (*member, error) {
 	if err != nil {
 		return nil, err
 	}
-	seed, err := manager.NewSeed(req.CSRPEM)
+	seed, err := manager.NewSeed(ctx, req.CSRPEM, swarm.CAConfig{})
 	if err != nil {
 		return nil, err
 	}
