@@ -139,16 +139,18 @@ func (c *Checker) calmService(tx store.ReadTx, svc *store.Service, strict bool) 
 		c.bad("I10", "the update of service %s is %s, for long", svc.Name, state)
 		return
 	}
-	want, got, newest := c.wanted(tx, svc), 0, 0
+	want, newest := c.wanted(tx, svc), 0
+	slots := map[slotKey]bool{} // one that is updated start-first has two tasks
 	for _, t := range tx.TasksByService(svc.Id) {
 		done := svc.Job() && t.State == api.TaskComplete && t.Desired <= api.TaskRunning && t.Revision == svc.Revision
 		if t.Desired <= api.TaskRunning && (!t.State.Terminal() || done) {
-			got++
+			slots[keyOf(t)] = true
 			if t.State == api.TaskRunning || done {
 				newest++
 			}
 		}
 	}
+	got := len(slots)
 	if !strict {
 		if !svc.Job() && got > want {
 			c.bad("I3", "service %s has %d tasks that shall run, wants %d:%s", svc.Name, got, want, c.list(tx, svc))
@@ -224,7 +226,7 @@ func (c *Checker) wanted(tx store.ReadTx, svc *store.Service) int {
 
 func (c *Checker) hasOn(svc *store.Service, node string) bool {
 	for _, t := range c.nodeOf(node).tasks {
-		if t.ServiceID == svc.Id && t.Desired <= api.TaskRunning {
+		if t.ServiceID == svc.Id && t.Desired <= api.TaskRunning && (!ended(t.State) || (t.State == api.TaskComplete && svc.Job())) {
 			return true
 		}
 	}

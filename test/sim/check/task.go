@@ -67,6 +67,9 @@ func (c *Checker) task(tx store.ReadTx, id string) *seen {
 	if live(t) && len(s.holds) == 0 {
 		c.takes(s)
 	}
+	if t.State == api.TaskRunning && old.State < api.TaskRunning && t.Desired < api.TaskRunning {
+		c.bad("I15", "task %s is said to run and shall not yet", id)
+	}
 	s.ran = s.ran || t.State == api.TaskRunning
 	if ended(t.State) && s.ended.IsZero() {
 		s.ended = c.now
@@ -169,8 +172,10 @@ func (c *Checker) placement(s *seen) {
 	}
 	cpu, memory := n.reserved()
 	r := reserve(s.spec)
-	if s.spec.Mode.Global != nil || s.spec.Mode.GlobalJob != nil {
-		return // their placement does not look at reservations
+	for _, t := range n.tasks {
+		if live(t.Task) && t.Slot == 0 {
+			return // the placement of global services does not look at reservations
+		}
 	}
 	if (r.NanoCPUs > 0 && cpu > n.total.NanoCPUs) || (r.MemoryBytes > 0 && memory > n.total.MemoryBytes) {
 		if c.now.Sub(n.changed) > notice {

@@ -24,10 +24,6 @@ func (c *Checker) updatesBefore(keys []store.Key) []progress {
 			continue
 		}
 		done[k.ServiceID] = true
-		state := svc.rec.UpdateStatus.GetState()
-		if state != string(swarm.UpdateStateUpdating) && state != string(swarm.UpdateStateRollbackStarted) {
-			continue
-		}
 		p := progress{service: k.ServiceID, healthy: map[string]*seen{}}
 		for id, s := range svc.tasks {
 			n := c.nodes[s.NodeID]
@@ -61,7 +57,7 @@ func (c *Checker) firstTry(s *seen) bool {
 func (c *Checker) updatesAfter(before []progress) {
 	for _, p := range before {
 		svc := c.specs[p.service]
-		if svc.rec == nil || c.now.Sub(svc.changed) < notice {
+		if svc.rec == nil {
 			continue
 		}
 		cfg := svc.rec.Spec.UpdateConfig
@@ -75,20 +71,21 @@ func (c *Checker) updatesAfter(before []progress) {
 		if parallelism == 0 || (cfg != nil && cfg.Order == swarm.UpdateOrderStartFirst) {
 			continue
 		}
-		coming, retired := 0, 0
+		coming, slots := 0, map[slotKey]bool{}
 		for _, s := range p.coming {
-			if s.Desired <= api.TaskRunning && !ended(s.State) {
-				coming++ // else its node is lost, or the slot
+			n := c.nodeOf(s.NodeID)
+			if s.Desired <= api.TaskRunning && !ended(s.State) && (n.rec == nil || n.rec.Availability != "pause") {
+				coming++ // else its node is lost, or takes part in nothing, or the slot is gone
 			}
 		}
 		for id, was := range p.healthy {
 			// An update replaces: a slot that only ends was scaled away.
 			if s := c.tasks[id]; s != nil && s.Desired == api.TaskShutdown && was == s && c.replacedBy(s, svc.rec.Revision) {
-				retired++
+				slots[keyOf(s.Task)] = true
 			}
 		}
-		if retired > 0 && uint64(coming+retired) > parallelism {
-			c.bad("I10", "the update of service %s takes %d running tasks down while %d slots are not up yet, %d may be at once", p.service, retired, coming, parallelism)
+		if retired := len(slots); retired > 0 && uint64(coming+retired) > parallelism {
+			c.bad("I10", "the update of service %s takes %d running slots down while %d slots are not up yet, %d may be at once", p.service, retired, coming, parallelism)
 		}
 	}
 }

@@ -98,11 +98,8 @@ func (d *dispatcher) admit(n *store.Node) {
 	if d.fenced[n.Id] {
 		return
 	}
-	id, wait := n.Id, grace
-	if d.w.cfg.Hooks.NoGrace {
-		wait = time.Millisecond
-	}
-	d.w.after(wait, func() {
+	id := n.Id
+	d.w.after(grace, func() {
 		if d.alive() && d.sessions[id] == nil && !d.fenced[id] {
 			d.lost(id, "no session with the leader within 5s")
 		}

@@ -51,8 +51,6 @@ type Hooks struct {
 	SecretsEverywhere bool
 	// NoStop has agents report an end without ending the container.
 	NoStop bool
-	// NoGrace declares nodes down at once that a new leader has not heard of.
-	NoGrace bool
 }
 
 // Result says how a history went.
