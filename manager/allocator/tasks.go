@@ -101,7 +101,7 @@ func (s *State) ReleaseTask(nodeID string, g *TaskGrant, now int64) {
 	}
 }
 
-// RestoreTask takes over what a living task's record says it holds.
+// RestoreTask takes over what a living task's record says it holds. The task's id is needed with host ports only.
 func (s *State) RestoreTask(taskID, nodeID string, g *TaskGrant) error {
 	for _, a := range g.Addresses {
 		p := s.pools[a.NetworkID]
@@ -115,7 +115,7 @@ func (s *State) RestoreTask(taskID, nodeID string, g *TaskGrant) error {
 	if g.Gateway4.IsValid() {
 		p := s.meshes[nodeID]
 		if p == nil {
-			return dataLoss("task %s: its node %s does not exist", taskID, nodeID)
+			return dataLoss("a task has a gateway address on node %s, which does not exist", nodeID)
 		}
 		if err := s.hold(p, g.Gateway4); err != nil {
 			return err

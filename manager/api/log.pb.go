@@ -220,6 +220,11 @@ type Change struct {
 	//	*Change_PutDependency
 	//	*Change_DeleteDependency
 	//	*Change_MoveTasks
+	//	*Change_PackedCreate
+	//	*Change_PackedPlacement
+	//	*Change_PackedReports
+	//	*Change_PackedDelete
+	//	*Change_PackedDesire
 	Kind          isChange_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -424,6 +429,51 @@ func (x *Change) GetMoveTasks() *TaskMove {
 	return nil
 }
 
+func (x *Change) GetPackedCreate() *PackedCreate {
+	if x != nil {
+		if x, ok := x.Kind.(*Change_PackedCreate); ok {
+			return x.PackedCreate
+		}
+	}
+	return nil
+}
+
+func (x *Change) GetPackedPlacement() *PackedPlacement {
+	if x != nil {
+		if x, ok := x.Kind.(*Change_PackedPlacement); ok {
+			return x.PackedPlacement
+		}
+	}
+	return nil
+}
+
+func (x *Change) GetPackedReports() *PackedReports {
+	if x != nil {
+		if x, ok := x.Kind.(*Change_PackedReports); ok {
+			return x.PackedReports
+		}
+	}
+	return nil
+}
+
+func (x *Change) GetPackedDelete() *PackedDelete {
+	if x != nil {
+		if x, ok := x.Kind.(*Change_PackedDelete); ok {
+			return x.PackedDelete
+		}
+	}
+	return nil
+}
+
+func (x *Change) GetPackedDesire() *PackedDesire {
+	if x != nil {
+		if x, ok := x.Kind.(*Change_PackedDesire); ok {
+			return x.PackedDesire
+		}
+	}
+	return nil
+}
+
 type isChange_Kind interface {
 	isChange_Kind()
 }
@@ -500,6 +550,26 @@ type Change_MoveTasks struct {
 	MoveTasks *TaskMove `protobuf:"bytes,18,opt,name=move_tasks,json=moveTasks,proto3,oneof"`
 }
 
+type Change_PackedCreate struct {
+	PackedCreate *PackedCreate `protobuf:"bytes,30,opt,name=packed_create,json=packedCreate,proto3,oneof"` // 30 and up: from feature level LevelPacked
+}
+
+type Change_PackedPlacement struct {
+	PackedPlacement *PackedPlacement `protobuf:"bytes,31,opt,name=packed_placement,json=packedPlacement,proto3,oneof"`
+}
+
+type Change_PackedReports struct {
+	PackedReports *PackedReports `protobuf:"bytes,32,opt,name=packed_reports,json=packedReports,proto3,oneof"`
+}
+
+type Change_PackedDelete struct {
+	PackedDelete *PackedDelete `protobuf:"bytes,33,opt,name=packed_delete,json=packedDelete,proto3,oneof"`
+}
+
+type Change_PackedDesire struct {
+	PackedDesire *PackedDesire `protobuf:"bytes,34,opt,name=packed_desire,json=packedDesire,proto3,oneof"`
+}
+
 func (*Change_Expect) isChange_Kind() {}
 
 func (*Change_PutCluster) isChange_Kind() {}
@@ -535,6 +605,16 @@ func (*Change_PutDependency) isChange_Kind() {}
 func (*Change_DeleteDependency) isChange_Kind() {}
 
 func (*Change_MoveTasks) isChange_Kind() {}
+
+func (*Change_PackedCreate) isChange_Kind() {}
+
+func (*Change_PackedPlacement) isChange_Kind() {}
+
+func (*Change_PackedReports) isChange_Kind() {}
+
+func (*Change_PackedDelete) isChange_Kind() {}
+
+func (*Change_PackedDesire) isChange_Kind() {}
 
 // DependencyRecord is a secret or a config: content that tasks find as a file.
 type DependencyRecord struct {
@@ -3140,6 +3220,8 @@ type SnapshotChunk struct {
 	//	*SnapshotChunk_Dependency
 	//	*SnapshotChunk_Revision
 	//	*SnapshotChunk_VolumeHome
+	//	*SnapshotChunk_TaskNames
+	//	*SnapshotChunk_TaskColumns
 	Kind          isSnapshotChunk_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3281,6 +3363,24 @@ func (x *SnapshotChunk) GetVolumeHome() *VolumeHome {
 	return nil
 }
 
+func (x *SnapshotChunk) GetTaskNames() *TaskNames {
+	if x != nil {
+		if x, ok := x.Kind.(*SnapshotChunk_TaskNames); ok {
+			return x.TaskNames
+		}
+	}
+	return nil
+}
+
+func (x *SnapshotChunk) GetTaskColumns() *TaskColumns {
+	if x != nil {
+		if x, ok := x.Kind.(*SnapshotChunk_TaskColumns); ok {
+			return x.TaskColumns
+		}
+	}
+	return nil
+}
+
 type isSnapshotChunk_Kind interface {
 	isSnapshotChunk_Kind()
 }
@@ -3329,6 +3429,14 @@ type SnapshotChunk_VolumeHome struct {
 	VolumeHome *VolumeHome `protobuf:"bytes,12,opt,name=volume_home,json=volumeHome,proto3,oneof"`
 }
 
+type SnapshotChunk_TaskNames struct {
+	TaskNames *TaskNames `protobuf:"bytes,30,opt,name=task_names,json=taskNames,proto3,oneof"` // from feature level LevelPacked, in place of task
+}
+
+type SnapshotChunk_TaskColumns struct {
+	TaskColumns *TaskColumns `protobuf:"bytes,31,opt,name=task_columns,json=taskColumns,proto3,oneof"`
+}
+
 func (*SnapshotChunk_Header) isSnapshotChunk_Kind() {}
 
 func (*SnapshotChunk_Cluster) isSnapshotChunk_Kind() {}
@@ -3350,6 +3458,10 @@ func (*SnapshotChunk_Dependency) isSnapshotChunk_Kind() {}
 func (*SnapshotChunk_Revision) isSnapshotChunk_Kind() {}
 
 func (*SnapshotChunk_VolumeHome) isSnapshotChunk_Kind() {}
+
+func (*SnapshotChunk_TaskNames) isSnapshotChunk_Kind() {}
+
+func (*SnapshotChunk_TaskColumns) isSnapshotChunk_Kind() {}
 
 type SnapshotHeader struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3540,6 +3652,823 @@ func (x *SnapshotEnd) GetSha256() []byte {
 	return nil
 }
 
+// TaskRuns names tasks of one service. Runs has three numbers each: how far the run's first slot is from the end of the run before (at
+// first from 0), how many tasks follow each other, and by how much their generation differs from that of the run before (at first from
+// 0). A run at slot 0 is of tasks without slots: so many of the indexes in by_node are their nodes'.
+type TaskRuns struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ServiceId     string                 `protobuf:"bytes,1,opt,name=service_id,json=serviceId,proto3" json:"service_id,omitempty"`
+	Runs          []int64                `protobuf:"zigzag64,2,rep,packed,name=runs,proto3" json:"runs,omitempty"`
+	ByNode        []uint32               `protobuf:"varint,3,rep,packed,name=by_node,json=byNode,proto3" json:"by_node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TaskRuns) Reset() {
+	*x = TaskRuns{}
+	mi := &file_log_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TaskRuns) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TaskRuns) ProtoMessage() {}
+
+func (x *TaskRuns) ProtoReflect() protoreflect.Message {
+	mi := &file_log_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TaskRuns.ProtoReflect.Descriptor instead.
+func (*TaskRuns) Descriptor() ([]byte, []int) {
+	return file_log_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *TaskRuns) GetServiceId() string {
+	if x != nil {
+		return x.ServiceId
+	}
+	return ""
+}
+
+func (x *TaskRuns) GetRuns() []int64 {
+	if x != nil {
+		return x.Runs
+	}
+	return nil
+}
+
+func (x *TaskRuns) GetByNode() []uint32 {
+	if x != nil {
+		return x.ByNode
+	}
+	return nil
+}
+
+// PackedCreate is TaskCreate for tasks that differ in nothing but their places.
+type PackedCreate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tasks         *TaskRuns              `protobuf:"bytes,1,opt,name=tasks,proto3" json:"tasks,omitempty"`
+	Revision      uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	Desired       uint32                 `protobuf:"varint,3,opt,name=desired,proto3" json:"desired,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PackedCreate) Reset() {
+	*x = PackedCreate{}
+	mi := &file_log_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PackedCreate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PackedCreate) ProtoMessage() {}
+
+func (x *PackedCreate) ProtoReflect() protoreflect.Message {
+	mi := &file_log_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PackedCreate.ProtoReflect.Descriptor instead.
+func (*PackedCreate) Descriptor() ([]byte, []int) {
+	return file_log_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *PackedCreate) GetTasks() *TaskRuns {
+	if x != nil {
+		return x.Tasks
+	}
+	return nil
+}
+
+func (x *PackedCreate) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *PackedCreate) GetDesired() uint32 {
+	if x != nil {
+		return x.Desired
+	}
+	return 0
+}
+
+// PackedPlacement is TaskPlacement for tasks of one service, two or three bytes each.
+type PackedPlacement struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tasks         *TaskRuns              `protobuf:"bytes,1,opt,name=tasks,proto3" json:"tasks,omitempty"`
+	Nodes         []uint32               `protobuf:"varint,2,rep,packed,name=nodes,proto3" json:"nodes,omitempty"`     // index of each one's node; 0: none was found
+	Reasons       []uint32               `protobuf:"varint,3,rep,packed,name=reasons,proto3" json:"reasons,omitempty"` // of those without a node, in order: which of the texts
+	Texts         []string               `protobuf:"bytes,4,rep,name=texts,proto3" json:"texts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PackedPlacement) Reset() {
+	*x = PackedPlacement{}
+	mi := &file_log_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PackedPlacement) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PackedPlacement) ProtoMessage() {}
+
+func (x *PackedPlacement) ProtoReflect() protoreflect.Message {
+	mi := &file_log_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PackedPlacement.ProtoReflect.Descriptor instead.
+func (*PackedPlacement) Descriptor() ([]byte, []int) {
+	return file_log_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *PackedPlacement) GetTasks() *TaskRuns {
+	if x != nil {
+		return x.Tasks
+	}
+	return nil
+}
+
+func (x *PackedPlacement) GetNodes() []uint32 {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *PackedPlacement) GetReasons() []uint32 {
+	if x != nil {
+		return x.Reasons
+	}
+	return nil
+}
+
+func (x *PackedPlacement) GetTexts() []string {
+	if x != nil {
+		return x.Texts
+	}
+	return nil
+}
+
+// PackedReports is many TaskReports, each refused alone. A column has a value for each report, one for all, or none, which is 0.
+type PackedReports struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ids           []byte                 `protobuf:"bytes,1,opt,name=ids,proto3" json:"ids,omitempty"`             // 17 bytes each: first digit, the next twelve as a number, the last twelve
+	Nodes         []uint32               `protobuf:"varint,2,rep,packed,name=nodes,proto3" json:"nodes,omitempty"` // index of the node that says so
+	States        []uint32               `protobuf:"varint,3,rep,packed,name=states,proto3" json:"states,omitempty"`
+	Times         []int64                `protobuf:"zigzag64,4,rep,packed,name=times,proto3" json:"times,omitempty"`     // each minus the one before
+	Messages      []uint32               `protobuf:"varint,5,rep,packed,name=messages,proto3" json:"messages,omitempty"` // which of the texts, from 1
+	Errs          []uint32               `protobuf:"varint,6,rep,packed,name=errs,proto3" json:"errs,omitempty"`         // likewise
+	Texts         []string               `protobuf:"bytes,7,rep,name=texts,proto3" json:"texts,omitempty"`
+	Containers    []byte                 `protobuf:"bytes,8,opt,name=containers,proto3" json:"containers,omitempty"` // 32 bytes each
+	Bare          []uint32               `protobuf:"varint,9,rep,packed,name=bare,proto3" json:"bare,omitempty"`     // reports without container, by number, from 0
+	Pids          []int32                `protobuf:"zigzag32,10,rep,packed,name=pids,proto3" json:"pids,omitempty"`
+	Exits         []int32                `protobuf:"zigzag32,11,rep,packed,name=exits,proto3" json:"exits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PackedReports) Reset() {
+	*x = PackedReports{}
+	mi := &file_log_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PackedReports) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PackedReports) ProtoMessage() {}
+
+func (x *PackedReports) ProtoReflect() protoreflect.Message {
+	mi := &file_log_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PackedReports.ProtoReflect.Descriptor instead.
+func (*PackedReports) Descriptor() ([]byte, []int) {
+	return file_log_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *PackedReports) GetIds() []byte {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+func (x *PackedReports) GetNodes() []uint32 {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *PackedReports) GetStates() []uint32 {
+	if x != nil {
+		return x.States
+	}
+	return nil
+}
+
+func (x *PackedReports) GetTimes() []int64 {
+	if x != nil {
+		return x.Times
+	}
+	return nil
+}
+
+func (x *PackedReports) GetMessages() []uint32 {
+	if x != nil {
+		return x.Messages
+	}
+	return nil
+}
+
+func (x *PackedReports) GetErrs() []uint32 {
+	if x != nil {
+		return x.Errs
+	}
+	return nil
+}
+
+func (x *PackedReports) GetTexts() []string {
+	if x != nil {
+		return x.Texts
+	}
+	return nil
+}
+
+func (x *PackedReports) GetContainers() []byte {
+	if x != nil {
+		return x.Containers
+	}
+	return nil
+}
+
+func (x *PackedReports) GetBare() []uint32 {
+	if x != nil {
+		return x.Bare
+	}
+	return nil
+}
+
+func (x *PackedReports) GetPids() []int32 {
+	if x != nil {
+		return x.Pids
+	}
+	return nil
+}
+
+func (x *PackedReports) GetExits() []int32 {
+	if x != nil {
+		return x.Exits
+	}
+	return nil
+}
+
+// PackedDelete is TaskDelete.
+type PackedDelete struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tasks         []*TaskRuns            `protobuf:"bytes,1,rep,name=tasks,proto3" json:"tasks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PackedDelete) Reset() {
+	*x = PackedDelete{}
+	mi := &file_log_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PackedDelete) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PackedDelete) ProtoMessage() {}
+
+func (x *PackedDelete) ProtoReflect() protoreflect.Message {
+	mi := &file_log_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PackedDelete.ProtoReflect.Descriptor instead.
+func (*PackedDelete) Descriptor() ([]byte, []int) {
+	return file_log_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *PackedDelete) GetTasks() []*TaskRuns {
+	if x != nil {
+		return x.Tasks
+	}
+	return nil
+}
+
+// PackedDesire is TaskDesire without a reason.
+type PackedDesire struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tasks         []*TaskRuns            `protobuf:"bytes,1,rep,name=tasks,proto3" json:"tasks,omitempty"`
+	Desired       uint32                 `protobuf:"varint,2,opt,name=desired,proto3" json:"desired,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PackedDesire) Reset() {
+	*x = PackedDesire{}
+	mi := &file_log_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PackedDesire) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PackedDesire) ProtoMessage() {}
+
+func (x *PackedDesire) ProtoReflect() protoreflect.Message {
+	mi := &file_log_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PackedDesire.ProtoReflect.Descriptor instead.
+func (*PackedDesire) Descriptor() ([]byte, []int) {
+	return file_log_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *PackedDesire) GetTasks() []*TaskRuns {
+	if x != nil {
+		return x.Tasks
+	}
+	return nil
+}
+
+func (x *PackedDesire) GetDesired() uint32 {
+	if x != nil {
+		return x.Desired
+	}
+	return 0
+}
+
+// TaskNames comes once in a snapshot, before the columns that refer to it by number.
+type TaskNames struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Services      []string               `protobuf:"bytes,1,rep,name=services,proto3" json:"services,omitempty"` // sorted
+	Nodes         []string               `protobuf:"bytes,2,rep,name=nodes,proto3" json:"nodes,omitempty"`       // sorted
+	Forms         []*AddressForm         `protobuf:"bytes,3,rep,name=forms,proto3" json:"forms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TaskNames) Reset() {
+	*x = TaskNames{}
+	mi := &file_log_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TaskNames) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TaskNames) ProtoMessage() {}
+
+func (x *TaskNames) ProtoReflect() protoreflect.Message {
+	mi := &file_log_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TaskNames.ProtoReflect.Descriptor instead.
+func (*TaskNames) Descriptor() ([]byte, []int) {
+	return file_log_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *TaskNames) GetServices() []string {
+	if x != nil {
+		return x.Services
+	}
+	return nil
+}
+
+func (x *TaskNames) GetNodes() []string {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *TaskNames) GetForms() []*AddressForm {
+	if x != nil {
+		return x.Forms
+	}
+	return nil
+}
+
+// AddressForm is what addresses of many tasks have in common; an address is at an offset within both. One without network is a gateway's,
+// one with ports alone is not of an address.
+type AddressForm struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NetworkId     string                 `protobuf:"bytes,1,opt,name=network_id,json=networkId,proto3" json:"network_id,omitempty"`
+	Base4         []byte                 `protobuf:"bytes,2,opt,name=base4,proto3" json:"base4,omitempty"`  // 4 bytes
+	Bits4         uint32                 `protobuf:"varint,3,opt,name=bits4,proto3" json:"bits4,omitempty"` // 0: no such address
+	Base6         []byte                 `protobuf:"bytes,4,opt,name=base6,proto3" json:"base6,omitempty"`  // 16 bytes; empty: no such address
+	Bits6         uint32                 `protobuf:"varint,5,opt,name=bits6,proto3" json:"bits6,omitempty"`
+	Aliases       []string               `protobuf:"bytes,6,rep,name=aliases,proto3" json:"aliases,omitempty"`
+	Ports         []*PortConfig          `protobuf:"bytes,7,rep,name=ports,proto3" json:"ports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddressForm) Reset() {
+	*x = AddressForm{}
+	mi := &file_log_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddressForm) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddressForm) ProtoMessage() {}
+
+func (x *AddressForm) ProtoReflect() protoreflect.Message {
+	mi := &file_log_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddressForm.ProtoReflect.Descriptor instead.
+func (*AddressForm) Descriptor() ([]byte, []int) {
+	return file_log_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *AddressForm) GetNetworkId() string {
+	if x != nil {
+		return x.NetworkId
+	}
+	return ""
+}
+
+func (x *AddressForm) GetBase4() []byte {
+	if x != nil {
+		return x.Base4
+	}
+	return nil
+}
+
+func (x *AddressForm) GetBits4() uint32 {
+	if x != nil {
+		return x.Bits4
+	}
+	return 0
+}
+
+func (x *AddressForm) GetBase6() []byte {
+	if x != nil {
+		return x.Base6
+	}
+	return nil
+}
+
+func (x *AddressForm) GetBits6() uint32 {
+	if x != nil {
+		return x.Bits6
+	}
+	return 0
+}
+
+func (x *AddressForm) GetAliases() []string {
+	if x != nil {
+		return x.Aliases
+	}
+	return nil
+}
+
+func (x *AddressForm) GetPorts() []*PortConfig {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+// TaskColumns holds tasks in order of service, slot or node, and generation. A delta is to the value of the task before, in the first row
+// to 0. The columns behind flags have values for those tasks only whose flag says so.
+type TaskColumns struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Count         uint32                 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`
+	Services      []uint32               `protobuf:"varint,2,rep,packed,name=services,proto3" json:"services,omitempty"`                                  // pairs: number in TaskNames, how many tasks follow
+	Slots         []int64                `protobuf:"zigzag64,3,rep,packed,name=slots,proto3" json:"slots,omitempty"`                                      // delta
+	Generations   []int64                `protobuf:"zigzag64,4,rep,packed,name=generations,proto3" json:"generations,omitempty"`                          // delta
+	Revisions     []int64                `protobuf:"zigzag64,5,rep,packed,name=revisions,proto3" json:"revisions,omitempty"`                              // delta
+	Nodes         []uint32               `protobuf:"varint,6,rep,packed,name=nodes,proto3" json:"nodes,omitempty"`                                        // number in TaskNames plus 1; 0: not placed
+	States        []int64                `protobuf:"zigzag64,7,rep,packed,name=states,proto3" json:"states,omitempty"`                                    // delta
+	Desired       []int64                `protobuf:"zigzag64,8,rep,packed,name=desired,proto3" json:"desired,omitempty"`                                  // delta
+	EntryVersions []int64                `protobuf:"zigzag64,9,rep,packed,name=entry_versions,json=entryVersions,proto3" json:"entry_versions,omitempty"` // of the entries that changed these tasks last; delta from one to the next
+	EntryTimes    []int64                `protobuf:"zigzag64,10,rep,packed,name=entry_times,json=entryTimes,proto3" json:"entry_times,omitempty"`         // delta from one to the next
+	Entries       []uint32               `protobuf:"varint,11,rep,packed,name=entries,proto3" json:"entries,omitempty"`                                   // which of them
+	Created       []int64                `protobuf:"zigzag64,12,rep,packed,name=created,proto3" json:"created,omitempty"`                                 // delta
+	Flags         []uint32               `protobuf:"varint,13,rep,packed,name=flags,proto3" json:"flags,omitempty"`
+	Started       []int64                `protobuf:"zigzag64,14,rep,packed,name=started,proto3" json:"started,omitempty"`                            // the entry's time minus it
+	StartAfter    []int64                `protobuf:"zigzag64,15,rep,packed,name=start_after,json=startAfter,proto3" json:"start_after,omitempty"`    // minus created
+	Addresses     []uint32               `protobuf:"varint,16,rep,packed,name=addresses,proto3" json:"addresses,omitempty"`                          // how many
+	Forms         []uint32               `protobuf:"varint,17,rep,packed,name=forms,proto3" json:"forms,omitempty"`                                  // of each address, then of gateway and host ports, task by task
+	Offsets       []int64                `protobuf:"zigzag64,18,rep,packed,name=offsets,proto3" json:"offsets,omitempty"`                            // of each address and gateway; delta to the one before with the same form
+	StatusTimes   []int64                `protobuf:"zigzag64,19,rep,packed,name=status_times,json=statusTimes,proto3" json:"status_times,omitempty"` // the entry's time minus it
+	Texts         []uint32               `protobuf:"varint,20,rep,packed,name=texts,proto3" json:"texts,omitempty"`                                  // message, error, reason, other container id: those that flags tell of, task by task
+	Text          []string               `protobuf:"bytes,21,rep,name=text,proto3" json:"text,omitempty"`
+	Containers    []byte                 `protobuf:"bytes,22,opt,name=containers,proto3" json:"containers,omitempty"` // 32 bytes each
+	Pids          []int32                `protobuf:"zigzag32,23,rep,packed,name=pids,proto3" json:"pids,omitempty"`
+	Exits         []int32                `protobuf:"zigzag32,24,rep,packed,name=exits,proto3" json:"exits,omitempty"`
+	Statuses      [][]byte               `protobuf:"bytes,25,rep,name=statuses,proto3" json:"statuses,omitempty"` // TaskReport, where the columns have no place for all of it
+	Extras        [][]byte               `protobuf:"bytes,26,rep,name=extras,proto3" json:"extras,omitempty"`     // TaskRecord, of fields that have no column
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TaskColumns) Reset() {
+	*x = TaskColumns{}
+	mi := &file_log_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TaskColumns) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TaskColumns) ProtoMessage() {}
+
+func (x *TaskColumns) ProtoReflect() protoreflect.Message {
+	mi := &file_log_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TaskColumns.ProtoReflect.Descriptor instead.
+func (*TaskColumns) Descriptor() ([]byte, []int) {
+	return file_log_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *TaskColumns) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *TaskColumns) GetServices() []uint32 {
+	if x != nil {
+		return x.Services
+	}
+	return nil
+}
+
+func (x *TaskColumns) GetSlots() []int64 {
+	if x != nil {
+		return x.Slots
+	}
+	return nil
+}
+
+func (x *TaskColumns) GetGenerations() []int64 {
+	if x != nil {
+		return x.Generations
+	}
+	return nil
+}
+
+func (x *TaskColumns) GetRevisions() []int64 {
+	if x != nil {
+		return x.Revisions
+	}
+	return nil
+}
+
+func (x *TaskColumns) GetNodes() []uint32 {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *TaskColumns) GetStates() []int64 {
+	if x != nil {
+		return x.States
+	}
+	return nil
+}
+
+func (x *TaskColumns) GetDesired() []int64 {
+	if x != nil {
+		return x.Desired
+	}
+	return nil
+}
+
+func (x *TaskColumns) GetEntryVersions() []int64 {
+	if x != nil {
+		return x.EntryVersions
+	}
+	return nil
+}
+
+func (x *TaskColumns) GetEntryTimes() []int64 {
+	if x != nil {
+		return x.EntryTimes
+	}
+	return nil
+}
+
+func (x *TaskColumns) GetEntries() []uint32 {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *TaskColumns) GetCreated() []int64 {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *TaskColumns) GetFlags() []uint32 {
+	if x != nil {
+		return x.Flags
+	}
+	return nil
+}
+
+func (x *TaskColumns) GetStarted() []int64 {
+	if x != nil {
+		return x.Started
+	}
+	return nil
+}
+
+func (x *TaskColumns) GetStartAfter() []int64 {
+	if x != nil {
+		return x.StartAfter
+	}
+	return nil
+}
+
+func (x *TaskColumns) GetAddresses() []uint32 {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *TaskColumns) GetForms() []uint32 {
+	if x != nil {
+		return x.Forms
+	}
+	return nil
+}
+
+func (x *TaskColumns) GetOffsets() []int64 {
+	if x != nil {
+		return x.Offsets
+	}
+	return nil
+}
+
+func (x *TaskColumns) GetStatusTimes() []int64 {
+	if x != nil {
+		return x.StatusTimes
+	}
+	return nil
+}
+
+func (x *TaskColumns) GetTexts() []uint32 {
+	if x != nil {
+		return x.Texts
+	}
+	return nil
+}
+
+func (x *TaskColumns) GetText() []string {
+	if x != nil {
+		return x.Text
+	}
+	return nil
+}
+
+func (x *TaskColumns) GetContainers() []byte {
+	if x != nil {
+		return x.Containers
+	}
+	return nil
+}
+
+func (x *TaskColumns) GetPids() []int32 {
+	if x != nil {
+		return x.Pids
+	}
+	return nil
+}
+
+func (x *TaskColumns) GetExits() []int32 {
+	if x != nil {
+		return x.Exits
+	}
+	return nil
+}
+
+func (x *TaskColumns) GetStatuses() [][]byte {
+	if x != nil {
+		return x.Statuses
+	}
+	return nil
+}
+
+func (x *TaskColumns) GetExtras() [][]byte {
+	if x != nil {
+		return x.Extras
+	}
+	return nil
+}
+
 type TaskCreate_Item struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Slot          uint64                 `protobuf:"varint,1,opt,name=slot,proto3" json:"slot,omitempty"`                  // replicated: 1..n
@@ -3554,7 +4483,7 @@ type TaskCreate_Item struct {
 
 func (x *TaskCreate_Item) Reset() {
 	*x = TaskCreate_Item{}
-	mi := &file_log_proto_msgTypes[39]
+	mi := &file_log_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3566,7 +4495,7 @@ func (x *TaskCreate_Item) String() string {
 func (*TaskCreate_Item) ProtoMessage() {}
 
 func (x *TaskCreate_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[39]
+	mi := &file_log_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3639,7 +4568,7 @@ const file_log_proto_rawDesc = "" +
 	"\x06Expect\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x18\n" +
-	"\aversion\x18\x03 \x01(\x04R\aversion\"\xb4\b\n" +
+	"\aversion\x18\x03 \x01(\x04R\aversion\"\x8f\v\n" +
 	"\x06Change\x12.\n" +
 	"\x06expect\x18\x01 \x01(\v2\x14.skein.api.v1.ExpectH\x00R\x06expect\x12>\n" +
 	"\vput_cluster\x18\x02 \x01(\v2\x1b.skein.api.v1.ClusterRecordH\x00R\n" +
@@ -3667,7 +4596,12 @@ const file_log_proto_rawDesc = "" +
 	"\x0eput_dependency\x18\x10 \x01(\v2\x1e.skein.api.v1.DependencyRecordH\x00R\rputDependency\x12J\n" +
 	"\x11delete_dependency\x18\x11 \x01(\v2\x1b.skein.api.v1.DependencyRefH\x00R\x10deleteDependency\x127\n" +
 	"\n" +
-	"move_tasks\x18\x12 \x01(\v2\x16.skein.api.v1.TaskMoveH\x00R\tmoveTasksB\x06\n" +
+	"move_tasks\x18\x12 \x01(\v2\x16.skein.api.v1.TaskMoveH\x00R\tmoveTasks\x12A\n" +
+	"\rpacked_create\x18\x1e \x01(\v2\x1a.skein.api.v1.PackedCreateH\x00R\fpackedCreate\x12J\n" +
+	"\x10packed_placement\x18\x1f \x01(\v2\x1d.skein.api.v1.PackedPlacementH\x00R\x0fpackedPlacement\x12D\n" +
+	"\x0epacked_reports\x18  \x01(\v2\x1b.skein.api.v1.PackedReportsH\x00R\rpackedReports\x12A\n" +
+	"\rpacked_delete\x18! \x01(\v2\x1a.skein.api.v1.PackedDeleteH\x00R\fpackedDelete\x12A\n" +
+	"\rpacked_desire\x18\" \x01(\v2\x1a.skein.api.v1.PackedDesireH\x00R\fpackedDesireB\x06\n" +
 	"\x04kind\"\xa3\x01\n" +
 	"\x10DependencyRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12&\n" +
@@ -3937,7 +4871,7 @@ const file_log_proto_rawDesc = "" +
 	"network_id\x18\x01 \x01(\tR\tnetworkId\x12\x14\n" +
 	"\x05addr4\x18\x02 \x01(\tR\x05addr4\x12\x14\n" +
 	"\x05addr6\x18\x03 \x01(\tR\x05addr6\x12\x18\n" +
-	"\aaliases\x18\x04 \x03(\tR\aaliases\"\xfe\x04\n" +
+	"\aaliases\x18\x04 \x03(\tR\aaliases\"\xf8\x05\n" +
 	"\rSnapshotChunk\x126\n" +
 	"\x06header\x18\x01 \x01(\v2\x1c.skein.api.v1.SnapshotHeaderH\x00R\x06header\x127\n" +
 	"\acluster\x18\x02 \x01(\v2\x1b.skein.api.v1.ClusterRecordH\x00R\acluster\x12.\n" +
@@ -3955,7 +4889,10 @@ const file_log_proto_rawDesc = "" +
 	"\brevision\x18\n" +
 	" \x01(\v2\x1a.skein.api.v1.PastRevisionH\x00R\brevision\x12;\n" +
 	"\vvolume_home\x18\f \x01(\v2\x18.skein.api.v1.VolumeHomeH\x00R\n" +
-	"volumeHomeB\x06\n" +
+	"volumeHome\x128\n" +
+	"\n" +
+	"task_names\x18\x1e \x01(\v2\x17.skein.api.v1.TaskNamesH\x00R\ttaskNames\x12>\n" +
+	"\ftask_columns\x18\x1f \x01(\v2\x19.skein.api.v1.TaskColumnsH\x00R\vtaskColumnsB\x06\n" +
 	"\x04kind\"\x95\x01\n" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
@@ -3970,7 +4907,86 @@ const file_log_proto_rawDesc = "" +
 	"\x05until\x18\x03 \x01(\x03R\x05until\"=\n" +
 	"\vSnapshotEnd\x12\x16\n" +
 	"\x06chunks\x18\x01 \x01(\x04R\x06chunks\x12\x16\n" +
-	"\x06sha256\x18\x02 \x01(\fR\x06sha256B\x13Z\x11skein/manager/apib\x06proto3"
+	"\x06sha256\x18\x02 \x01(\fR\x06sha256\"V\n" +
+	"\bTaskRuns\x12\x1d\n" +
+	"\n" +
+	"service_id\x18\x01 \x01(\tR\tserviceId\x12\x12\n" +
+	"\x04runs\x18\x02 \x03(\x12R\x04runs\x12\x17\n" +
+	"\aby_node\x18\x03 \x03(\rR\x06byNode\"r\n" +
+	"\fPackedCreate\x12,\n" +
+	"\x05tasks\x18\x01 \x01(\v2\x16.skein.api.v1.TaskRunsR\x05tasks\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x18\n" +
+	"\adesired\x18\x03 \x01(\rR\adesired\"\x85\x01\n" +
+	"\x0fPackedPlacement\x12,\n" +
+	"\x05tasks\x18\x01 \x01(\v2\x16.skein.api.v1.TaskRunsR\x05tasks\x12\x14\n" +
+	"\x05nodes\x18\x02 \x03(\rR\x05nodes\x12\x18\n" +
+	"\areasons\x18\x03 \x03(\rR\areasons\x12\x14\n" +
+	"\x05texts\x18\x04 \x03(\tR\x05texts\"\x89\x02\n" +
+	"\rPackedReports\x12\x10\n" +
+	"\x03ids\x18\x01 \x01(\fR\x03ids\x12\x14\n" +
+	"\x05nodes\x18\x02 \x03(\rR\x05nodes\x12\x16\n" +
+	"\x06states\x18\x03 \x03(\rR\x06states\x12\x14\n" +
+	"\x05times\x18\x04 \x03(\x12R\x05times\x12\x1a\n" +
+	"\bmessages\x18\x05 \x03(\rR\bmessages\x12\x12\n" +
+	"\x04errs\x18\x06 \x03(\rR\x04errs\x12\x14\n" +
+	"\x05texts\x18\a \x03(\tR\x05texts\x12\x1e\n" +
+	"\n" +
+	"containers\x18\b \x01(\fR\n" +
+	"containers\x12\x12\n" +
+	"\x04bare\x18\t \x03(\rR\x04bare\x12\x12\n" +
+	"\x04pids\x18\n" +
+	" \x03(\x11R\x04pids\x12\x14\n" +
+	"\x05exits\x18\v \x03(\x11R\x05exits\"<\n" +
+	"\fPackedDelete\x12,\n" +
+	"\x05tasks\x18\x01 \x03(\v2\x16.skein.api.v1.TaskRunsR\x05tasks\"V\n" +
+	"\fPackedDesire\x12,\n" +
+	"\x05tasks\x18\x01 \x03(\v2\x16.skein.api.v1.TaskRunsR\x05tasks\x12\x18\n" +
+	"\adesired\x18\x02 \x01(\rR\adesired\"n\n" +
+	"\tTaskNames\x12\x1a\n" +
+	"\bservices\x18\x01 \x03(\tR\bservices\x12\x14\n" +
+	"\x05nodes\x18\x02 \x03(\tR\x05nodes\x12/\n" +
+	"\x05forms\x18\x03 \x03(\v2\x19.skein.api.v1.AddressFormR\x05forms\"\xce\x01\n" +
+	"\vAddressForm\x12\x1d\n" +
+	"\n" +
+	"network_id\x18\x01 \x01(\tR\tnetworkId\x12\x14\n" +
+	"\x05base4\x18\x02 \x01(\fR\x05base4\x12\x14\n" +
+	"\x05bits4\x18\x03 \x01(\rR\x05bits4\x12\x14\n" +
+	"\x05base6\x18\x04 \x01(\fR\x05base6\x12\x14\n" +
+	"\x05bits6\x18\x05 \x01(\rR\x05bits6\x12\x18\n" +
+	"\aaliases\x18\x06 \x03(\tR\aaliases\x12.\n" +
+	"\x05ports\x18\a \x03(\v2\x18.skein.api.v1.PortConfigR\x05ports\"\xc3\x05\n" +
+	"\vTaskColumns\x12\x14\n" +
+	"\x05count\x18\x01 \x01(\rR\x05count\x12\x1a\n" +
+	"\bservices\x18\x02 \x03(\rR\bservices\x12\x14\n" +
+	"\x05slots\x18\x03 \x03(\x12R\x05slots\x12 \n" +
+	"\vgenerations\x18\x04 \x03(\x12R\vgenerations\x12\x1c\n" +
+	"\trevisions\x18\x05 \x03(\x12R\trevisions\x12\x14\n" +
+	"\x05nodes\x18\x06 \x03(\rR\x05nodes\x12\x16\n" +
+	"\x06states\x18\a \x03(\x12R\x06states\x12\x18\n" +
+	"\adesired\x18\b \x03(\x12R\adesired\x12%\n" +
+	"\x0eentry_versions\x18\t \x03(\x12R\rentryVersions\x12\x1f\n" +
+	"\ventry_times\x18\n" +
+	" \x03(\x12R\n" +
+	"entryTimes\x12\x18\n" +
+	"\aentries\x18\v \x03(\rR\aentries\x12\x18\n" +
+	"\acreated\x18\f \x03(\x12R\acreated\x12\x14\n" +
+	"\x05flags\x18\r \x03(\rR\x05flags\x12\x18\n" +
+	"\astarted\x18\x0e \x03(\x12R\astarted\x12\x1f\n" +
+	"\vstart_after\x18\x0f \x03(\x12R\n" +
+	"startAfter\x12\x1c\n" +
+	"\taddresses\x18\x10 \x03(\rR\taddresses\x12\x14\n" +
+	"\x05forms\x18\x11 \x03(\rR\x05forms\x12\x18\n" +
+	"\aoffsets\x18\x12 \x03(\x12R\aoffsets\x12!\n" +
+	"\fstatus_times\x18\x13 \x03(\x12R\vstatusTimes\x12\x14\n" +
+	"\x05texts\x18\x14 \x03(\rR\x05texts\x12\x12\n" +
+	"\x04text\x18\x15 \x03(\tR\x04text\x12\x1e\n" +
+	"\n" +
+	"containers\x18\x16 \x01(\fR\n" +
+	"containers\x12\x12\n" +
+	"\x04pids\x18\x17 \x03(\x11R\x04pids\x12\x14\n" +
+	"\x05exits\x18\x18 \x03(\x11R\x05exits\x12\x1a\n" +
+	"\bstatuses\x18\x19 \x03(\fR\bstatuses\x12\x16\n" +
+	"\x06extras\x18\x1a \x03(\fR\x06extrasB\x13Z\x11skein/manager/apib\x06proto3"
 
 var (
 	file_log_proto_rawDescOnce sync.Once
@@ -3984,7 +5000,7 @@ func file_log_proto_rawDescGZIP() []byte {
 	return file_log_proto_rawDescData
 }
 
-var file_log_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_log_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_log_proto_goTypes = []any{
 	(*Entry)(nil),            // 0: skein.api.v1.Entry
 	(*Txn)(nil),              // 1: skein.api.v1.Txn
@@ -4023,9 +5039,18 @@ var file_log_proto_goTypes = []any{
 	(*SnapshotHeader)(nil),   // 34: skein.api.v1.SnapshotHeader
 	(*Quarantine)(nil),       // 35: skein.api.v1.Quarantine
 	(*SnapshotEnd)(nil),      // 36: skein.api.v1.SnapshotEnd
-	nil,                      // 37: skein.api.v1.NodeRecord.LabelsEntry
-	nil,                      // 38: skein.api.v1.NetworkRecord.LabelsEntry
-	(*TaskCreate_Item)(nil),  // 39: skein.api.v1.TaskCreate.Item
+	(*TaskRuns)(nil),         // 37: skein.api.v1.TaskRuns
+	(*PackedCreate)(nil),     // 38: skein.api.v1.PackedCreate
+	(*PackedPlacement)(nil),  // 39: skein.api.v1.PackedPlacement
+	(*PackedReports)(nil),    // 40: skein.api.v1.PackedReports
+	(*PackedDelete)(nil),     // 41: skein.api.v1.PackedDelete
+	(*PackedDesire)(nil),     // 42: skein.api.v1.PackedDesire
+	(*TaskNames)(nil),        // 43: skein.api.v1.TaskNames
+	(*AddressForm)(nil),      // 44: skein.api.v1.AddressForm
+	(*TaskColumns)(nil),      // 45: skein.api.v1.TaskColumns
+	nil,                      // 46: skein.api.v1.NodeRecord.LabelsEntry
+	nil,                      // 47: skein.api.v1.NetworkRecord.LabelsEntry
+	(*TaskCreate_Item)(nil),  // 48: skein.api.v1.TaskCreate.Item
 }
 var file_log_proto_depIdxs = []int32{
 	1,  // 0: skein.api.v1.Entry.txns:type_name -> skein.api.v1.Txn
@@ -4045,47 +5070,60 @@ var file_log_proto_depIdxs = []int32{
 	4,  // 14: skein.api.v1.Change.put_dependency:type_name -> skein.api.v1.DependencyRecord
 	5,  // 15: skein.api.v1.Change.delete_dependency:type_name -> skein.api.v1.DependencyRef
 	27, // 16: skein.api.v1.Change.move_tasks:type_name -> skein.api.v1.TaskMove
-	6,  // 17: skein.api.v1.DependencyRecord.meta:type_name -> skein.api.v1.Meta
-	6,  // 18: skein.api.v1.ClusterRecord.meta:type_name -> skein.api.v1.Meta
-	12, // 19: skein.api.v1.ClusterRecord.removed:type_name -> skein.api.v1.RemovedNode
-	8,  // 20: skein.api.v1.ClusterRecord.rotation:type_name -> skein.api.v1.RootRotation
-	9,  // 21: skein.api.v1.ClusterRecord.limited_tokens:type_name -> skein.api.v1.LimitedToken
-	10, // 22: skein.api.v1.ClusterRecord.gossip_rotation:type_name -> skein.api.v1.GossipRotation
-	6,  // 23: skein.api.v1.NodeRecord.meta:type_name -> skein.api.v1.Meta
-	37, // 24: skein.api.v1.NodeRecord.labels:type_name -> skein.api.v1.NodeRecord.LabelsEntry
-	14, // 25: skein.api.v1.NodeRecord.status:type_name -> skein.api.v1.NodeStatus
-	11, // 26: skein.api.v1.NodeRecord.tls:type_name -> skein.api.v1.NodeTLS
-	6,  // 27: skein.api.v1.ServiceRecord.meta:type_name -> skein.api.v1.Meta
-	18, // 28: skein.api.v1.ServiceRecord.vips:type_name -> skein.api.v1.VIP
-	19, // 29: skein.api.v1.ServiceRecord.ports:type_name -> skein.api.v1.PortConfig
-	20, // 30: skein.api.v1.ServiceRecord.update_status:type_name -> skein.api.v1.UpdateStatus
-	16, // 31: skein.api.v1.ServiceRecord.revisions:type_name -> skein.api.v1.Revision
-	6,  // 32: skein.api.v1.NetworkRecord.meta:type_name -> skein.api.v1.Meta
-	38, // 33: skein.api.v1.NetworkRecord.labels:type_name -> skein.api.v1.NetworkRecord.LabelsEntry
-	39, // 34: skein.api.v1.TaskCreate.items:type_name -> skein.api.v1.TaskCreate.Item
-	19, // 35: skein.api.v1.TaskReport.ports:type_name -> skein.api.v1.PortConfig
-	24, // 36: skein.api.v1.TaskRecord.status:type_name -> skein.api.v1.TaskReport
-	32, // 37: skein.api.v1.TaskRecord.attachments:type_name -> skein.api.v1.Attachment
-	19, // 38: skein.api.v1.TaskRecord.host_ports:type_name -> skein.api.v1.PortConfig
-	25, // 39: skein.api.v1.TaskRecord.restarts:type_name -> skein.api.v1.Restarts
-	30, // 40: skein.api.v1.TaskRecord.generic:type_name -> skein.api.v1.GenericResource
-	34, // 41: skein.api.v1.SnapshotChunk.header:type_name -> skein.api.v1.SnapshotHeader
-	7,  // 42: skein.api.v1.SnapshotChunk.cluster:type_name -> skein.api.v1.ClusterRecord
-	13, // 43: skein.api.v1.SnapshotChunk.node:type_name -> skein.api.v1.NodeRecord
-	15, // 44: skein.api.v1.SnapshotChunk.service:type_name -> skein.api.v1.ServiceRecord
-	21, // 45: skein.api.v1.SnapshotChunk.network:type_name -> skein.api.v1.NetworkRecord
-	29, // 46: skein.api.v1.SnapshotChunk.task:type_name -> skein.api.v1.TaskRecord
-	35, // 47: skein.api.v1.SnapshotChunk.quarantine:type_name -> skein.api.v1.Quarantine
-	36, // 48: skein.api.v1.SnapshotChunk.end:type_name -> skein.api.v1.SnapshotEnd
-	4,  // 49: skein.api.v1.SnapshotChunk.dependency:type_name -> skein.api.v1.DependencyRecord
-	17, // 50: skein.api.v1.SnapshotChunk.revision:type_name -> skein.api.v1.PastRevision
-	31, // 51: skein.api.v1.SnapshotChunk.volume_home:type_name -> skein.api.v1.VolumeHome
-	25, // 52: skein.api.v1.TaskCreate.Item.restarts:type_name -> skein.api.v1.Restarts
-	53, // [53:53] is the sub-list for method output_type
-	53, // [53:53] is the sub-list for method input_type
-	53, // [53:53] is the sub-list for extension type_name
-	53, // [53:53] is the sub-list for extension extendee
-	0,  // [0:53] is the sub-list for field type_name
+	38, // 17: skein.api.v1.Change.packed_create:type_name -> skein.api.v1.PackedCreate
+	39, // 18: skein.api.v1.Change.packed_placement:type_name -> skein.api.v1.PackedPlacement
+	40, // 19: skein.api.v1.Change.packed_reports:type_name -> skein.api.v1.PackedReports
+	41, // 20: skein.api.v1.Change.packed_delete:type_name -> skein.api.v1.PackedDelete
+	42, // 21: skein.api.v1.Change.packed_desire:type_name -> skein.api.v1.PackedDesire
+	6,  // 22: skein.api.v1.DependencyRecord.meta:type_name -> skein.api.v1.Meta
+	6,  // 23: skein.api.v1.ClusterRecord.meta:type_name -> skein.api.v1.Meta
+	12, // 24: skein.api.v1.ClusterRecord.removed:type_name -> skein.api.v1.RemovedNode
+	8,  // 25: skein.api.v1.ClusterRecord.rotation:type_name -> skein.api.v1.RootRotation
+	9,  // 26: skein.api.v1.ClusterRecord.limited_tokens:type_name -> skein.api.v1.LimitedToken
+	10, // 27: skein.api.v1.ClusterRecord.gossip_rotation:type_name -> skein.api.v1.GossipRotation
+	6,  // 28: skein.api.v1.NodeRecord.meta:type_name -> skein.api.v1.Meta
+	46, // 29: skein.api.v1.NodeRecord.labels:type_name -> skein.api.v1.NodeRecord.LabelsEntry
+	14, // 30: skein.api.v1.NodeRecord.status:type_name -> skein.api.v1.NodeStatus
+	11, // 31: skein.api.v1.NodeRecord.tls:type_name -> skein.api.v1.NodeTLS
+	6,  // 32: skein.api.v1.ServiceRecord.meta:type_name -> skein.api.v1.Meta
+	18, // 33: skein.api.v1.ServiceRecord.vips:type_name -> skein.api.v1.VIP
+	19, // 34: skein.api.v1.ServiceRecord.ports:type_name -> skein.api.v1.PortConfig
+	20, // 35: skein.api.v1.ServiceRecord.update_status:type_name -> skein.api.v1.UpdateStatus
+	16, // 36: skein.api.v1.ServiceRecord.revisions:type_name -> skein.api.v1.Revision
+	6,  // 37: skein.api.v1.NetworkRecord.meta:type_name -> skein.api.v1.Meta
+	47, // 38: skein.api.v1.NetworkRecord.labels:type_name -> skein.api.v1.NetworkRecord.LabelsEntry
+	48, // 39: skein.api.v1.TaskCreate.items:type_name -> skein.api.v1.TaskCreate.Item
+	19, // 40: skein.api.v1.TaskReport.ports:type_name -> skein.api.v1.PortConfig
+	24, // 41: skein.api.v1.TaskRecord.status:type_name -> skein.api.v1.TaskReport
+	32, // 42: skein.api.v1.TaskRecord.attachments:type_name -> skein.api.v1.Attachment
+	19, // 43: skein.api.v1.TaskRecord.host_ports:type_name -> skein.api.v1.PortConfig
+	25, // 44: skein.api.v1.TaskRecord.restarts:type_name -> skein.api.v1.Restarts
+	30, // 45: skein.api.v1.TaskRecord.generic:type_name -> skein.api.v1.GenericResource
+	34, // 46: skein.api.v1.SnapshotChunk.header:type_name -> skein.api.v1.SnapshotHeader
+	7,  // 47: skein.api.v1.SnapshotChunk.cluster:type_name -> skein.api.v1.ClusterRecord
+	13, // 48: skein.api.v1.SnapshotChunk.node:type_name -> skein.api.v1.NodeRecord
+	15, // 49: skein.api.v1.SnapshotChunk.service:type_name -> skein.api.v1.ServiceRecord
+	21, // 50: skein.api.v1.SnapshotChunk.network:type_name -> skein.api.v1.NetworkRecord
+	29, // 51: skein.api.v1.SnapshotChunk.task:type_name -> skein.api.v1.TaskRecord
+	35, // 52: skein.api.v1.SnapshotChunk.quarantine:type_name -> skein.api.v1.Quarantine
+	36, // 53: skein.api.v1.SnapshotChunk.end:type_name -> skein.api.v1.SnapshotEnd
+	4,  // 54: skein.api.v1.SnapshotChunk.dependency:type_name -> skein.api.v1.DependencyRecord
+	17, // 55: skein.api.v1.SnapshotChunk.revision:type_name -> skein.api.v1.PastRevision
+	31, // 56: skein.api.v1.SnapshotChunk.volume_home:type_name -> skein.api.v1.VolumeHome
+	43, // 57: skein.api.v1.SnapshotChunk.task_names:type_name -> skein.api.v1.TaskNames
+	45, // 58: skein.api.v1.SnapshotChunk.task_columns:type_name -> skein.api.v1.TaskColumns
+	37, // 59: skein.api.v1.PackedCreate.tasks:type_name -> skein.api.v1.TaskRuns
+	37, // 60: skein.api.v1.PackedPlacement.tasks:type_name -> skein.api.v1.TaskRuns
+	37, // 61: skein.api.v1.PackedDelete.tasks:type_name -> skein.api.v1.TaskRuns
+	37, // 62: skein.api.v1.PackedDesire.tasks:type_name -> skein.api.v1.TaskRuns
+	44, // 63: skein.api.v1.TaskNames.forms:type_name -> skein.api.v1.AddressForm
+	19, // 64: skein.api.v1.AddressForm.ports:type_name -> skein.api.v1.PortConfig
+	25, // 65: skein.api.v1.TaskCreate.Item.restarts:type_name -> skein.api.v1.Restarts
+	66, // [66:66] is the sub-list for method output_type
+	66, // [66:66] is the sub-list for method input_type
+	66, // [66:66] is the sub-list for extension type_name
+	66, // [66:66] is the sub-list for extension extendee
+	0,  // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_log_proto_init() }
@@ -4112,6 +5150,11 @@ func file_log_proto_init() {
 		(*Change_PutDependency)(nil),
 		(*Change_DeleteDependency)(nil),
 		(*Change_MoveTasks)(nil),
+		(*Change_PackedCreate)(nil),
+		(*Change_PackedPlacement)(nil),
+		(*Change_PackedReports)(nil),
+		(*Change_PackedDelete)(nil),
+		(*Change_PackedDesire)(nil),
 	}
 	file_log_proto_msgTypes[33].OneofWrappers = []any{
 		(*SnapshotChunk_Header)(nil),
@@ -4125,6 +5168,8 @@ func file_log_proto_init() {
 		(*SnapshotChunk_Dependency)(nil),
 		(*SnapshotChunk_Revision)(nil),
 		(*SnapshotChunk_VolumeHome)(nil),
+		(*SnapshotChunk_TaskNames)(nil),
+		(*SnapshotChunk_TaskColumns)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -4132,7 +5177,7 @@ func file_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_log_proto_rawDesc), len(file_log_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   40,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

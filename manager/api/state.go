@@ -43,10 +43,12 @@ const (
 	// FormatV1 is the layout of Entry and of snapshot chunks.
 	FormatV1 = 1
 	// FeatureLevel is the highest level this binary writes and reads.
-	FeatureLevel = 2
+	FeatureLevel = 3
 	// LevelHistory is the level from which services keep all their revisions, writes name their authors, nodes know since when they
 	// have their status, and restarts are counted on tasks.
 	LevelHistory = 2
+	// LevelPacked is the level from which changes of many tasks are packed in the log, and tasks are columns of snapshots.
+	LevelPacked = 3
 )
 
 // MeshTable is the name of the table that carries nodes and published ports; other tables are named by network id.

@@ -12,7 +12,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"skein/manager/api"
-	"skein/manager/store"
 )
 
 // Bounds of proposing. An entry sits in front of the leader's heartbeats on every connection, hence the small ones.
@@ -181,7 +180,7 @@ func (n *Node) apply(batch []item) (raft.ApplyFuture, error) {
 	for i, it := range batch {
 		txns[i] = it.txn
 	}
-	entry, err := store.EncodeEntry(n.cfg.Now().UnixNano(), txns)
+	entry, err := n.cfg.Store.EncodeEntry(n.cfg.Now().UnixNano(), txns)
 	if err != nil {
 		return nil, api.Errorf(errdefs.ErrInvalidArgument, "write to the cluster: encode: %v", err)
 	}

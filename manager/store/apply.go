@@ -17,11 +17,28 @@ const (
 	maxNote     = 1024
 )
 
-// EncodeEntry makes the payload of a log entry. now is the only clock that applying it will use.
-func EncodeEntry(nowUnixNano int64, txns []*api.Txn) ([]byte, error) {
-	e := &api.Entry{Format: api.FormatV1, Level: api.FeatureLevel, TimeUnixNano: nowUnixNano, Txns: txns}
+// EncodeEntry makes the payload of a log entry, at the level that the cluster has agreed on, or that the entry raises it to: managers that
+// know less must stop there. now is the only clock that applying it will use.
+func (s *Store) EncodeEntry(nowUnixNano int64, txns []*api.Txn) ([]byte, error) {
+	level := s.Level()
+	for _, t := range txns {
+		for _, c := range t.Changes {
+			level = max(level, c.GetPutCluster().GetFeatureLevel())
+		}
+	}
+	e := &api.Entry{Format: api.FormatV1, Level: level, TimeUnixNano: nowUnixNano, Txns: txns}
 	return proto.MarshalOptions{Deterministic: true}.Marshal(e)
 }
+
+// Level is the feature level that the cluster has agreed on.
+func (s *Store) Level() uint32 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.state.level()
+}
+
+// Highest is the highest level that this manager knows.
+func (s *Store) Highest() uint32 { return s.highest }
 
 // Apply applies one log entry and returns the result of each of its transactions. It is called by consensus only, in order. An entry
 // that cannot be read at all gives one error: a *LevelError must stop the process.
@@ -30,8 +47,8 @@ func (s *Store) Apply(index uint64, entry []byte) []error {
 	if err := proto.Unmarshal(entry, &e); err != nil {
 		return []error{api.Errorf(errDataLoss, "log entry %d is damaged: %v", index, err)}
 	}
-	if e.Format != api.FormatV1 || e.Level > api.FeatureLevel {
-		return []error{&LevelError{What: fmt.Sprintf("log entry %d", index), Format: e.Format, Level: e.Level}}
+	if e.Format != api.FormatV1 || e.Level > s.highest {
+		return []error{&LevelError{What: fmt.Sprintf("log entry %d", index), Format: e.Format, Level: e.Level, Known: s.highest}}
 	}
 	s.mu.Lock()
 	if index <= s.state.version {
@@ -123,6 +140,22 @@ func (s *state) applyChange(c *api.Change) ([]ItemError, error) {
 		return nil, s.desireTasks(k.DesireTasks)
 	case *api.Change_DeleteTasks:
 		return s.deleteTasks(k.DeleteTasks)
+	}
+	return s.applyPacked(c)
+}
+
+func (s *state) applyPacked(c *api.Change) ([]ItemError, error) {
+	switch k := c.Kind.(type) {
+	case *api.Change_PackedCreate:
+		return nil, s.createPacked(k.PackedCreate)
+	case *api.Change_PackedPlacement:
+		return s.placePacked(k.PackedPlacement)
+	case *api.Change_PackedReports:
+		return s.reportPacked(k.PackedReports)
+	case *api.Change_PackedDelete:
+		return s.deletePacked(k.PackedDelete)
+	case *api.Change_PackedDesire:
+		return nil, s.desirePacked(k.PackedDesire)
 	}
 	return nil, api.Errorf(errInvalid, "transaction holds a change of a kind that feature level %d does not know", api.FeatureLevel)
 }

@@ -18,12 +18,9 @@ func (s *state) touch(id rowID) *taskRow {
 // createTasks makes the tasks of one revision. Tasks that name a node (global services) are placed at once; one for which that
 // node has no room waits there with the reason.
 func (s *state) createTasks(c *api.TaskCreate) error {
-	svc := s.services.get(c.ServiceId)
-	if svc == nil {
-		return api.Errorf(errNotFound, "service %s not found", c.ServiceId)
-	}
-	if svc.Revs[c.Revision] == nil {
-		return api.Errorf(errConflict, "service %s has no revision %d any more: it was updated meanwhile", svc.Name, c.Revision)
+	svc, err := s.creating(c.ServiceId, c.Revision)
+	if err != nil {
+		return err
 	}
 	for _, it := range c.Items {
 		if err := s.createTask(svc, c.Revision, it); err != nil {
@@ -31,6 +28,18 @@ func (s *state) createTasks(c *api.TaskCreate) error {
 		}
 	}
 	return nil
+}
+
+// creating is the service of which tasks of a revision are to be made.
+func (s *state) creating(service string, revision uint64) (*Service, error) {
+	svc := s.services.get(service)
+	if svc == nil {
+		return nil, api.Errorf(errNotFound, "service %s not found", service)
+	}
+	if svc.Revs[revision] == nil {
+		return nil, api.Errorf(errConflict, "service %s has no revision %d any more: it was updated meanwhile", svc.Name, revision)
+	}
+	return svc, nil
 }
 
 func (s *state) createTask(svc *Service, revision uint64, it *api.TaskCreate_Item) error {

@@ -14,7 +14,7 @@ func BenchmarkPlace(b *testing.B) {
 	s := store.New(nil)
 	index := uint64(0)
 	apply := func(changes ...*api.Change) {
-		entry, err := store.EncodeEntry(time.Unix(1_800_000_000, 0).UnixNano(), []*api.Txn{{Changes: changes}})
+		entry, err := s.EncodeEntry(time.Unix(1_800_000_000, 0).UnixNano(), []*api.Txn{{Changes: changes}})
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -25,11 +25,12 @@ var (
 type LevelError struct {
 	What          string // "log entry 17", "snapshot"
 	Format, Level uint32
+	Known         uint32 // highest level of this manager
 }
 
 func (e *LevelError) Error() string {
 	return fmt.Sprintf("%s has format %d and feature level %d, this version of skein reads format %d and level %d: start a newer version on this node",
-		e.What, e.Format, e.Level, api.FormatV1, api.FeatureLevel)
+		e.What, e.Format, e.Level, api.FormatV1, e.Known)
 }
 
 // Unimplemented makes it an errdefs kind.

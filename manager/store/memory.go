@@ -12,6 +12,8 @@ import (
 
 // Store is the cluster's state on this manager. Its methods may be called from any goroutine.
 type Store struct {
+	highest uint32 // feature level
+
 	mu    sync.RWMutex // held for View callbacks and Apply, never while an entry commits
 	state *state
 
@@ -23,8 +25,11 @@ type Store struct {
 }
 
 // New returns an empty store. The proposer may be nil and set later: until then writes are unavailable.
-func New(p Proposer) *Store {
-	return &Store{state: newState(), proposer: p, watchers: map[*Watcher]struct{}{}}
+func New(p Proposer) *Store { return NewAt(p, api.FeatureLevel) }
+
+// NewAt returns a store that knows feature levels up to the given one only, as those of older versions of Skein do.
+func NewAt(p Proposer, level uint32) *Store {
+	return &Store{highest: level, state: newState(), proposer: p, watchers: map[*Watcher]struct{}{}}
 }
 
 // SetProposer sets what replicates writes from now on; nil makes writes unavailable.
@@ -82,11 +87,21 @@ func (s *Store) Batch(ctx context.Context, txns []*api.Txn) (uint64, []error, er
 	if p == nil {
 		return 0, nil, api.Errorf(errdefs.ErrUnavailable, "this manager takes no writes: it is not part of a cluster, or is starting")
 	}
-	version, results, err := p.Propose(ctx, trim(txns))
-	if err == nil && len(results) != len(txns) {
-		err = api.Errorf(errdefs.ErrInternal, "proposer returned %d results for %d transactions", len(results), len(txns))
+	packed, unpack := s.pack(trim(txns))
+	version, results, err := p.Propose(ctx, packed)
+	if err != nil {
+		return version, nil, err
 	}
-	return version, results, err
+	if len(results) != len(packed) {
+		return version, nil, api.Errorf(errdefs.ErrInternal, "proposer returned %d results for %d transactions", len(results), len(packed))
+	}
+	return version, unpack(results), nil
+}
+
+func (s *Store) pack(txns []*api.Txn) ([]*api.Txn, func([]error) []error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.state.pack(txns)
 }
 
 // trim leaves out of services what Apply sets anyway: a record that was read and changed carries all its revisions.

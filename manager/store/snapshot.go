@@ -28,7 +28,7 @@ func (s *Store) Snapshot() func(io.Writer) error {
 	defer s.mu.Unlock()
 	st := s.state
 	c := &frozen{
-		header: &api.SnapshotHeader{Format: api.FormatV1, Level: api.FeatureLevel, Index: st.version, TimeUnixNano: st.time, NextVni: st.alloc.NextVNI()},
+		header: &api.SnapshotHeader{Format: api.FormatV1, Level: st.level(), Index: st.version, TimeUnixNano: st.time, NextVni: st.alloc.NextVNI()},
 		nodes:  st.nodes.clone(), services: st.services.clone(), networks: st.networks.clone(), tasks: st.tasks.freeze(),
 		deps: st.deps.clone(), past: st.past.clone(),
 		cluster: st.cluster, quarantine: st.alloc.Quarantine(),
@@ -76,8 +76,12 @@ func (f *frozen) write(w io.Writer) error {
 			return true
 		})
 	})
-	for _, id := range f.tasks.sorted() {
-		cw.put(&api.SnapshotChunk{Kind: &api.SnapshotChunk_Task{Task: recordOf(f.tasks.task(id))}})
+	if f.header.Level >= api.LevelPacked {
+		f.tasks.writeTasks(cw.put)
+	} else {
+		for _, id := range f.tasks.sorted() {
+			cw.put(&api.SnapshotChunk{Kind: &api.SnapshotChunk_Task{Task: recordOf(f.tasks.task(id))}})
+		}
 	}
 	for _, q := range f.quarantine {
 		cw.put(&api.SnapshotChunk{Kind: &api.SnapshotChunk_Quarantine{Quarantine: q}})
@@ -121,7 +125,7 @@ func (c *chunkWriter) put(m *api.SnapshotChunk) {
 
 // Restore replaces everything with a snapshot. On an error the store is as it was.
 func (s *Store) Restore(r io.Reader) error {
-	st, err := readSnapshot(r)
+	st, err := readSnapshot(r, s.highest)
 	if err != nil {
 		return err
 	}
@@ -132,9 +136,9 @@ func (s *Store) Restore(r io.Reader) error {
 	return nil
 }
 
-func readSnapshot(r io.Reader) (*state, error) {
+func readSnapshot(r io.Reader, highest uint32) (*state, error) {
 	cr := &chunkReader{r: bufio.NewReaderSize(r, 1<<16), sum: sha256.New()}
-	l := &loader{s: newState()}
+	l := &loader{s: newState(), highest: highest}
 	for n := uint64(0); ; n++ {
 		before := cr.sum.Sum(nil)
 		m, err := cr.next()
@@ -187,8 +191,9 @@ func (c *chunkReader) next() (*api.SnapshotChunk, error) {
 
 // loader builds a state from chunks.
 type loader struct {
-	s          *state
-	quarantine []*api.Quarantine
+	s       *state
+	highest uint32 // feature level
+	columns columnReader
 }
 
 func (l *loader) load(n uint64, m *api.SnapshotChunk) error {
@@ -199,8 +204,8 @@ func (l *loader) load(n uint64, m *api.SnapshotChunk) error {
 	switch k := m.Kind.(type) {
 	case *api.SnapshotChunk_Header:
 		h := k.Header
-		if h.Format != api.FormatV1 || h.Level > api.FeatureLevel {
-			return &LevelError{What: "raft snapshot", Format: h.Format, Level: h.Level}
+		if h.Format != api.FormatV1 || h.Level > l.highest {
+			return &LevelError{What: "raft snapshot", Format: h.Format, Level: h.Level, Known: l.highest}
 		}
 		s.version, s.time = h.Index, h.TimeUnixNano
 		s.alloc.SetNextVNI(h.NextVni)
@@ -231,6 +236,10 @@ func (l *loader) load(n uint64, m *api.SnapshotChunk) error {
 		s.putPast(k.Revision)
 	case *api.SnapshotChunk_Task:
 		return l.loadTask(k.Task)
+	case *api.SnapshotChunk_TaskNames:
+		return l.loadNames(k.TaskNames)
+	case *api.SnapshotChunk_TaskColumns:
+		return l.loadColumns(k.TaskColumns)
 	case *api.SnapshotChunk_Quarantine:
 		return s.alloc.RestoreQuarantine(k.Quarantine)
 	default:
@@ -240,32 +249,38 @@ func (l *loader) load(n uint64, m *api.SnapshotChunk) error {
 }
 
 func (l *loader) loadTask(r *api.TaskRecord) error {
-	s := l.s
 	id, ok := api.ParseID(r.Id)
-	node := r.NodeId
-	if r.Slot != 0 {
-		node = ""
-	}
-	switch {
-	case !ok || id != api.TaskIDOf(r.ServiceId, r.Slot, node, r.Generation):
-		return damaged("task %s: its id is not that of generation %d of slot %d%s of service %s", r.Id, r.Generation, r.Slot, node, r.ServiceId)
-	case r.Slot == 0 && r.NodeId == "":
-		return damaged("task %s has no slot and no node", r.Id)
-	case s.tasks.find(id) != 0:
-		return damaged("task %s is there twice", r.Id)
-	case r.Revision > math.MaxUint32 || r.State > math.MaxUint16:
-		return damaged("task %s: revision %d or state %d is out of bounds", r.Id, r.Revision, r.State)
+	if !ok || r.Revision > math.MaxUint32 || r.State > math.MaxUint16 {
+		return damaged("task %q: id, revision %d or state %d is out of bounds", r.Id, r.Revision, r.State)
 	}
 	g, err := grantOf(r)
 	if err != nil {
 		return damaged("task %s: %v", r.Id, err)
 	}
-	t := s.tasks.create(taskRow{
+	row := taskRow{
 		idTop: id.Top, idHi: id.Hi, idLo: id.Lo, slot: r.Slot, generation: r.Generation, revision: uint32(r.Revision), state: uint16(r.State),
 		desired: r.Desired, version: r.Version, created: r.Created, updated: r.Updated, started: r.Started,
-	}, r.ServiceId, s.tasks.lists.node(r.NodeId))
-	s.side = s.tasks.forms.appendFixed(s.side[:0], r.StartAfter, extraOf(r), &g)
-	s.side = appendStatus(s.side, s.tasks.row(t), r.NodeId, r.Status, nil)
+	}
+	l.s.side = l.s.tasks.forms.appendFixed(l.s.side[:0], r.StartAfter, extraOf(r), &g)
+	return l.loadRow(&row, r.ServiceId, r.NodeId, r.Status, nil)
+}
+
+// loadRow stores a task; what it waits for and holds is in l.s.side.
+func (l *loader) loadRow(row *taskRow, service, node string, status *api.TaskReport, container []byte) error {
+	s, id, idNode := l.s, row.id(), node
+	if row.slot != 0 {
+		idNode = ""
+	}
+	switch {
+	case id != api.TaskIDOf(service, row.slot, idNode, row.generation):
+		return damaged("task %s: its id is not that of generation %d of slot %d%s of service %s", id, row.generation, row.slot, idNode, service)
+	case row.slot == 0 && node == "":
+		return damaged("task %s has no slot and no node", id)
+	case s.tasks.find(id) != 0:
+		return damaged("task %s is there twice", id)
+	}
+	t := s.tasks.create(*row, service, s.tasks.lists.node(node))
+	s.side = appendStatus(s.side, s.tasks.row(t), node, status, container)
 	if len(s.side) > 1 {
 		s.tasks.setSide(t, s.side)
 	}
@@ -274,7 +289,12 @@ func (l *loader) loadTask(r *api.TaskRecord) error {
 	if !live {
 		return nil
 	}
-	return s.alloc.RestoreTask(r.Id, r.NodeId, &g)
+	s.tasks.forms.grant(readSide(s.tasks.sideOf(t)), &s.grant)
+	text := ""
+	if len(s.grant.HostPorts) > 0 {
+		text = id.String()
+	}
+	return s.alloc.RestoreTask(text, node, &s.grant)
 }
 
 func (l *loader) finish() (*state, error) {

@@ -97,18 +97,22 @@ func (x *formTable) address(a *allocator.Address) (n, off uint32) {
 	if a.V6.IsValid() {
 		f.has6, f.bits6, f.base6 = true, uint8(a.V6.Bits()), shift6(a.V6.Addr(), -uint64(off))
 	}
-	switch f.aliasCount = len(a.Aliases); f.aliasCount {
+	f.setAliases(a.Aliases)
+	return x.of(f, func() *formEntry { return &formEntry{aliasList: a.Aliases} }), off
+}
+
+func (f *form) setAliases(list []string) {
+	switch f.aliasCount = len(list); f.aliasCount {
 	case 0:
 	case 1:
-		f.aliases = a.Aliases[0]
+		f.aliases = list[0]
 	default:
 		var b []byte
-		for _, s := range a.Aliases {
+		for _, s := range list {
 			b = appendText(b, s)
 		}
 		f.aliases = string(b)
 	}
-	return x.of(f, func() *formEntry { return &formEntry{aliasList: a.Aliases} }), off
 }
 
 // gateway makes the addresses of a gateway compact.

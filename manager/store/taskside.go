@@ -184,14 +184,14 @@ const (
 // knownMessages are what agents say most. In memory only; the order may change.
 var knownMessages = [...]string{"", "started", pendingMessage, "preparing", "starting", "finished", "shutdown", "stopped", "assigned", "ready", "accepted"}
 
-// appendStatus adds what was said of a task to a side. container, if there is one, stands for the report's container id.
+// appendStatus adds what was said of a task, which the report may leave unnamed, to a side. container, if there is one, stands for the report's container id.
 func appendStatus(b []byte, row *taskRow, node string, r *api.TaskReport, container []byte) []byte {
 	if r == nil {
 		return b
 	}
 	b[0] |= sideStatus
 	id, ok := api.ParseID(r.TaskId)
-	if !ok || id != row.id() || r.State != uint32(row.state) || len(r.Ports) > 0 || len(r.ProtoReflect().GetUnknown()) > 0 || (r.NodeId != "" && r.NodeId != node) {
+	if (r.TaskId != "" && (!ok || id != row.id())) || r.State != uint32(row.state) || len(r.Ports) > 0 || len(r.ProtoReflect().GetUnknown()) > 0 || (r.NodeId != "" && r.NodeId != node) {
 		b[0] |= sideRaw
 		out, err := proto.MarshalOptions{Deterministic: true}.MarshalAppend(b, r)
 		if err != nil {

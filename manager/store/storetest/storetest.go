@@ -60,7 +60,7 @@ func (l *Loopback) Propose(ctx context.Context, txns []*api.Txn) (uint64, []erro
 	if l.fail != nil {
 		return 0, nil, l.fail
 	}
-	entry, err := store.EncodeEntry(l.now().UnixNano(), txns)
+	entry, err := l.store.EncodeEntry(l.now().UnixNano(), txns)
 	if err != nil {
 		return 0, nil, err
 	}

@@ -42,7 +42,7 @@ func (l *log) init() {
 
 // append commits an entry: from now on it happened.
 func (l *log) append(clock int64, txns []*api.Txn) []error {
-	entry, err := store.EncodeEntry(clock, txns)
+	entry, err := l.observer.EncodeEntry(clock, txns)
 	if err != nil {
 		l.w.fail("encode entry: %v", err)
 	}
