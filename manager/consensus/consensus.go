@@ -114,6 +114,7 @@ type Node struct {
 	reserve   *reserve
 	queue     *queue
 	leaders   *leadership
+	stalls    stalls
 	handed    time.Time // when the leadership was last handed over for want of room; proposeLoop's alone, as is handing
 	handing   raft.Future
 
@@ -180,9 +181,12 @@ func (n *Node) start() error {
 	}
 	n.queue = newQueue()
 	n.leaders = newLeadership()
-	n.wg.Add(2)
+	n.stalls.look(time.Now())
+	n.wg.Add(4)
+	go n.stallLoop()
 	go n.proposeLoop()
 	go n.leaderLoop()
+	go n.pulseLoop()
 	return nil
 }
 

@@ -161,14 +161,22 @@ func (n *Node) VerifyLeader(ctx context.Context) error {
 
 // Linearizable returns when the store shows every write acknowledged before the call: it proves the leadership with a majority and
 // waits until what was committed is applied. Leader only.
+//
+// Raft counts every answer to a heartbeat as proof, also one to a heartbeat sent long ago. Answers are old only if this process stood still
+// (else it has stepped down, as its lease is shorter than an election); then an entry of the log is the proof, which nothing old can be.
 func (n *Node) Linearizable(ctx context.Context) error {
 	const doing = "read"
 	if err := n.awaitTerm(ctx, doing); err != nil {
 		return err
 	}
 	commit := n.raft.CommitIndex()
-	if err := wait(ctx, n.raft.VerifyLeader()); err != nil {
-		return n.mapError(doing, err)
+	if !n.stalls.recent(time.Now()) {
+		if err := wait(ctx, n.raft.VerifyLeader()); err != nil {
+			return n.mapError(doing, err)
+		}
+	}
+	if n.stalls.recent(time.Now()) {
+		return n.mapError(doing, wait(ctx, n.raft.Barrier(timeLeft(ctx))))
 	}
 	return n.progress.wait(ctx, commit)
 }

@@ -83,7 +83,7 @@ func (w *world) pick(r *rand.Rand) *object {
 	if o == nil || (o.kind != "node" && (o.ops.Load() > objectOps || o.unknown.Load() > maxUnknown)) {
 		sorts := []string{"service", "service", "config", "config", "network"}
 		w.made++
-		o = &object{kind: sorts[w.made%len(sorts)], name: fmt.Sprintf("x%d", w.made)}
+		o = &object{kind: sorts[w.made%len(sorts)], name: fmt.Sprintf("x-%d", w.made)} // no name may be the beginning of an id
 		w.live[i] = o
 		w.all = append(w.all, o)
 	}
