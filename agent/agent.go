@@ -73,6 +73,8 @@ type Agent struct {
 	mu     sync.Mutex
 	known  *knowledge
 	status Status
+	term   uint64    // highest of a leader that we had a session with
+	termAt time.Time // when that was heard last
 }
 
 // Status tells how the session stands.
@@ -219,11 +221,18 @@ func (a *Agent) nodeTLS() *api.NodeTLS {
 }
 
 func (a *Agent) assign(u *api.AssignmentUpdate) {
+	if u.More {
+		return // the rest of a full set is on its way
+	}
+	a.mu.Lock()
+	set := a.known.merged
+	_, networks := a.known.assigned()
+	a.mu.Unlock()
 	if u.Full {
-		a.tasks.Set(task.Set{Assignments: u.Set, Networks: u.Networks, Confirmed: true})
+		a.tasks.Set(task.Set{Assignments: set, Networks: networks, Confirmed: true})
 		return
 	}
-	a.tasks.Update(u.Set, u.Removed, u.Networks)
+	a.tasks.Update(set, u.Removed, u.Networks)
 }
 
 // replay merges a frame of the journal while it is loaded. A frame that does not fit is skipped: managers will say it again.

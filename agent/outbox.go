@@ -28,6 +28,17 @@ func (o *outbox) add(r *api.TaskReport) {
 	o.poke()
 }
 
+// addOld adds a report unless there is one of its task, which is newer.
+func (o *outbox) addOld(r *api.TaskReport) {
+	o.mu.Lock()
+	if o.items[r.TaskId] == nil {
+		o.order = append(o.order, r.TaskId)
+		o.items[r.TaskId] = r
+	}
+	o.mu.Unlock()
+	o.poke()
+}
+
 func (o *outbox) poke() {
 	select {
 	case o.wake <- struct{}{}:

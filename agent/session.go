@@ -28,10 +28,13 @@ const (
 	retryEarlyCap = 300 * time.Millisecond
 	retryMax      = 3 * time.Second // a healed link serves again within 5 s
 	// While no manager says a word, the attempts themselves take their time and nobody is burdened by more of them.
-	retrySilent   = time.Second
-	maxRedirects  = 3
-	statusEvery   = 50 * time.Millisecond // at most one batch in this time
-	maxRecvBytes  = maxFrameBytes         // a whole table of a big network is one message
+	retrySilent  = time.Second
+	maxRedirects = 3
+	statusEvery  = 50 * time.Millisecond // at most one batch in this time
+	maxRecvBytes = api.MaxMessageBytes   // sets and tables come in parts
+	// staleFor is how long a leader of an older term is refused: one that was cut off may not know yet that it is none. Later it is
+	// a cluster that was restored from a backup.
+	staleFor      = time.Minute
 	leaderTrailer = "skein-leader"
 )
 
@@ -165,6 +168,9 @@ func (a *Agent) session(ctx context.Context, addr string) (had bool, leader stri
 		return false, "", fmt.Errorf("manager %s asks for a heartbeat of %v within a lease of %v", addr, every, lease)
 	}
 	watchdog.Reset(lease)
+	if err := a.follow(welcome.Term); err != nil {
+		return false, "", fmt.Errorf("manager %s: %w", addr, err)
+	}
 	a.connected(addr, welcome)
 	defer a.tasks.Connected(false)
 	if err := a.receive(first); err != nil {
@@ -187,15 +193,34 @@ func (a *Agent) session(ctx context.Context, addr string) (had bool, leader stri
 	return true, "", sendErr
 }
 
+// follow accepts a leader unless a newer one was heard lately.
+func (a *Agent) follow(term uint64) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if term < a.term && time.Since(a.termAt) < staleFor {
+		return fmt.Errorf("it leads in term %d, and a leader of term %d was heard %v ago: it does not know yet that it was replaced",
+			term, a.term, time.Since(a.termAt).Round(time.Millisecond))
+	}
+	a.term, a.termAt = term, time.Now()
+	return nil
+}
+
 func (a *Agent) hello(ctx context.Context) (*api.Hello, error) {
 	desc, err := a.cfg.Executor.Describe(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("describe this node: %w", err)
 	}
 	a.outbox.clear() // first: whatever comes from now on is in the statuses, in the outbox, or in both
+	reports := a.tasks.Reports()
+	for _, r := range reports[min(len(reports), api.MaxStatusReports):] { // they follow in batches
+		a.outbox.addOld(r)
+	}
+	a.mu.Lock()
+	digests := a.known.digests()
+	a.mu.Unlock()
 	return &api.Hello{
 		Hostname: a.cfg.Hostname, DescriptionJson: desc, UnderlayAddr: a.cfg.UnderlayAddr, RpcAddr: a.cfg.RPCAddr,
-		Statuses: a.tasks.Reports(), Acks: a.tables.acks(true), Tls: a.nodeTLS(),
+		Statuses: reports[:min(len(reports), api.MaxStatusReports)], Acks: a.tables.acks(true), Tables: digests, Tls: a.nodeTLS(),
 	}, nil
 }
 
@@ -208,6 +233,9 @@ func (a *Agent) receiveAll(stream sessionStream, alive func()) error {
 			return err
 		}
 		alive()
+		a.mu.Lock()
+		a.termAt = time.Now()
+		a.mu.Unlock()
 		if err := a.receive(m); err != nil {
 			return err
 		}

@@ -41,7 +41,7 @@ func (m *Manager) term(ctx context.Context, node *consensus.Node) (stop func()) 
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	d := dispatcher.New(dispatcher.Config{
-		Store: m.store, NodeID: m.cfg.NodeID, Identify: identify, Log: m.cfg.Logger.With("component", "dispatcher"),
+		Store: m.store, NodeID: m.cfg.NodeID, Term: node.Term(), Identify: identify, Log: m.cfg.Logger.With("component", "dispatcher"),
 		Dial: func(_ context.Context, addr string) (*grpc.ClientConn, error) { return m.cfg.DialNode(addr) },
 	})
 	m.front.Set(d)

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 
 	"skein/agent"
@@ -37,8 +38,13 @@ func overlayConfig(t agent.Tables) (overlay.Config, map[string]error) {
 	if cfg.MeshPool, err = netip.ParsePrefix(t.MeshPool); err != nil {
 		bad[api.MeshTable] = fmt.Errorf("mesh pool %q: %w", t.MeshPool, err)
 	}
-	for _, idx := range sortedKeys(t.Mesh.Nodes) {
-		n := t.Mesh.Nodes[idx]
+	nodes := map[uint32]*api.NodeEndpoint{}
+	maps.Copy(nodes, t.Mesh.Nodes)
+	for _, tab := range t.Networks { // while nothing is published, the mesh does not list them
+		maps.Copy(nodes, tab.Nodes)
+	}
+	for _, idx := range sortedKeys(nodes) {
+		n := nodes[idx]
 		a, err := netip.ParseAddr(n.UnderlayAddr)
 		if err != nil {
 			bad[api.MeshTable] = fmt.Errorf("node %s: address %q: %w", n.NodeId, n.UnderlayAddr, err)

@@ -96,6 +96,9 @@ func (n *Node) Peers() ([]Peer, error) {
 // IsLeader reports whether this node believes to lead. Only VerifyLeader and Linearizable make sure.
 func (n *Node) IsLeader() bool { return n.raft.State() == raft.Leader }
 
+// Term is the newest term this node knows: on the leader, its own.
+func (n *Node) Term() uint64 { return n.raft.CurrentTerm() }
+
 // LeaderID is the leader this node knows, or empty.
 func (n *Node) LeaderID() string {
 	_, id := n.raft.LeaderWithID()

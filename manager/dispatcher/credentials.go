@@ -56,7 +56,7 @@ func (d *Dispatcher) spreadCredentials(tx store.ReadTx) {
 		if !first {
 			for _, n := range d.nodes {
 				if n.session != nil {
-					n.session.push(credentialsMessage(now))
+					n.session.push(credentialsMessage(now), 0)
 				}
 			}
 		}
@@ -74,7 +74,7 @@ func (d *Dispatcher) greetCredentials(tx store.ReadTx, n *node) {
 		d.spreadCredentials(tx)
 	}
 	if d.creds.sent != nil {
-		n.session.push(credentialsMessage(d.creds.sent))
+		n.session.push(credentialsMessage(d.creds.sent), 0)
 	}
 	delete(d.creds.asked, n.id) // the session that was told is gone
 	d.renewSome()
@@ -101,7 +101,7 @@ func (d *Dispatcher) renewSome() {
 			cr.asked[id] = now
 			m := proto.Clone(cr.sent).(*api.Credentials)
 			m.Renew = true
-			n.session.push(credentialsMessage(m))
+			n.session.push(credentialsMessage(m), 0)
 			if len(cr.asked) == renewalsBound {
 				break
 			}

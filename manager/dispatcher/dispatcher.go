@@ -36,8 +36,11 @@ const (
 	orphanAfter = 24 * time.Hour
 	orphanCheck = time.Minute
 	helloBound  = 5 * time.Second
-	// gather is the least time between two rounds of updates: a burst of reports becomes one table version.
+	// gather is the least time between two rounds of updates: a burst of reports becomes one table version. A round that had much to do is
+	// followed by a pause of its own length, up to the limit, so that under load each message carries more.
 	gather      = 10 * time.Millisecond
+	gatherLimit = 250 * time.Millisecond
+	greetsBound = 64   // sessions that are sent everything in one round
 	callsBound  = 1024 // functions waiting for Run; agents wait behind them
 	pingTimeout = 700 * time.Millisecond
 	pingTries   = 2
@@ -57,6 +60,8 @@ type Config struct {
 	Store Store
 	// NodeID is this manager's node, the leader.
 	NodeID string
+	// Term is this term of the leader's: agents refuse older ones.
+	Term uint64
 	// Identify returns the node that a session's certificate names.
 	Identify func(ctx context.Context) (nodeID string, err error)
 	// Dial reaches a node's api.Agent service, for probes. The connection is closed after use.
@@ -79,16 +84,24 @@ type Dispatcher struct {
 	watcher *store.Watcher
 
 	// All below belongs to Run.
-	ctx     context.Context
-	nodes   map[string]*node
-	tasks   map[string]*taskEntry
-	spread  *spread
-	dirty   dirty
-	creds   *credentials
-	leases  leaseHeap
-	expiry  *time.Timer
-	flushAt *time.Timer
-	flushed time.Time
+	ctx          context.Context
+	nodes        map[string]*node
+	tasks        map[string]*taskEntry
+	spread       *spread
+	dirty        dirty
+	greets       []*node // with sessions that wait for everything
+	creds        *credentials
+	wheel        *wheel
+	began        time.Time // of the term
+	turned       time.Time // of the wheel
+	caution      caution
+	heldSaid     time.Time           // when many silent nodes were logged
+	managers     *api.ManagerMessage // encoded list; nil: it changed
+	managersSize int
+	templates    map[templateKey]*template
+	flushAt      *time.Timer
+	flushed      time.Time     // when the last round ended
+	pause        time.Duration // before the next one
 }
 
 // New returns a dispatcher that does nothing before Run.
@@ -99,7 +112,7 @@ func New(cfg Config) *Dispatcher {
 	return &Dispatcher{
 		cfg: cfg, writer: newWriter(cfg.Store, cfg.Log), soft: newSoftStates(),
 		calls: make(chan func(), callsBound), done: make(chan struct{}), probes: make(chan struct{}, maxProbes),
-		nodes: map[string]*node{}, tasks: map[string]*taskEntry{}, spread: newSpread(), dirty: newDirty(),
+		nodes: map[string]*node{}, tasks: map[string]*taskEntry{}, spread: newSpread(), templates: map[templateKey]*template{}, caution: cautionOf(nil),
 		creds: newCredentials(),
 	}
 }
@@ -111,9 +124,10 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	d.ctx = ctx
 	d.watcher = d.cfg.Store.Watch()
 	defer d.watcher.Close()
-	d.expiry, d.flushAt = time.NewTimer(time.Hour), time.NewTimer(0)
-	defer d.expiry.Stop()
+	d.flushAt = time.NewTimer(0)
 	defer d.flushAt.Stop()
+	d.began = time.Now()
+	d.turned, d.wheel = d.began, newWheel(d.began)
 	d.wg.Go(func() { d.writer.run(ctx) })
 	d.dirty.all = true
 	d.flush()
@@ -133,6 +147,8 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 func (d *Dispatcher) loop(ctx context.Context) {
 	orphans := time.NewTicker(orphanCheck)
 	defer orphans.Stop()
+	turn := time.NewTicker(wheelStep)
+	defer turn.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -143,7 +159,7 @@ func (d *Dispatcher) loop(ctx context.Context) {
 			d.schedule()
 		case <-d.flushAt.C:
 			d.flush()
-		case <-d.expiry.C:
+		case <-turn.C:
 			d.expire()
 		case <-orphans.C:
 			d.orphan()
@@ -153,7 +169,7 @@ func (d *Dispatcher) loop(ctx context.Context) {
 
 // schedule sees to it that a round of updates comes: at once, unless there was one just now.
 func (d *Dispatcher) schedule() {
-	d.flushAt.Reset(max(0, gather-time.Since(d.flushed)))
+	d.flushAt.Reset(max(0, d.pause-time.Since(d.flushed)))
 }
 
 // do has Run execute f. It waits for a place in the queue, not for f.

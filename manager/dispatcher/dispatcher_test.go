@@ -286,12 +286,16 @@ func TestUpdatesCarryOnlyWhatChanged(t *testing.T) {
 		if !full.Full || full.Sequence != 1 || len(full.Set) != 50 || len(full.Networks) != 1 {
 			t.Fatalf("full set: sequence %d, %d tasks, %d networks", full.Sequence, len(full.Set), len(full.Networks))
 		}
-		a := full.Set[0]
-		var spec swarm.TaskSpec
-		if err := json.Unmarshal(a.SpecJson, &spec); err != nil || spec.ContainerSpec.Image != "web:1" || a.ServiceName != "web" || string(a.ServiceLabelsJson) != `{"a":"b"}` || len(a.Attachments) != 1 {
-			t.Errorf("assignment %v, spec error %v", a, err)
+		if len(full.Templates) != 1 || full.Total != 50 || full.More {
+			t.Fatalf("full set: %d templates, total %d", len(full.Templates), full.Total)
 		}
-		if u := table(p, "mesh"); !u.Full || len(u.Nodes) != 2 || len(u.Endpoints) != 0 {
+		a, made := full.Set[0], full.Templates[0]
+		var spec swarm.TaskSpec
+		if err := json.Unmarshal(made.SpecJson, &spec); err != nil || spec.ContainerSpec.Image != "web:1" || made.ServiceName != "web" || string(made.ServiceLabelsJson) != `{"a":"b"}` ||
+			len(a.Attachments) != 1 || !a.Templated || a.ServiceName != "" {
+			t.Errorf("assignment %v, template %v, spec error %v", a, made, err)
+		}
+		if u := table(p, "mesh"); !u.Full || len(u.Nodes) != 0 || len(u.Endpoints) != 0 { // nothing is published
 			t.Errorf("mesh: %v", u)
 		}
 		u := table(p, id("net"))
@@ -351,7 +355,7 @@ func TestDependenciesGoWhereTheyAreNeeded(t *testing.T) {
 		p1, p2 := l.dial("w1").hello(&api.Hello{}), l.dial("w2").hello(&api.Hello{})
 		defer p1.cancel()
 		defer p2.cancel()
-		if names, u := got(p1); !slices.Equal(names, []string{"sec1"}) || len(u.Set) != 2 || !slices.Equal(u.Set[0].Dependencies, []string{id("sec1")}) {
+		if names, u := got(p1); !slices.Equal(names, []string{"sec1"}) || len(u.Set) != 2 || !slices.Equal(u.Templates[0].Dependencies, []string{id("sec1")}) {
 			t.Errorf("w1 got %v", names)
 		}
 		if names, _ := got(p2); !slices.Equal(names, []string{"sec1", "sec2"}) {

@@ -1,7 +1,6 @@
 package dispatcher
 
 import (
-	"container/heap"
 	"context"
 	"fmt"
 	"sync/atomic"
@@ -27,16 +26,41 @@ type node struct {
 	seen    atomic.Int64 // unix nanos of the last message; written by the session's reader
 	session *session     // nil: none
 	fenced  bool         // its lease ended: it has no say
-	leased  bool         // has an entry in the lease heap
+	held    bool         // fenced, and not declared down since many others are silent, too
+	leased  bool         // is in the wheel
 	probing bool
 	since   time.Time // of being fenced
+	lost    time.Time // when this leader declared it down
+	starts  allowance // of sessions
 	acked   map[string]*api.TableAck
-	nets    map[string]int      // live tasks here per network: the tables it needs
-	changed map[string]struct{} // tasks whose assignment may have changed
+	nets    map[string]int // live tasks here per network: the tables it needs
+	changed []string       // tasks whose assignment may have changed
+	removed []string       // tasks that it was sent and that are not its any more
+}
+
+// allowance lets sessions of a node begin in a burst, then one in a while: an agent that loses each at once, or two machines with one
+// identity, must not keep the leader busy.
+type allowance struct{ until time.Time }
+
+const (
+	startBurst = 8
+	startEvery = 2 * time.Second
+)
+
+// take reports whether another one may begin.
+func (a *allowance) take(now time.Time) bool {
+	if a.until.Before(now) {
+		a.until = now
+	}
+	if a.until.Sub(now) > (startBurst-1)*startEvery {
+		return false
+	}
+	a.until = a.until.Add(startEvery)
+	return true
 }
 
 func newNode(rec *store.Node) *node {
-	n := &node{id: rec.Id, rec: rec, acked: map[string]*api.TableAck{}, nets: map[string]int{}, changed: map[string]struct{}{}}
+	n := &node{id: rec.Id, rec: rec, acked: map[string]*api.TableAck{}, nets: map[string]int{}}
 	n.fenced = rec.Status.GetState() == nodeDown
 	if n.fenced {
 		n.since = time.Unix(0, rec.Meta.GetUpdated())
@@ -49,19 +73,25 @@ func (n *node) hasSay() bool {
 	return n.session != nil || (!n.fenced && n.rec.Status.GetState() == nodeReady)
 }
 
-// register begins a session: it ends a former one, records the node, and sends everything.
+// register begins a session: it ends a former one and records the node. Everything is sent by greet, when it is its turn.
 func (d *Dispatcher) register(s *session, h *api.Hello) (*node, error) {
-	d.flush() // so that the full set is of the newest store
 	n := d.nodes[s.node]
 	if n == nil {
-		return nil, api.Errorf(errdefs.ErrPermissionDenied, "node %s is not part of this cluster: it was removed; let it leave and join again", s.node)
+		d.flush() // it may have joined a moment ago
+		if n = d.nodes[s.node]; n == nil {
+			return nil, errNotMember(s.node)
+		}
+	}
+	now := time.Now()
+	if !n.starts.take(now) {
+		return nil, api.Errorf(errdefs.ErrResourceExhausted, "node %s began %d sessions in a row: one every %v is taken; is its identity in use on two machines?", n.id, startBurst, startEvery)
 	}
 	if n.session != nil {
 		n.session.end(api.Errorf(errdefs.ErrAborted, "node %s began another session", s.node))
 	}
-	n.session, n.fenced = s, false
-	n.seen.Store(time.Now().UnixNano())
-	d.lease(n, time.Now().Add(lease))
+	n.session, n.fenced, n.held = s, false, false
+	n.seen.Store(now.UnixNano())
+	d.lease(n, now.Add(lease))
 	n.acked = make(map[string]*api.TableAck, len(h.Acks))
 	for _, a := range h.Acks {
 		if t := d.spread.tables[a.Table]; t != nil && a.Version > t.version {
@@ -69,9 +99,14 @@ func (d *Dispatcher) register(s *session, h *api.Hello) (*node, error) {
 		}
 		n.acked[a.Table] = a
 	}
+	s.holds = make(map[string]uint64, len(h.Tables))
+	for _, t := range h.Tables {
+		s.holds[t.Table] = t.Digest
+	}
 	d.writer.node(n.id, h)
 	d.intake(n, h.Statuses)
-	d.cfg.Store.View(func(tx store.ReadTx) { d.greet(tx, n) })
+	d.greets = append(d.greets, n)
+	d.schedule()
 	d.cfg.Log.Info("session", "node", n.id, "hostname", h.Hostname)
 	return n, nil
 }
@@ -87,57 +122,54 @@ func (d *Dispatcher) leave(s *session) {
 // lease makes sure that the node is looked at when its lease may have ended.
 func (d *Dispatcher) lease(n *node, at time.Time) {
 	if n.leased {
-		return // the entry is checked against the last message when it is due
+		return // it is looked at earlier, and then put where it belongs
 	}
 	n.leased = true
-	heap.Push(&d.leases, leaseEntry{at: at, node: n})
-	d.armExpiry()
-}
-
-func (d *Dispatcher) armExpiry() {
-	if len(d.leases) > 0 {
-		d.expiry.Reset(time.Until(d.leases[0].at))
-	}
+	d.wheel.add(n, at)
 }
 
 // expire looks at the leases that may have ended.
 func (d *Dispatcher) expire() {
 	now := time.Now()
-	stalled := len(d.leases) > 0 && now.Sub(d.leases[0].at) > heartbeat // this process did not run: it cannot say who was silent
-	for len(d.leases) > 0 && !d.leases[0].at.After(now) {
-		n := heap.Pop(&d.leases).(leaseEntry).node
+	stalled := now.Sub(d.turned) > heartbeat // this process did not run: it cannot say who was silent
+	d.turned = now
+	for _, n := range d.wheel.due(now) {
 		n.leased = false
-		if d.nodes[n.id] != n || n.fenced {
-			continue
-		}
-		if stalled {
+		seen := n.seen.Load()
+		end := time.Unix(0, seen).Add(lease)
+		switch {
+		case d.nodes[n.id] != n || (n.fenced && !n.held):
+		case stalled:
 			d.lease(n, now.Add(2*heartbeat))
-			continue
+		case n.held:
+			d.recheck(n, now)
+		case seen > 0 && end.After(now):
+			d.lease(n, end)
+		case seen > 0:
+			d.absent(n, fmt.Sprintf("heartbeat failure: nothing heard for %v", lease), now)
+		default:
+			d.absent(n, fmt.Sprintf("no session with the leader within %v", grace), now)
 		}
-		if seen := n.seen.Load(); seen > 0 {
-			if end := time.Unix(0, seen).Add(lease); end.After(now) {
-				d.lease(n, end)
-				continue
-			}
-			d.down(n, fmt.Sprintf("heartbeat failure: nothing heard for %v", lease))
-			continue
-		}
-		d.down(n, fmt.Sprintf("no session with the leader within %v", grace))
 	}
-	d.armExpiry()
 }
 
-// down fences a node: its tasks count as gone for traffic, and it has no say until it returns.
-func (d *Dispatcher) down(n *node, why string) {
+// fence takes a node's say: its tasks count as gone for traffic until it returns.
+func (d *Dispatcher) fence(n *node, why string) {
 	n.fenced, n.since = true, time.Now()
 	if n.session != nil {
 		n.session.end(api.Errorf(errdefs.ErrUnavailable, "node %s: %s", n.id, why))
 		n.session = nil
 	}
-	d.cfg.Log.Warn("node is down", "node", n.id, "why", why)
-	d.writer.status(&api.NodeStatus{NodeId: n.id, State: nodeDown, Message: why})
 	d.dirty.drains = true
 	d.schedule()
+}
+
+// down fences a node for good: its tasks are replaced.
+func (d *Dispatcher) down(n *node, why string) {
+	d.fence(n, why)
+	n.held, n.lost = false, n.since
+	d.cfg.Log.Warn("node is down", "node", n.id, "why", why)
+	d.writer.status(&api.NodeStatus{NodeId: n.id, State: nodeDown, Message: why})
 }
 
 // probe asks a suspected node directly, and fences it when it does not answer.
@@ -159,7 +191,7 @@ func (d *Dispatcher) probe(id string) {
 		_ = d.do(d.ctx, func() {
 			n.probing = false
 			if !alive && d.nodes[id] == n && !n.fenced && n.seen.Load() < began {
-				d.down(n, "suspected by its peers and does not answer")
+				d.absent(n, "suspected by its peers and does not answer", time.Now())
 			}
 		})
 	})
@@ -214,23 +246,4 @@ func (d *Dispatcher) orphan() {
 			}
 		})
 	}
-}
-
-type leaseEntry struct {
-	at   time.Time
-	node *node
-}
-
-// leaseHeap orders nodes by the next instant at which their lease may have ended; each node has at most one entry.
-type leaseHeap []leaseEntry
-
-func (h leaseHeap) Len() int           { return len(h) }
-func (h leaseHeap) Less(i, j int) bool { return h[i].at.Before(h[j].at) }
-func (h leaseHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
-func (h *leaseHeap) Push(x any)        { *h = append(*h, x.(leaseEntry)) }
-func (h *leaseHeap) Pop() any {
-	old := *h
-	e := old[len(old)-1]
-	*h = old[:len(old)-1]
-	return e
 }

@@ -13,18 +13,15 @@ import (
 type dirty struct {
 	all    bool
 	drains bool
-	keys   map[store.Kind]map[string]struct{}
+	keys   [store.KindDependency + 1][]string // by kind; an object may be in it twice
+	count  int
 }
 
-func newDirty() dirty { return dirty{keys: map[store.Kind]map[string]struct{}{}} }
-
 func (x *dirty) mark(kind store.Kind, id string) {
-	m := x.keys[kind]
-	if m == nil {
-		m = map[string]struct{}{}
-		x.keys[kind] = m
+	if int(kind) < len(x.keys) {
+		x.keys[kind] = append(x.keys[kind], id)
+		x.count++
 	}
-	m[id] = struct{}{}
 }
 
 func (x *dirty) add(keys []store.Key, overflow bool) {
@@ -36,6 +33,7 @@ func (x *dirty) add(keys []store.Key, overflow bool) {
 
 // everything marks all that is stored and all that was known.
 func (x *dirty) everything(d *Dispatcher, tx store.ReadTx) {
+	x.mark(store.KindCluster, "")
 	for _, n := range tx.Nodes() {
 		x.mark(store.KindNode, n.Id)
 	}
@@ -64,70 +62,96 @@ func (x *dirty) everything(d *Dispatcher, tx store.ReadTx) {
 	}
 }
 
-// taskEntry is what is known of a task that belongs to a node.
+// taskEntry is what is known of a task that belongs to a node. There is one for each task of the cluster: it is kept small.
 type taskEntry struct {
-	node     string
-	nets     []string // tables of networks it is in; with mesh, the mesh table too
+	node     *node
+	template *template // nil: of a task that ended, or of a service that is gone
+	nets     []string  // tables of networks it is in; with mesh, the mesh table too
+
+	// What its agent was sent, and in which session.
+	sent       *session
+	startAfter int64
+	desired    api.TaskState
+	templated  bool // its template counts there
+	saidDrain  bool
+
 	mesh     bool
 	stopping bool // wanted no more, and live
 	drained  bool // every node with a say acknowledged it out of rotation
+	queued   bool // in the node's changed
 }
 
-// flush is one round: look at what changed, tell tables before the assignments that need them.
+// flush is one round: look at what changed, tell tables before the assignments that need them, then greet some of the new sessions.
 func (d *Dispatcher) flush() {
-	d.flushed = time.Now()
+	began := time.Now()
 	d.dirty.add(d.watcher.Take())
 	x := d.dirty
-	if !x.all && !x.drains && len(x.keys) == 0 {
-		return
+	if x.all || x.drains || x.count > 0 || len(d.greets) > 0 {
+		d.dirty = dirty{}
+		d.cfg.Store.View(func(tx store.ReadTx) { d.round(tx, &x) })
 	}
-	d.dirty = newDirty()
-	d.cfg.Store.View(func(tx store.ReadTx) {
-		if x.all {
-			x.everything(d, tx)
-		}
-		managers := d.refresh(tx, x)
-		if x.all || len(x.keys[store.KindCluster]) > 0 || len(x.keys[store.KindNode]) > 0 {
-			d.spreadCredentials(tx)
-		}
-		d.sendTables(tx.Version())
-		d.settleDrains()
-		d.sendAssignments(tx)
-		if managers {
-			list := d.managerList(tx)
-			for _, n := range d.nodes {
-				if n.session != nil {
-					n.session.push(list)
-				}
+	d.flushed = time.Now()
+	d.pause = min(max(gather, d.flushed.Sub(began)), gatherLimit)
+	if len(d.greets) > 0 {
+		d.schedule()
+	}
+}
+
+func (d *Dispatcher) round(tx store.ReadTx, x *dirty) {
+	if x.all {
+		x.everything(d, tx)
+	}
+	if d.refresh(tx, x) {
+		d.managers = nil
+		m, size := d.managerList(tx)
+		for _, n := range d.nodes {
+			if n.session != nil && n.session.greeted {
+				n.session.push(m, size)
 			}
 		}
-	})
+	}
+	if x.all || len(x.keys[store.KindCluster]) > 0 || len(x.keys[store.KindNode]) > 0 {
+		d.spreadCredentials(tx)
+	}
+	d.sendTables(tx.Version())
+	d.settleDrains()
+	d.sendAssignments(tx)
+	for range min(len(d.greets), greetsBound) {
+		n := d.greets[0]
+		d.greets = d.greets[1:]
+		if n.session != nil && !n.session.greeted && d.nodes[n.id] == n {
+			d.greet(tx, n)
+		}
+	}
 }
 
 // refresh brings the indexes and tables up to date with the view. It tells whether the list of managers changed.
-func (d *Dispatcher) refresh(tx store.ReadTx, x dirty) (managers bool) {
-	for id := range x.keys[store.KindNetwork] {
+func (d *Dispatcher) refresh(tx store.ReadTx, x *dirty) (managers bool) {
+	if len(x.keys[store.KindCluster]) > 0 {
+		d.refreshCluster(tx)
+	}
+	for _, id := range x.keys[store.KindNetwork] {
 		d.spread.setNetwork(id, tx.Network(id))
 	}
-	for id := range x.keys[store.KindNode] {
+	for _, id := range x.keys[store.KindNode] {
 		if d.refreshNode(tx, id, x) {
 			managers = true
 		}
 	}
-	for id := range x.keys[store.KindService] {
+	for _, id := range x.keys[store.KindService] {
 		if d.spread.setService(id, tx.Service(id)) {
 			for _, t := range tx.TasksByService(id) {
 				x.mark(store.KindTask, t.ID)
 			}
 		}
 	}
-	for id := range x.keys[store.KindTask] {
+	for _, id := range x.keys[store.KindTask] {
 		d.refreshTask(tx, id)
 	}
 	return managers
 }
 
-func (d *Dispatcher) refreshNode(tx store.ReadTx, id string, x dirty) (managers bool) {
+func (d *Dispatcher) refreshNode(tx store.ReadTx, id string, x *dirty) (managers bool) {
 	rec, n := tx.Node(id), d.nodes[id]
 	switch {
 	case rec == nil && n == nil:
@@ -159,67 +183,102 @@ func (d *Dispatcher) refreshNode(tx store.ReadTx, id string, x dirty) (managers 
 		if rec.Status.GetState() == nodeDown {
 			d.writer.status(&api.NodeStatus{NodeId: id, State: nodeReady}) // it is here: what was written on its absence is void
 		}
-		if old.Role != rec.Role || old.Availability != rec.Availability || old.Name != rec.Name || !maps.Equal(old.Labels, rec.Labels) {
-			n.session.push(d.welcome(tx, n))
+		if told := n.session.welcomed; told != rec && tellsMore(told, rec) {
+			d.sayWelcome(tx, n.session, rec)
 		}
 	}
 	return old.Role != rec.Role || (rec.Role == api.RoleManager && old.RpcAddr != rec.RpcAddr)
 }
 
-func (d *Dispatcher) markTasks(tx store.ReadTx, node string, x dirty) {
+func (d *Dispatcher) markTasks(tx store.ReadTx, node string, x *dirty) {
 	for _, t := range tx.TasksByNode(node) {
 		x.mark(store.KindTask, t.ID)
 	}
+}
+
+// tellsMore reports whether an agent has to hear of a change of its node's record.
+func tellsMore(old, rec *store.Node) bool {
+	return old.Role != rec.Role || old.Availability != rec.Availability || old.Name != rec.Name || old.Hostname != rec.Hostname ||
+		old.UnderlayAddr != rec.UnderlayAddr || !maps.Equal(old.Labels, rec.Labels)
 }
 
 // refreshTask brings one task's entry, endpoints, and its node's needs up to date.
 func (d *Dispatcher) refreshTask(tx store.ReadTx, id string) {
 	t := tx.Task(id)
 	d.soft.settled(id, t)
-	old, entry := d.tasks[id], d.entryOf(tx, t)
-	if old != nil {
-		d.need(old, -1)
-		if entry == nil || entry.node != old.node {
-			d.touch(old.node, id)
-		} else {
-			entry.drained = old.drained && entry.stopping
+	e := d.tasks[id]
+	var before []string
+	var former *template
+	if e != nil {
+		before, former = e.tables(), e.template
+		d.need(e, -1)
+	}
+	now, ok := d.entryOf(tx, t)
+	switch {
+	case !ok && e == nil:
+		return
+	case !ok:
+		d.drop(e, id)
+		delete(d.tasks, id)
+		e = nil
+	case e == nil:
+		e = &now
+		d.tasks[id] = e
+	case e.node != now.node: // never a live one: tasks do not move
+		d.drop(e, id)
+		*e = now
+	default:
+		e.nets, e.mesh, e.stopping, e.drained = now.nets, now.mesh, now.stopping, e.drained && now.stopping
+		if now.template != nil || e.sent == nil {
+			e.template = now.template
 		}
 	}
 	var tables []string
-	if entry != nil {
-		d.tasks[id] = entry
-		d.need(entry, +1)
-		d.touch(entry.node, id)
-		tables = entry.tables()
-	} else {
-		delete(d.tasks, id)
+	if e != nil {
+		d.need(e, +1)
+		d.use(e.template, +1)
+		d.touch(e, id)
+		tables = e.tables()
 	}
+	d.use(former, -1) // after the new one: it may be the same
 	for _, table := range tables {
 		d.spread.setEndpoint(table, d.endpoint(tx, t, table))
 	}
-	if old != nil {
-		for _, table := range old.tables() {
-			if !slices.Contains(tables, table) {
-				d.spread.removeEndpoint(table, id)
-			}
+	for _, table := range before {
+		if !slices.Contains(tables, table) {
+			d.spread.removeEndpoint(table, id)
 		}
 	}
-	if entry != nil && entry.stopping && !entry.drained {
+	if e != nil && e.stopping && !e.drained {
 		d.spread.stopping[id] = struct{}{}
 	} else {
 		delete(d.spread.stopping, id)
 	}
 }
 
-// entryOf returns nil for a task that no node has to know.
-func (d *Dispatcher) entryOf(tx store.ReadTx, t *store.Task) *taskEntry {
+// drop has a task that is its node's no more taken back from the agent that was sent it.
+func (d *Dispatcher) drop(e *taskEntry, id string) {
+	n := e.node
+	if n.session == nil || e.sent != n.session {
+		return
+	}
+	if e.templated {
+		n.session.release(e.template)
+	}
+	n.removed = append(n.removed, id)
+	d.spread.reassign[n] = struct{}{}
+}
+
+// entryOf is false for a task that no node has to know.
+func (d *Dispatcher) entryOf(tx store.ReadTx, t *store.Task) (e taskEntry, ok bool) {
 	if t == nil || t.NodeID == "" || t.State < api.TaskAssigned || t.State == api.TaskOrphaned || d.nodes[t.NodeID] == nil {
-		return nil
+		return e, false
 	}
-	e := &taskEntry{node: t.NodeID}
+	e.node = d.nodes[t.NodeID]
 	if !t.Live() {
-		return e
+		return e, true
 	}
+	e.template = d.templateOf(tx, t)
 	e.stopping = t.Desired >= api.TaskShutdown
 	for _, a := range t.Attachments {
 		if d.spread.tables[a.NetworkId] != nil {
@@ -228,7 +287,7 @@ func (d *Dispatcher) entryOf(tx store.ReadTx, t *store.Task) *taskEntry {
 	}
 	svc := tx.Service(t.ServiceID)
 	e.mesh = svc != nil && len(svc.Ports) > 0 && (t.Gateway4.IsValid() || t.Gateway6.IsValid())
-	return e
+	return e, true
 }
 
 func (e *taskEntry) tables() []string {
@@ -240,11 +299,8 @@ func (e *taskEntry) tables() []string {
 
 // need counts the tables that a node needs for a task.
 func (d *Dispatcher) need(e *taskEntry, by int) {
-	n := d.nodes[e.node]
-	if n == nil {
-		return
-	}
 	for _, id := range e.nets {
+		n := e.node
 		n.nets[id] += by
 		if n.nets[id] <= 0 {
 			delete(n.nets, id)
@@ -254,9 +310,10 @@ func (d *Dispatcher) need(e *taskEntry, by int) {
 }
 
 // touch has a task's assignment looked at.
-func (d *Dispatcher) touch(nodeID, task string) {
-	if n := d.nodes[nodeID]; n != nil && n.session != nil {
-		n.changed[task] = struct{}{}
+func (d *Dispatcher) touch(e *taskEntry, task string) {
+	if n := e.node; !e.queued && n.session != nil && n.session.greeted {
+		e.queued = true
+		n.changed = append(n.changed, task)
 		d.spread.reassign[n] = struct{}{}
 	}
 }

@@ -1,11 +1,11 @@
 package dispatcher
 
 import (
-	"encoding/json"
-	"maps"
+	"hash/fnv"
 	"math"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -14,45 +14,13 @@ import (
 	"skein/manager/store"
 )
 
-// updateBytes is about the size at which increments are cut into several messages.
-const updateBytes = api.MaxMessageBytes / 2
-
-// sentTask is what makes an assignment differ for its agent: the rest is fixed when a task is placed.
-type sentTask struct {
-	desired    api.TaskState
-	startAfter int64
-	drained    bool
-}
-
-// release notes that the agent forgets a task, and with it the secrets and configs that only this task needed.
-func (s *session) release(task string) {
-	for _, id := range s.needs[task] {
-		if s.deps[id]--; s.deps[id] <= 0 {
-			delete(s.deps, id) // the agent forgets it, too
-		}
-	}
-	delete(s.needs, task)
-}
-
-// provide sends the secrets and configs of a task that its node does not hold. It comes before the assignment.
-func (d *Dispatcher) provide(s *session, tx store.ReadTx, a *api.Assignment) {
-	if _, known := s.needs[a.TaskId]; known || len(a.Dependencies) == 0 {
-		return
-	}
-	s.needs[a.TaskId] = a.Dependencies
-	for _, id := range a.Dependencies {
-		if s.deps[id]++; s.deps[id] > 1 {
-			continue
-		}
-		if rec := tx.Dependency(id); rec != nil {
-			s.push(&api.ManagerMessage{Kind: &api.ManagerMessage_Dependencies{Dependencies: &api.DependencyUpdate{Set: []*api.DependencyRecord{rec}}}})
-		}
-	}
-}
+// partBytes is about the size at which sets, tables and increments are cut into several messages.
+const partBytes = api.MaxMessageBytes / 8
 
 // sendTables gives changed tables their new version, tells their holders, and sees to it that each node holds what it needs.
 func (d *Dispatcher) sendTables(version uint64) {
 	for _, t := range d.spread.tables {
+		d.spread.widen(t)
 		if !t.changed.any {
 			continue
 		}
@@ -62,29 +30,49 @@ func (d *Dispatcher) sendTables(version uint64) {
 				t.draining[id] = version
 			}
 		}
-		delta := tableMessage(t.delta(d.spread.nodes))
-		t.changed = newTableChanges()
-		for _, n := range d.nodes {
-			if n.session != nil && n.session.tables[t.id] {
-				n.session.push(delta)
-			}
-		}
+		delta := t.delta(d.spread.nodes)
+		t.changed, t.encoded = newTableChanges(), nil
+		d.sendDelta(t, delta)
 	}
 	for n := range d.spread.resubscribe {
-		if n.session != nil {
+		if n.session != nil && n.session.greeted {
 			d.subscribe(n)
 		}
 	}
 	clear(d.spread.resubscribe)
 }
 
+// sendDelta tells a table's holders what changed; what is too large for one message is told as the whole table, in parts.
+func (d *Dispatcher) sendDelta(t *table, delta *api.TableUpdate) {
+	var parts []part
+	for _, n := range d.nodes {
+		if n.session == nil || !n.session.tables[t.id] {
+			continue
+		}
+		if parts == nil {
+			if m, size := encoded(tableMessage(delta)); size <= partBytes {
+				parts = []part{{m, size}}
+			} else {
+				parts = t.full(d.spread.nodes)
+			}
+		}
+		n.session.pushAll(parts)
+	}
+}
+
 // subscribe sends a node the tables that it needs and does not hold, and takes back the others.
 func (d *Dispatcher) subscribe(n *node) {
 	s := n.session
 	give := func(id string) {
-		if t := d.spread.tables[id]; t != nil && !s.tables[id] {
-			s.tables[id] = true
-			s.push(tableMessage(t.full(d.spread.nodes)))
+		t := d.spread.tables[id]
+		if t == nil || s.tables[id] {
+			return
+		}
+		s.tables[id] = true
+		if t.sum != 0 && s.holds[id] == t.sum {
+			s.push(tableMessage(&api.TableUpdate{Table: id, Version: t.version, Same: true, Digest: t.sum}), 0)
+		} else {
+			s.pushAll(t.full(d.spread.nodes))
 		}
 	}
 	give(api.MeshTable)
@@ -94,9 +82,22 @@ func (d *Dispatcher) subscribe(n *node) {
 	for id := range s.tables {
 		if id != api.MeshTable && n.nets[id] == 0 {
 			delete(s.tables, id)
+			delete(s.holds, id)
 			delete(n.acked, id)
-			s.push(tableMessage(&api.TableUpdate{Table: id, Gone: true}))
+			s.push(tableMessage(&api.TableUpdate{Table: id, Gone: true}), 0)
 		}
+	}
+}
+
+// part is a message that several sessions are sent.
+type part struct {
+	msg  *api.ManagerMessage
+	size int
+}
+
+func (s *session) pushAll(parts []part) {
+	for _, p := range parts {
+		s.push(p.msg, p.size)
 	}
 }
 
@@ -104,46 +105,98 @@ func tableMessage(u *api.TableUpdate) *api.ManagerMessage {
 	return &api.ManagerMessage{Kind: &api.ManagerMessage_Table{Table: u}}
 }
 
+// delta is what changed since the version before. It keeps the digest up to date: a sum over the records, which their order does not change.
 func (t *table) delta(nodes map[uint32]*api.NodeEndpoint) *api.TableUpdate {
 	u := &api.TableUpdate{Table: t.id, Version: t.version}
 	if t.changed.network {
 		u.Network = t.network
+		t.note("n", t.network)
 	}
 	for i := range t.changed.nodes {
-		if t.nodes[i] > 0 && nodes[i] != nil {
+		key := "i" + strconv.FormatUint(uint64(i), 10)
+		if t.lists(i) && nodes[i] != nil {
 			u.Nodes = append(u.Nodes, nodes[i])
+			t.note(key, nodes[i])
 		} else {
 			u.RemovedNodes = append(u.RemovedNodes, i)
+			t.note(key, nil)
 		}
 	}
 	for id := range t.changed.services {
 		if s := t.services[id]; s != nil {
 			u.Services = append(u.Services, s)
+			t.note("s"+id, s)
 		} else {
 			u.RemovedServices = append(u.RemovedServices, id)
+			t.note("s"+id, nil)
 		}
 	}
 	for id := range t.changed.endpoints {
 		if e := t.endpoints[id]; e != nil {
 			u.Endpoints = append(u.Endpoints, e)
+			t.note("e"+id, e)
 		} else {
 			u.RemovedEndpoints = append(u.RemovedEndpoints, id)
+			t.note("e"+id, nil)
 		}
 	}
+	u.Digest = t.sum
 	return u
 }
 
-func (t *table) full(nodes map[uint32]*api.NodeEndpoint) *api.TableUpdate {
-	u := &api.TableUpdate{
-		Table: t.id, Version: t.version, Full: true, Network: t.network,
-		Services: slices.Collect(maps.Values(t.services)), Endpoints: slices.Collect(maps.Values(t.endpoints)),
+// note replaces a record in the digest; nil takes it out.
+func (t *table) note(key string, rec proto.Message) {
+	t.sum -= t.sums[key]
+	if rec == nil {
+		delete(t.sums, key)
+		return
 	}
-	for i := range t.nodes {
-		if nodes[i] != nil {
-			u.Nodes = append(u.Nodes, nodes[i])
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(key)) // never fails
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(rec)
+	if err == nil {
+		_, _ = h.Write(b)
+	}
+	t.sums[key] = h.Sum64()
+	t.sum += t.sums[key]
+}
+
+// full is the whole table in its newest version, encoded once for all that need it.
+func (t *table) full(nodes map[uint32]*api.NodeEndpoint) []part {
+	if t.encoded != nil {
+		return t.encoded
+	}
+	u, size := &api.TableUpdate{Table: t.id, Version: t.version, Full: true, Network: t.network}, 0
+	cut := func(more bool) {
+		u.More = more
+		if !more {
+			u.Digest = t.sum
+		}
+		m, n := encoded(tableMessage(u))
+		t.encoded = append(t.encoded, part{m, n})
+		u, size = &api.TableUpdate{Table: t.id, Version: t.version, Full: true, Part: u.Part + 1}, 0
+	}
+	grow := func(rec proto.Message) {
+		if size += proto.Size(rec); size > partBytes {
+			cut(true)
 		}
 	}
-	return u
+	for i := range nodes {
+		if t.lists(i) {
+			u.Nodes = append(u.Nodes, nodes[i])
+			grow(nodes[i])
+		}
+	}
+	for _, s := range t.services {
+		u.Services = append(u.Services, s)
+		grow(s)
+	}
+	for _, e := range t.endpoints {
+		u.Endpoints = append(u.Endpoints, e)
+		grow(e)
+	}
+	cut(false)
+	return t.encoded
 }
 
 // ack notes what a node applied.
@@ -188,7 +241,7 @@ func (d *Dispatcher) settleDrains() {
 		if out {
 			e.drained = true
 			delete(d.spread.stopping, id)
-			d.touch(e.node, id)
+			d.touch(e, id)
 		}
 	}
 }
@@ -206,50 +259,87 @@ func (d *Dispatcher) leastAcked(table string) uint64 {
 // sendAssignments sends the nodes concerned what changed for them.
 func (d *Dispatcher) sendAssignments(tx store.ReadTx) {
 	for n := range d.spread.reassign {
-		if n.session != nil {
+		if n.session != nil && n.session.greeted {
 			d.sendChanged(tx, n)
 		}
-		clear(n.changed)
+		for _, id := range n.changed {
+			if e := d.tasks[id]; e != nil {
+				e.queued = false
+			}
+		}
+		n.changed, n.removed = nil, nil
 	}
 	clear(d.spread.reassign)
 }
 
-func (d *Dispatcher) sendChanged(tx store.ReadTx, n *node) {
-	s := n.session
-	u, size := &api.AssignmentUpdate{}, 0
-	send := func() {
-		s.sequence++
-		u.Sequence = s.sequence
-		s.push(&api.ManagerMessage{Kind: &api.ManagerMessage_Assignments{Assignments: u}})
-		u, size = &api.AssignmentUpdate{}, 0
+// outgoing gathers assignments for one session and cuts them into messages.
+type outgoing struct {
+	d    *Dispatcher
+	s    *session
+	full bool
+	sum  int // tasks of a full set
+	u    *api.AssignmentUpdate
+	size int
+}
+
+func (o *outgoing) begin() {
+	o.u, o.size = &api.AssignmentUpdate{Full: o.full}, 0
+}
+
+func (o *outgoing) send(more bool) {
+	o.s.sequence++
+	o.u.Sequence = o.s.sequence
+	if o.full {
+		if o.u.More = more; !more {
+			o.u.Total = uint32(o.sum)
+		}
 	}
-	for id := range n.changed {
-		e := d.tasks[id]
-		before, sent := s.sent[id]
-		if e == nil || e.node != n.id {
-			if sent {
-				delete(s.sent, id)
-				s.release(id)
-				u.Removed = append(u.Removed, id)
+	o.s.push(&api.ManagerMessage{Kind: &api.ManagerMessage_Assignments{Assignments: o.u}}, o.size)
+	o.begin()
+}
+
+// add appends a task, and what the agent needs to know for it.
+func (o *outgoing) add(tx store.ReadTx, t *store.Task, e *taskEntry) {
+	s := o.s
+	if e.sent != s {
+		e.sent, e.templated = s, false
+	}
+	e.desired, e.startAfter, e.saidDrain = t.Desired, t.StartAfter, e.drained
+	a := o.d.assignment(t, e)
+	if a.Templated {
+		if !e.templated {
+			e.templated = true
+			if m := o.d.provide(s, tx, e.template); m != nil {
+				o.u.Templates = append(o.u.Templates, m)
+				o.size += e.template.size
 			}
+		}
+	}
+	o.u.Networks = append(o.u.Networks, o.d.newNetworks(s, tx, t)...)
+	o.u.Set = append(o.u.Set, a)
+	o.sum++
+	if o.size += proto.Size(a); o.size > partBytes {
+		o.send(true)
+	}
+}
+
+func (d *Dispatcher) sendChanged(tx store.ReadTx, n *node) {
+	o := outgoing{d: d, s: n.session}
+	o.begin()
+	o.u.Removed = n.removed
+	for _, id := range n.changed {
+		e := d.tasks[id]
+		if e == nil || e.node != n {
 			continue
 		}
 		t := tx.Task(id)
-		now := sentTask{desired: t.Desired, startAfter: t.StartAfter, drained: e.drained}
-		if sent && before == now {
+		if t == nil || (e.sent == n.session && e.desired == t.Desired && e.startAfter == t.StartAfter && e.saidDrain == e.drained) {
 			continue
 		}
-		s.sent[id] = now
-		a := d.assignment(tx, t, e)
-		d.provide(s, tx, a)
-		u.Networks = append(u.Networks, d.newNetworks(s, tx, t)...)
-		u.Set = append(u.Set, a)
-		if size += proto.Size(a); size > updateBytes {
-			send()
-		}
+		o.add(tx, t, e)
 	}
-	if len(u.Set)+len(u.Removed) > 0 {
-		send()
+	if len(o.u.Set)+len(o.u.Removed) > 0 {
+		o.send(false)
 	}
 }
 
@@ -268,74 +358,65 @@ func (d *Dispatcher) newNetworks(s *session, tx store.ReadTx, t *store.Task) []*
 // greet sends a new session everything: who is who, the full set, the tables.
 func (d *Dispatcher) greet(tx store.ReadTx, n *node) {
 	s := n.session
-	s.push(d.welcome(tx, n))
+	s.greeted = true
+	if told := s.welcomed; told != n.rec && tellsMore(told, n.rec) {
+		d.sayWelcome(tx, s, n.rec)
+	}
 	d.greetCredentials(tx, n)
 	s.push(d.managerList(tx))
-	u := &api.AssignmentUpdate{Sequence: 1, Full: true}
+	o := outgoing{d: d, s: s, full: true}
+	o.begin()
 	for _, t := range tx.TasksByNode(n.id) {
-		e := d.tasks[t.ID]
-		if e == nil {
-			continue
+		if e := d.tasks[t.ID]; e != nil {
+			o.add(tx, t, e)
 		}
-		s.sent[t.ID] = sentTask{desired: t.Desired, startAfter: t.StartAfter, drained: e.drained}
-		u.Networks = append(u.Networks, d.newNetworks(s, tx, t)...)
-		a := d.assignment(tx, t, e)
-		d.provide(s, tx, a)
-		u.Set = append(u.Set, a)
 	}
-	s.sequence = 1
-	clear(n.changed)
-	s.push(&api.ManagerMessage{Kind: &api.ManagerMessage_Assignments{Assignments: u}})
+	o.send(false)
 	d.subscribe(n)
 	for id := range n.acked {
 		if !s.tables[id] { // needed before, when another leader sent it
-			s.push(tableMessage(&api.TableUpdate{Table: id, Gone: true}))
+			s.push(tableMessage(&api.TableUpdate{Table: id, Gone: true}), 0)
 			delete(n.acked, id)
 		}
 	}
+	s.holds = nil
 }
 
-func (d *Dispatcher) welcome(tx store.ReadTx, n *node) *api.ManagerMessage {
+// sayWelcome tells an agent who its node is.
+func (d *Dispatcher) sayWelcome(tx store.ReadTx, s *session, rec *store.Node) {
 	c := tx.Cluster()
-	return &api.ManagerMessage{Kind: &api.ManagerMessage_Welcome{Welcome: &api.Welcome{
-		SessionId: n.session.id, HeartbeatMillis: uint32(heartbeat.Milliseconds()), LeaseMillis: uint32(lease.Milliseconds()),
-		NodeIndex: n.rec.Index, Node: n.rec, DataPort: c.GetDataPort(), MeshPool: c.GetMeshPool(),
-	}}}
+	s.welcomed = rec
+	s.push(&api.ManagerMessage{Kind: &api.ManagerMessage_Welcome{Welcome: &api.Welcome{
+		SessionId: s.id, HeartbeatMillis: uint32(heartbeat.Milliseconds()), LeaseMillis: uint32(lease.Milliseconds()),
+		NodeIndex: rec.Index, Node: rec, DataPort: c.GetDataPort(), MeshPool: c.GetMeshPool(), Term: d.cfg.Term,
+	}}}, 0)
 }
 
-func (d *Dispatcher) managerList(tx store.ReadTx) *api.ManagerMessage {
-	list := &api.ManagerList{}
-	for _, n := range tx.Nodes() {
-		if n.Role == api.RoleManager && n.RpcAddr != "" {
-			list.Managers = append(list.Managers, &api.ManagerPeer{NodeId: n.Id, RpcAddr: n.RpcAddr, Leader: n.Id == d.cfg.NodeID})
+// managerList is the list of managers, encoded once until it changes.
+func (d *Dispatcher) managerList(tx store.ReadTx) (*api.ManagerMessage, int) {
+	if d.managers == nil {
+		list := &api.ManagerList{}
+		for _, n := range tx.Nodes() {
+			if n.Role == api.RoleManager && n.RpcAddr != "" {
+				list.Managers = append(list.Managers, &api.ManagerPeer{NodeId: n.Id, RpcAddr: n.RpcAddr, Leader: n.Id == d.cfg.NodeID})
+			}
 		}
+		d.managers, d.managersSize = encoded(&api.ManagerMessage{Kind: &api.ManagerMessage_Managers{Managers: list}})
 	}
-	return &api.ManagerMessage{Kind: &api.ManagerMessage_Managers{Managers: list}}
+	return d.managers, d.managersSize
 }
 
 // assignment is a task as its node has to know it. Of an ended task, whose container only waits for its removal, little is left.
-func (d *Dispatcher) assignment(tx store.ReadTx, t *store.Task, e *taskEntry) *api.Assignment {
+func (d *Dispatcher) assignment(t *store.Task, e *taskEntry) *api.Assignment {
 	a := &api.Assignment{
 		TaskId: t.ID, ServiceId: t.ServiceID, Slot: t.Slot, NodeId: t.NodeID, Revision: t.Revision, Desired: uint32(t.Desired),
 		State: uint32(t.State), StartAfter: t.StartAfter, Drained: e.drained,
 	}
-	svc := tx.Service(t.ServiceID)
-	if svc == nil {
+	if t.State.Terminal() || e.template == nil {
 		return a
 	}
-	a.ServiceName = svc.Name
-	spec := svc.Revs[t.Revision]
-	if t.State.Terminal() || spec == nil {
-		return a
-	}
-	var err error
-	if a.SpecJson, err = json.Marshal(spec.TaskTemplate); err != nil {
-		d.cfg.Log.Error("encode task spec", "service", svc.Id, "revision", t.Revision, "err", err)
-	}
-	if len(spec.Labels) > 0 {
-		a.ServiceLabelsJson, _ = json.Marshal(spec.Labels) // a map of strings always has a JSON form
-	}
-	a.Attachments, a.Ports, a.Dependencies = t.Attachments, svc.Ports, store.DependencyIDs(spec)
+	a.Templated = true
+	a.Attachments = t.Attachments
 	a.Gateway4, a.Gateway6 = plain(t.Gateway4), plain(t.Gateway6)
 	return a
 }

@@ -3,16 +3,21 @@ package dispatcher
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
 
 	"skein/manager/api"
+	"skein/manager/store"
 )
 
 const (
-	// queueBound is how many messages may wait for a slow agent: more than a full start on a node with a thousand networks.
+	// queueBound and queueBytes are how much may wait for a slow agent: more than a full start on a node with a thousand networks.
 	queueBound = 4096
+	queueBytes = 64 << 20
+	// stillHere is how often a node whose session waits for its turn hears that the manager lives.
+	stillHere = time.Second
 	// maxText bounds messages and errors of reports, which go into the log.
 	maxText      = 4 << 10
 	maxHelloAcks = 1 << 16
@@ -22,25 +27,33 @@ const (
 type session struct {
 	id   string
 	node string
-	out  chan *api.ManagerMessage
+	wake chan struct{} // poked when there is something to send
+
+	mu    sync.Mutex
+	queue []*api.ManagerMessage
+	bytes int
+
+	hello atomic.Bool // was said
 
 	once sync.Once
 	gone chan struct{} // closed by end
 	err  error
 
 	// Owned by Run.
-	sequence uint64
-	sent     map[string]sentTask
-	networks map[string]uint64   // version of each network's record that was sent
-	needs    map[string][]string // secrets and configs of each sent task that has some
-	deps     map[string]int      // secrets and configs that the agent holds: how many of the sent tasks need each
-	tables   map[string]bool     // tables this agent holds in their newest version
+	welcomed  *store.Node // the record that the agent was told
+	greeted   bool
+	sequence  uint64
+	networks  map[string]uint64 // version of each network's record that was sent
+	templates map[*template]int // what the agent holds, and of how many tasks sent
+	deps      map[string]int    // secrets and configs that the agent holds: how many of the templates need each
+	tables    map[string]bool   // tables this agent holds in their newest version
+	holds     map[string]uint64 // digests of the tables that it held at its beginning
 }
 
 func newSession(node string) *session {
 	return &session{
-		id: api.NewID(), node: node, out: make(chan *api.ManagerMessage, queueBound), gone: make(chan struct{}),
-		sent: map[string]sentTask{}, networks: map[string]uint64{}, needs: map[string][]string{}, deps: map[string]int{}, tables: map[string]bool{},
+		id: api.NewID(), node: node, wake: make(chan struct{}, 1), gone: make(chan struct{}),
+		networks: map[string]uint64{}, templates: map[*template]int{}, deps: map[string]int{}, tables: map[string]bool{},
 	}
 }
 
@@ -52,13 +65,32 @@ func (s *session) end(err error) {
 	})
 }
 
-// push queues a message, or ends the session when the agent is too slow.
-func (s *session) push(m *api.ManagerMessage) {
-	select {
-	case s.out <- m:
-	default:
-		s.end(api.Errorf(errdefs.ErrResourceExhausted, "node %s is too slow: %d messages wait for it", s.node, queueBound))
+// push queues a message of about so many bytes, or ends the session when the agent is too slow.
+func (s *session) push(m *api.ManagerMessage, size int) {
+	s.mu.Lock()
+	full := len(s.queue) >= queueBound || s.bytes > queueBytes
+	if !full {
+		s.queue = append(s.queue, m)
+		s.bytes += size
 	}
+	s.mu.Unlock()
+	if full {
+		s.end(api.Errorf(errdefs.ErrResourceExhausted, "node %s is too slow: %d messages or %d MiB wait for it", s.node, queueBound, queueBytes>>20))
+		return
+	}
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take empties the queue.
+func (s *session) take() []*api.ManagerMessage {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := s.queue
+	s.queue, s.bytes = nil, 0
+	return out
 }
 
 // Session serves one agent.
@@ -69,6 +101,9 @@ func (d *Dispatcher) Session(stream sessionStream) error {
 		return err
 	}
 	s := newSession(id)
+	if err := d.receiveNode(s); err != nil {
+		return err
+	}
 	registered := make(chan struct{})
 	go func() { // ends with the stream's context, when this method has returned
 		s.end(d.receive(ctx, stream, s, registered))
@@ -76,6 +111,8 @@ func (d *Dispatcher) Session(stream sessionStream) error {
 	}()
 	hello := time.NewTimer(helloBound)
 	defer hello.Stop()
+	waiting := time.NewTicker(stillHere) // the agent must not give this manager up while it waits for its turn
+	defer waiting.Stop()
 	for {
 		select {
 		case <-s.gone:
@@ -84,16 +121,44 @@ func (d *Dispatcher) Session(stream sessionStream) error {
 			return ctx.Err()
 		case <-registered:
 			hello.Stop()
+			waiting.Stop()
 			registered = nil
+		case <-waiting.C:
+			s.push(heartbeatReply(0), 0)
 		case <-hello.C:
-			s.end(api.Errorf(errdefs.ErrInvalidArgument, "node %s said no hello within %v", id, helloBound))
-		case m := <-s.out:
-			if err := stream.Send(m); err != nil {
-				s.end(err)
-				return err
+			if !s.hello.Load() {
+				s.end(api.Errorf(errdefs.ErrInvalidArgument, "node %s said no hello within %v", id, helloBound))
+			}
+		case <-s.wake:
+			for _, m := range s.take() {
+				if err := stream.Send(m); err != nil {
+					s.end(err)
+					return err
+				}
 			}
 		}
 	}
+}
+
+// receiveNode welcomes a node that is part of the cluster at once, so that it stays while others come before it.
+func (d *Dispatcher) receiveNode(s *session) (err error) {
+	d.cfg.Store.View(func(tx store.ReadTx) {
+		rec := tx.Node(s.node)
+		if rec == nil {
+			err = errNotMember(s.node)
+			return
+		}
+		d.sayWelcome(tx, s, rec)
+	})
+	return err
+}
+
+func errNotMember(id string) error {
+	return api.Errorf(errdefs.ErrPermissionDenied, "node %s is not part of this cluster: it was removed; let it leave and join again", id)
+}
+
+func heartbeatReply(sequence uint64) *api.ManagerMessage {
+	return &api.ManagerMessage{Kind: &api.ManagerMessage_Heartbeat{Heartbeat: &api.HeartbeatReply{Sequence: sequence}}}
 }
 
 // receive reads the agent's messages until the stream ends.
@@ -110,6 +175,7 @@ func (d *Dispatcher) receive(ctx context.Context, stream sessionStream, s *sessi
 		return api.Errorf(errdefs.ErrInvalidArgument, "node %s: hello is too large: description %d bytes (at most %d), %d acks (at most %d)",
 			s.node, len(hello.DescriptionJson), api.MaxSpecBytes, len(hello.Acks), maxHelloAcks)
 	}
+	s.hello.Store(true)
 	var n *node
 	if err := d.call(ctx, func() { n, err = d.register(s, hello) }); err != nil {
 		return err
@@ -134,7 +200,7 @@ func (d *Dispatcher) receive(ctx context.Context, stream sessionStream, s *sessi
 func (d *Dispatcher) take(ctx context.Context, s *session, n *node, m *api.AgentMessage) error {
 	switch k := m.Kind.(type) {
 	case *api.AgentMessage_Heartbeat:
-		s.push(&api.ManagerMessage{Kind: &api.ManagerMessage_Heartbeat{Heartbeat: &api.HeartbeatReply{Sequence: k.Heartbeat.Sequence}}})
+		s.push(heartbeatReply(k.Heartbeat.Sequence), 0)
 		return nil
 	case *api.AgentMessage_Statuses:
 		if len(k.Statuses.Reports) > api.MaxStatusReports {

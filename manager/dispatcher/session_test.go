@@ -11,14 +11,14 @@ import (
 func TestSlowAgentLosesItsSession(t *testing.T) {
 	s := newSession("w1")
 	for range queueBound {
-		s.push(&api.ManagerMessage{})
+		s.push(&api.ManagerMessage{}, 0)
 	}
 	select {
 	case <-s.gone:
 		t.Fatal("ended within its bound")
 	default:
 	}
-	s.push(&api.ManagerMessage{})
+	s.push(&api.ManagerMessage{}, 0)
 	select {
 	case <-s.gone:
 	default:

@@ -46,6 +46,10 @@ type table struct {
 	endpoints map[string]*api.TaskEndpoint
 	draining  map[string]uint64 // endpoint → version since which it is out of rotation; 0: with the next one
 	changed   tableChanges
+	wide      bool              // the mesh: something is published, so that every node has to know all nodes
+	sums      map[string]uint64 // of each record that was sent
+	sum       uint64            // of them all: names the content
+	encoded   []part            // the whole table; nil: not made since its last change
 }
 
 type tableChanges struct {
@@ -63,7 +67,7 @@ func newTableChanges() tableChanges {
 func newTable(id string) *table {
 	return &table{
 		id: id, nodes: map[uint32]int{}, services: map[string]*api.ServiceEndpoint{}, endpoints: map[string]*api.TaskEndpoint{},
-		draining: map[string]uint64{}, changed: newTableChanges(),
+		draining: map[string]uint64{}, changed: newTableChanges(), sums: map[string]uint64{},
 	}
 }
 
@@ -74,9 +78,38 @@ func (t *table) ref(index uint32, by int) {
 		delete(t.nodes, index)
 	}
 	if was == 0 || was+by <= 0 {
-		t.changed.any = true
-		t.changed.nodes[index] = struct{}{}
+		t.changeNode(index)
 	}
+}
+
+// changeNode notes that a node's record is to be sent anew, or taken back.
+func (t *table) changeNode(index uint32) {
+	if t.id == api.MeshTable && !t.wide {
+		return // it lists no nodes
+	}
+	t.changed.any = true
+	t.changed.nodes[index] = struct{}{}
+}
+
+// lists reports whether the table has a node's record.
+func (t *table) lists(index uint32) bool {
+	if t.id == api.MeshTable {
+		return t.wide
+	}
+	return t.nodes[index] > 0
+}
+
+// widen has the mesh list all nodes as long as something is published.
+func (s *spread) widen(t *table) {
+	wide := len(t.services)+len(t.endpoints) > 0
+	if t.id != api.MeshTable || t.wide == wide {
+		return
+	}
+	t.wide = true
+	for i := range s.nodes {
+		t.changeNode(i)
+	}
+	t.wide = wide
 }
 
 func (s *spread) setNetwork(id string, rec *store.Network) {
@@ -107,8 +140,7 @@ func (s *spread) setNode(rec *store.Node) {
 	}
 	for _, t := range s.tables {
 		if t.nodes[rec.Index] > 0 {
-			t.changed.any = true
-			t.changed.nodes[rec.Index] = struct{}{}
+			t.changeNode(rec.Index)
 		}
 	}
 }
