@@ -16,6 +16,7 @@ import (
 	"slices"
 
 	"github.com/containerd/errdefs"
+	"google.golang.org/grpc"
 
 	"skein/agent/transport"
 	"skein/manager/api"
@@ -49,6 +50,8 @@ func requestFor(key *ecdsa.PrivateKey, keyPEM []byte) (*Request, error) {
 	return &Request{CSRPEM: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr}), keyPEM: keyPEM}, nil
 }
 
+type dialFunc = func(addr string, conf *tls.Config) (*grpc.ClientConn, error)
+
 // JoinOptions describe the node that joins.
 type JoinOptions struct {
 	// StateDir is where the identity is kept.
@@ -61,6 +64,8 @@ type JoinOptions struct {
 	UnderlayAddr string
 	// Availability is active (also if empty), pause or drain.
 	Availability string
+	// Dial makes a connection to a node's port; nil: transport.DialGRPC.
+	Dial func(addr string, conf *tls.Config) (*grpc.ClientConn, error)
 }
 
 // Join makes this node a member of the cluster of the manager at addr and stores its identity. A join that failed half-way can be
@@ -84,7 +89,10 @@ func join(ctx context.Context, addr, token string, o JoinOptions) (*Identity, er
 	if err := fillAddresses(addr, &o); err != nil {
 		return nil, err
 	}
-	root, err := fetchRoot(ctx, addr, tok)
+	if o.Dial == nil {
+		o.Dial = transport.DialGRPC
+	}
+	root, err := fetchRoot(ctx, addr, tok, o.Dial)
 	if err != nil {
 		return nil, err
 	}
@@ -93,7 +101,7 @@ func join(ctx context.Context, addr, token string, o JoinOptions) (*Identity, er
 	if err != nil {
 		return nil, err
 	}
-	reply, err := requestCertificate(ctx, addr, root, &api.IssueRequest{
+	reply, err := requestCertificate(ctx, addr, root, o.Dial, &api.IssueRequest{
 		Token: token, CsrPem: req.CSRPEM, Hostname: o.Hostname, RpcAddr: o.RPCAddr, UnderlayAddr: o.UnderlayAddr, Availability: o.Availability,
 	})
 	if err != nil {
@@ -110,8 +118,8 @@ func join(ctx context.Context, addr, token string, o JoinOptions) (*Identity, er
 }
 
 // fetchRoot asks a manager that is not trusted yet for the cluster's root and compares it with the token. Nothing secret is said here.
-func fetchRoot(ctx context.Context, addr string, tok api.JoinToken) (*x509.Certificate, error) {
-	conn, err := transport.DialGRPC(addr, &tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true}) // the digest is the check
+func fetchRoot(ctx context.Context, addr string, tok api.JoinToken, dial dialFunc) (*x509.Certificate, error) {
+	conn, err := dial(addr, &tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true}) // the digest is the check
 	if err != nil {
 		return nil, err
 	}
@@ -135,10 +143,10 @@ func fetchRoot(ctx context.Context, addr string, tok api.JoinToken) (*x509.Certi
 }
 
 // requestCertificate sends the token to a manager that has shown a certificate of the right root.
-func requestCertificate(ctx context.Context, addr string, root *x509.Certificate, req *api.IssueRequest) (*api.IssueReply, error) {
+func requestCertificate(ctx context.Context, addr string, root *x509.Certificate, dial dialFunc, req *api.IssueRequest) (*api.IssueReply, error) {
 	t := &trust{pool: x509.NewCertPool()}
 	t.pool.AddCert(root)
-	conn, err := transport.DialGRPC(addr, &tls.Config{
+	conn, err := dial(addr, &tls.Config{
 		MinVersion: tls.VersionTLS13, InsecureSkipVerify: true,
 		VerifyConnection: func(cs tls.ConnectionState) error {
 			_, err := verifyPeer(t, cs.PeerCertificates, x509.ExtKeyUsageServerAuth, api.RoleManager)
