@@ -2,8 +2,10 @@ package transport
 
 import (
 	"crypto/tls"
+	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 
 	"skein/manager/api"
 )
@@ -15,6 +17,20 @@ type Conn struct {
 	peer    api.NodeIdentity
 	onClose func()
 	once    sync.Once
+	left    atomic.Int64 // bytes that a stranger may still send
+}
+
+// errTalks ends the connection of a peer without certificate that sends more than joining takes: what it sends is kept until a request is
+// whole, before anybody can ask who it is.
+var errTalks = errors.New("a peer without certificate sends too much")
+
+// Read reads, of a peer without certificate a bounded number of bytes in all.
+func (c *Conn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if c.peer.NodeID == "" && c.onClose != nil && c.left.Add(-int64(n)) < 0 {
+		return 0, errTalks
+	}
+	return n, err
 }
 
 // Peer is the verified identity of the other side, empty for a peer without certificate.

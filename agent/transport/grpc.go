@@ -17,6 +17,7 @@ import (
 const (
 	keepaliveTime    = 5 * time.Second // a dead peer is noticed after time + timeout at the latest
 	keepaliveTimeout = 3 * time.Second
+	maxHeaderBytes   = 32 << 10
 	maxStreams       = 4096 // per connection; a forwarding follower and its users share one
 )
 
@@ -26,6 +27,8 @@ func ServerOptions() []grpc.ServerOption {
 		grpc.Creds(muxCredentials{}),
 		grpc.MaxRecvMsgSize(api.MaxMessageBytes),
 		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.InTapHandle((&streamCount{open: map[string]int{}}).admit),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveTime / 2, PermitWithoutStream: true}),

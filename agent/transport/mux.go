@@ -25,9 +25,11 @@ import (
 const (
 	handshakeTimeout = 5 * time.Second
 	maxHandshakes    = 256              // unfinished at a time; a join storm of that size takes some 0.3 s of CPU
+	maxHandshakeHost = 128              // of them from one address
 	maxStrangers     = 128              // connections without a client certificate at a time
 	maxStrangersHost = 16               // of them from one address, so that one host cannot keep others from joining
 	strangerLifetime = 30 * time.Second // a join takes two short calls
+	strangerBytes    = 256 << 10        // that it may send; a request to join has some 2 KiB
 	acceptWait       = 5 * time.Second  // how long a finished connection waits for its protocol's Accept
 	acceptRetry      = 50 * time.Millisecond
 	dialTimeout      = 10 * time.Second // when the caller's context has no deadline
@@ -55,7 +57,8 @@ type Mux struct {
 	done   chan struct{}
 	close  sync.Once
 
-	handshakes chan struct{}
+	silent     *pending // have not said what they want
+	handshakes *pending // have
 	strangers  *hostCount
 	peers      *peerSet
 }
@@ -78,7 +81,7 @@ func Listen(cfg Config) (*Mux, error) {
 	m := &Mux{
 		ln: ln, server: server, client: cfg.Client, log: cfg.Logger.With("component", "transport"),
 		queues: map[string]*queue{}, done: make(chan struct{}),
-		handshakes: make(chan struct{}, maxHandshakes), strangers: newHostCount(maxStrangers, maxStrangersHost), peers: newPeerSet(),
+		silent: newPending(maxHandshakes, maxHandshakeHost), handshakes: newPending(maxHandshakes, maxHandshakeHost), strangers: newHostCount(maxStrangers, maxStrangersHost), peers: newPeerSet(),
 	}
 	for _, p := range server.NextProtos {
 		m.queues[p] = &queue{mux: m, conns: make(chan net.Conn), ended: make(chan struct{})}
@@ -118,17 +121,11 @@ func (m *Mux) Run(ctx context.Context) error {
 				return nil
 			}
 		}
-		select {
-		case m.handshakes <- struct{}{}:
-		default:
-			_ = raw.Close() // better to refuse one than to let unfinished handshakes pile up
-			continue
-		}
+		w := m.silent.add(raw)
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			c, err := m.handshake(ctx, raw)
-			<-m.handshakes
+			c, err := m.handshake(ctx, raw, w)
 			if err != nil {
 				m.log.Debug("refuse connection", "peer", raw.RemoteAddr(), "err", err)
 				_ = raw.Close()
@@ -140,11 +137,26 @@ func (m *Mux) Run(ctx context.Context) error {
 }
 
 // handshake turns an accepted connection into one of a known protocol and peer.
-func (m *Mux) handshake(ctx context.Context, raw net.Conn) (*Conn, error) {
+func (m *Mux) handshake(ctx context.Context, raw net.Conn, silent *waiting) (*Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
-	tc := tls.Server(raw, m.server)
-	if err := tc.HandshakeContext(ctx); err != nil {
+	defer m.silent.done(silent)
+	conf, inner := m.server.Clone(), m.server.GetConfigForClient
+	var speaks *waiting
+	conf.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		m.silent.done(silent)
+		speaks = m.handshakes.add(raw)
+		if inner == nil {
+			return nil, nil
+		}
+		return inner(hello)
+	}
+	tc := tls.Server(raw, conf)
+	err := tc.HandshakeContext(ctx)
+	if speaks != nil {
+		m.handshakes.done(speaks)
+	}
+	if err != nil {
 		return nil, err
 	}
 	state := tc.ConnectionState()
@@ -173,6 +185,7 @@ func (m *Mux) handshake(ctx context.Context, raw net.Conn) (*Conn, error) {
 	if !m.strangers.acquire(host) {
 		return nil, errors.New("too many connections without a certificate")
 	}
+	c.left.Store(strangerBytes)
 	timer := time.AfterFunc(strangerLifetime, func() { _ = c.Close() })
 	c.onClose = func() { timer.Stop(); m.strangers.release(host) }
 	return c, nil
