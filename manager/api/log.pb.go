@@ -2581,12 +2581,16 @@ func (x *TaskReport) GetReason() string {
 	return ""
 }
 
-// Restarts counts what happened in a slot before one of its tasks, for as long as the spec is the same.
+// Restarts is what a task inherits from those before it in its slot, so that nothing must be read from ended tasks that may be gone.
 type Restarts struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Attempts      uint64                 `protobuf:"varint,1,opt,name=attempts,proto3" json:"attempts,omitempty"`  // times a task that ended by itself was replaced
 	Crashes       uint32                 `protobuf:"varint,2,opt,name=crashes,proto3" json:"crashes,omitempty"`    // of these the last ones in a row after a short life
 	Times         []int64                `protobuf:"varint,3,rep,packed,name=times,proto3" json:"times,omitempty"` // entry times (unix nanos) of the last attempts, where the policy has a window; bounded
+	Updated       bool                   `protobuf:"varint,4,opt,name=updated,proto3" json:"updated,omitempty"`    // the first task of this revision in the slot replaced one of another: the slot was updated
+	Failed        bool                   `protobuf:"varint,5,opt,name=failed,proto3" json:"failed,omitempty"`      // one of this revision failed within the update's monitor period
+	Up            int64                  `protobuf:"varint,6,opt,name=up,proto3" json:"up,omitempty"`              // when the first one of this revision came up, unix nanos; 0: none did yet
+	Moved         int64                  `protobuf:"varint,7,opt,name=moved,proto3" json:"moved,omitempty"`        // since when the slot is being moved off a node, unix nanos; 0: it is not, or its new task runs
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2640,6 +2644,34 @@ func (x *Restarts) GetTimes() []int64 {
 		return x.Times
 	}
 	return nil
+}
+
+func (x *Restarts) GetUpdated() bool {
+	if x != nil {
+		return x.Updated
+	}
+	return false
+}
+
+func (x *Restarts) GetFailed() bool {
+	if x != nil {
+		return x.Failed
+	}
+	return false
+}
+
+func (x *Restarts) GetUp() int64 {
+	if x != nil {
+		return x.Up
+	}
+	return 0
+}
+
+func (x *Restarts) GetMoved() int64 {
+	if x != nil {
+		return x.Moved
+	}
+	return 0
 }
 
 type TaskDesire struct {
@@ -4809,11 +4841,15 @@ const file_log_proto_rawDesc = "" +
 	"\x05ports\x18\t \x03(\v2\x18.skein.api.v1.PortConfigR\x05ports\x12\x17\n" +
 	"\anode_id\x18\n" +
 	" \x01(\tR\x06nodeId\x12\x16\n" +
-	"\x06reason\x18\v \x01(\tR\x06reason\"V\n" +
+	"\x06reason\x18\v \x01(\tR\x06reason\"\xae\x01\n" +
 	"\bRestarts\x12\x1a\n" +
 	"\battempts\x18\x01 \x01(\x04R\battempts\x12\x18\n" +
 	"\acrashes\x18\x02 \x01(\rR\acrashes\x12\x14\n" +
-	"\x05times\x18\x03 \x03(\x03R\x05times\"Y\n" +
+	"\x05times\x18\x03 \x03(\x03R\x05times\x12\x18\n" +
+	"\aupdated\x18\x04 \x01(\bR\aupdated\x12\x16\n" +
+	"\x06failed\x18\x05 \x01(\bR\x06failed\x12\x0e\n" +
+	"\x02up\x18\x06 \x01(\x03R\x02up\x12\x14\n" +
+	"\x05moved\x18\a \x01(\x03R\x05moved\"Y\n" +
 	"\n" +
 	"TaskDesire\x12\x19\n" +
 	"\btask_ids\x18\x01 \x03(\tR\ataskIds\x12\x18\n" +
