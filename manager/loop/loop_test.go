@@ -176,7 +176,7 @@ func TestRun(t *testing.T) {
 }
 
 func TestAgenda(t *testing.T) {
-	var a loop.Agenda
+	var a loop.Agenda[string]
 	t0 := time.Unix(1000, 0)
 	if !a.Next().IsZero() || a.Due(t0) != nil {
 		t.Fatal("an empty agenda wants something")
@@ -186,7 +186,9 @@ func TestAgenda(t *testing.T) {
 	a.Set("c", t0.Add(1))
 	a.Set("d", t0.Add(-1))
 	a.Set("d", time.Time{})
-	if got := a.Due(t0); !slices.Equal(got, []string{"a", "b"}) || !a.Next().Equal(t0) {
+	got := a.Due(t0)
+	slices.Sort(got)
+	if !slices.Equal(got, []string{"a", "b"}) || !a.Next().Equal(t0.Add(1)) || a.Due(t0) != nil {
 		t.Errorf("due %v, next %v", got, a.Next())
 	}
 }

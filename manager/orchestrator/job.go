@@ -1,8 +1,6 @@
 package orchestrator
 
 import (
-	"slices"
-
 	"skein/manager/api"
 	"skein/manager/store"
 )
@@ -19,13 +17,13 @@ func (p *pass) runJob() {
 	} else {
 		total, concurrent := p.completions()
 		for _, s := range p.slots {
-			if s.number == 0 || s.number > total {
+			if s.slot == 0 || s.slot > total {
 				p.remove(s)
 			}
 		}
-		busy := p.busySlots()
+		p.shareBusy()
 		p.replaceLost()
-		p.fillJob(total, concurrent, busy)
+		p.fillJob(total, concurrent)
 	}
 	p.promote()
 }
@@ -52,9 +50,8 @@ func (p *pass) completions() (total, concurrent uint64) {
 // endExecutions removes the tasks of earlier executions.
 func (p *pass) endExecutions() {
 	for _, s := range p.slots {
-		old := func(t *store.Task) bool { return t.Revision != p.svc.Revision }
 		for _, t := range s.tasks {
-			if old(t) && t.Desired < api.TaskRemove {
+			if t.Revision != p.svc.Revision && t.Desired < api.TaskRemove {
 				if s.ending == nil {
 					s.ending = map[*store.Task]bool{}
 				}
@@ -63,19 +60,14 @@ func (p *pass) endExecutions() {
 				p.out.cut()
 			}
 		}
-		s.wanted, s.lost = slices.DeleteFunc(s.wanted, old), slices.DeleteFunc(s.lost, old)
 	}
 }
 
-// busySlots counts those that run, will be tried again, or have a task of an earlier execution that has not ended yet.
-func (p *pass) busySlots() uint64 {
-	n := uint64(0)
+// shareBusy counts the slots that run, will be tried again, or have a task of an earlier execution that has not ended yet.
+func (p *pass) shareBusy() {
 	for _, s := range p.slots {
-		if len(s.wanted) > 0 || len(s.lost) > 0 || p.leaving(s) {
-			n++
-		}
+		p.sum.set(s.place, share{busy: len(s.wanted) > 0 || len(s.lost) > 0 || p.leaving(s)})
 	}
-	return n
 }
 
 // vacant reports whether the slot still has to run in this execution and nothing is under way.
@@ -88,37 +80,28 @@ func (p *pass) vacant(s *slot) bool {
 }
 
 // fillJob starts slots of a replicated job, the lowest numbers first, as long as fewer than concurrent are busy.
-func (p *pass) fillJob(total, concurrent, busy uint64) {
-	byNumber := map[uint64]*slot{}
-	for _, s := range p.slots {
-		byNumber[s.number] = s
-	}
-	created := 0
-	for number := uint64(1); number <= total && busy < concurrent && created < maxCreates; number++ {
-		s := byNumber[number]
-		if s == nil {
-			s = &slot{number: number}
+func (p *pass) fillJob(total, concurrent uint64) {
+	for number := p.sum.filled.free(0); number <= total; number = p.sum.filled.free(number + 1) {
+		if uint64(p.sum.busy) >= concurrent || p.full() {
+			return
 		}
-		if !p.vacant(s) {
-			continue
-		}
-		if !p.leaving(s) { // else it is counted already
-			busy++
-		}
-		p.create(s, 0)
+		at := place{service: p.svc.Id, slot: number}
+		p.create(p.at(at), 0, nil)
+		p.sum.set(at, share{busy: true})
 		p.out.cut()
-		created++
 	}
 }
 
 // fillNodes starts a global job on the nodes that have not run it.
 func (p *pass) fillNodes() {
-	created := 0
 	for _, s := range p.slots {
-		if created < maxCreates && p.vacant(s) {
-			p.create(s, 0)
-			p.out.cut()
-			created++
+		if !p.vacant(s) {
+			continue
 		}
+		if p.full() {
+			return
+		}
+		p.create(s, 0, nil)
+		p.out.cut()
 	}
 }

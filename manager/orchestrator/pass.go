@@ -1,65 +1,146 @@
 package orchestrator
 
 import (
-	"time"
+	"slices"
 
 	"skein/manager/api"
 	"skein/manager/store"
 	"skein/scheduler"
 )
 
-// maxCreates bounds the tasks one pass creates for a service; the next pass, which their keys cause, goes on.
-const maxCreates = 10_000
-
-// pass is one look at one service.
+// pass is one look at a service: at all its slots, or at some.
 type pass struct {
 	o       *Orchestrator
 	view    store.ReadTx
 	svc     *store.Service
+	sum     *summary
 	now     int64
-	slots   []*slot
+	whole   bool
+	slots   []*slot // looked at, sorted up to loaded
+	loaded  int
 	classes map[uint64]class
+	opts    serviceOptions
+	counts  bool // the log takes what tasks inherit
 	paused  bool // a rolling update stands still
+	monitor int64
 	out     writer
-	wake    int64
+	wake    int64 // for the service as such
 }
 
 // slot is the place of one replica, or of a global service's task on one node.
 type slot struct {
-	number uint64
-	node   string
+	place
 	tasks  []*store.Task // every generation that still exists, oldest first
 	wanted []*store.Task // shall run or wait to run, and can
-	lost   []*store.Task // should run but ended, or its node is down, drained or unfit
+	leave  []*store.Task // run on a node that they shall leave once another runs elsewhere
+	lost   []*store.Task // should run but ended, or their node is down, drained or unfit
 	ending map[*store.Task]bool
 	done   bool // of a job: completed in its current execution
 	skip   bool // left as it is in this pass: dealt with already, or its node takes part in nothing
 	paused bool // its node keeps what it has, also what waits there to run, and gets nothing new
+	wake   int64
 }
 
-// load groups the service's tasks by slot.
-func (p *pass) load() {
-	var s *slot
-	for _, t := range p.view.TasksByService(p.svc.Id) {
-		node := ""
-		if t.Slot == 0 {
-			node = t.NodeID
+func (o *Orchestrator) newPass(view store.ReadTx, svc *store.Service, sum *summary, now int64) *pass {
+	p := &pass{o: o, view: view, svc: svc, sum: sum, now: now, classes: map[uint64]class{}, opts: o.facts(svc.Spec).opts}
+	p.counts = view.Cluster().GetFeatureLevel() >= api.LevelHistory
+	p.out.expect = &api.Expect{Kind: "service", Id: svc.Id, Version: svc.Meta.Version}
+	return p
+}
+
+// loadAll groups all the service's tasks by slot.
+func (p *pass) loadAll() {
+	p.whole = true
+	tasks := p.view.TasksByService(p.svc.Id)
+	for i := 0; i < len(tasks); {
+		at := p.placeOf(tasks[i])
+		j := i + 1
+		for j < len(tasks) && tasks[j].Slot == at.slot && (at.slot != 0 || tasks[j].NodeID == at.node) {
+			j++
 		}
-		if s == nil || s.number != t.Slot || s.node != node {
-			s = &slot{number: t.Slot, node: node}
-			p.slots = append(p.slots, s)
-		}
-		s.tasks = append(s.tasks, t)
-		switch {
-		case t.Desired > api.TaskRunning:
-		case p.completed(t):
-			s.done = true
-		case p.isLost(t):
-			s.lost = append(s.lost, t)
-		default:
-			s.wanted = append(s.wanted, t)
+		p.slots = append(p.slots, p.classify(at, tasks[i:j:j]))
+		i = j
+	}
+	p.loaded = len(p.slots)
+	p.sum.top = 0
+	if n := len(p.slots); n > 0 {
+		p.sum.top = p.slots[n-1].slot
+	}
+	p.note()
+}
+
+// loadSlots looks at some slots. It reports false when what it finds asks for a look at all of them.
+func (p *pass) loadSlots(at []place) bool {
+	for _, a := range at {
+		p.slots = append(p.slots, p.classify(a, p.view.TasksBySlot(a.service, a.slot, a.node)))
+		p.sum.top = max(p.sum.top, a.slot)
+	}
+	p.loaded = len(p.slots)
+	p.note()
+	if p.svc.Job() {
+		return true
+	}
+	if !p.updating() && !p.standsStill() && slices.ContainsFunc(p.slots, p.isDirty) {
+		return false // an update begins
+	}
+	return p.svc.Spec.Mode.Global != nil || p.sum.filled.count <= p.replicas()
+}
+
+// note keeps the set of slots up that need no task.
+func (p *pass) note() {
+	job := p.svc.Spec.Mode.ReplicatedJob != nil
+	for _, s := range p.slots {
+		if s.slot != 0 {
+			p.sum.filled.set(s.slot, (job && !p.vacant(s)) || (!job && s.newest() != nil))
 		}
 	}
+}
+
+func (p *pass) placeOf(t *store.Task) place {
+	if t.Slot == 0 {
+		return place{service: p.svc.Id, node: t.NodeID}
+	}
+	return place{service: p.svc.Id, slot: t.Slot}
+}
+
+// at is a slot, looked at by this pass already or not.
+func (p *pass) at(a place) *slot {
+	i, found := slices.BinarySearchFunc(p.slots[:p.loaded], a, func(s *slot, a place) int { return s.place.compare(a) })
+	switch {
+	case found:
+		return p.slots[i]
+	case p.whole || a.slot > p.sum.top:
+		return &slot{place: a}
+	}
+	return p.classify(a, p.view.TasksBySlot(a.service, a.slot, a.node))
+}
+
+func (p *pass) classify(at place, tasks []*store.Task) *slot {
+	s := &slot{place: at, tasks: tasks}
+	for i, t := range tasks {
+		one := tasks[i : i+1 : i+1]
+		switch {
+		case t.Desired > api.TaskRunning:
+		case t.Revision != p.svc.Revision && p.svc.Job(): // of an earlier execution
+		case p.completed(t):
+			s.done = true
+		case p.isLost(s, t):
+			s.lost = join(s.lost, one)
+		case p.shallLeave(t):
+			s.leave = join(s.leave, one)
+		default:
+			s.wanted = join(s.wanted, one)
+		}
+	}
+	p.goOnMoving(s)
+	return s
+}
+
+func join(a, b []*store.Task) []*store.Task {
+	if a == nil {
+		return b
+	}
+	return append(a, b...)
 }
 
 // completed reports whether the task is one that the current execution of a job need not run again.
@@ -67,7 +148,7 @@ func (p *pass) completed(t *store.Task) bool {
 	return t.State == api.TaskComplete && t.Revision == p.svc.Revision && p.svc.Job()
 }
 
-func (p *pass) isLost(t *store.Task) bool {
+func (p *pass) isLost(s *slot, t *store.Task) bool {
 	if t.State.Terminal() {
 		return true
 	}
@@ -75,21 +156,39 @@ func (p *pass) isLost(t *store.Task) bool {
 		return false
 	}
 	n := p.o.node(p.view, t.NodeID)
-	return n == nil || n.State == scheduler.Down || n.State == scheduler.Drained || !p.matches(t.Revision, n)
+	if n == nil {
+		return true
+	}
+	switch n.node.State {
+	case scheduler.Down:
+		if until := n.downSince() + int64(p.downGrace(n)); until > p.now {
+			s.wakeAt(until)
+			return false
+		}
+		return true
+	case scheduler.Drained:
+		return !p.movesGently(t, n)
+	}
+	return !p.fits(t, n)
 }
 
-// matches reports whether the node satisfies the constraints of a revision; labels and roles change under running tasks.
+// fits reports whether a task may stay on its node: labels, roles and resources of nodes change under running tasks. What a later
+// revision, of otherwise the same tasks, asks for instead of its own constraints is enough.
+func (p *pass) fits(t *store.Task, n *knownNode) bool {
+	if slices.Contains(p.o.unfit[t.NodeID], t.ID) {
+		return false
+	}
+	return p.matches(t.Revision, &n.node) || (p.classOf(t.Revision) == otherConstraint && p.matches(p.svc.Revision, &n.node))
+}
+
+// matches reports whether the node satisfies constraints and platforms of a revision.
 func (p *pass) matches(revision uint64, n *scheduler.Node) bool {
 	spec := p.svc.Revs[revision]
 	if spec == nil {
 		return true
 	}
-	for _, c := range p.o.facts(spec).constraints {
-		if !c.Matches(n) {
-			return false
-		}
-	}
-	return true
+	req := p.o.facts(spec).req
+	return req == nil || req.MatchesAll(n)
 }
 
 // newest is the newest task of the slot that is part of the service, nil when there is none.
@@ -102,6 +201,12 @@ func (s *slot) newest() *store.Task {
 	return nil
 }
 
+func (s *slot) wakeAt(at int64) {
+	if s.wake == 0 || at < s.wake {
+		s.wake = at
+	}
+}
+
 // leaving reports whether a task of the slot was told to end and still runs, or may: its successor must not run beside it. What a dead
 // node does is not waited for.
 func (p *pass) leaving(s *slot) bool {
@@ -109,7 +214,7 @@ func (p *pass) leaving(s *slot) bool {
 		if !t.Live() || (t.Desired <= api.TaskRunning && !s.ending[t]) {
 			continue
 		}
-		if n := p.o.node(p.view, t.NodeID); n != nil && n.State != scheduler.Down {
+		if n := p.o.node(p.view, t.NodeID); n != nil && n.node.State != scheduler.Down {
 			return true
 		}
 	}
@@ -121,16 +226,65 @@ func ownEnd(t *store.Task) bool {
 	return t.State == api.TaskComplete || t.State == api.TaskFailed || t.State == api.TaskRejected
 }
 
-// create makes the slot's next task, of the current revision. It waits at READY, with its image and network prepared, for startAfter and
-// for the end of those that leave.
-func (p *pass) create(s *slot, startAfter int64) {
-	item := &api.TaskCreate_Item{Slot: s.number, NodeId: s.node, Desired: uint32(api.TaskRunning), StartAfter: startAfter,
-		Generation: store.NextGeneration(p.view, p.svc.Id, s.number, s.node)}
-	if startAfter > p.now || p.leaving(s) {
+// run does all that is to be done about the slots that were loaded.
+func (p *pass) run() {
+	switch mode := p.svc.Spec.Mode; {
+	case p.svc.Job():
+		p.runJob()
+		return
+	case mode.Global != nil:
+		p.admitNodes()
+	case p.whole:
+		p.scaleDown()
+	}
+	if p.rollout() {
+		return
+	}
+	p.replaceLost()
+	p.moveSlots()
+	p.fill()
+	p.endSurplus()
+	p.promote()
+}
+
+// remember notes when the service and its slots want to be looked at again.
+func (p *pass) remember() {
+	for _, s := range p.slots {
+		p.o.agenda.SetNano(s.place, s.wake)
+	}
+	p.o.agenda.SetNano(place{service: p.svc.Id}, p.wake)
+}
+
+// create makes the slot's next task, of the current revision. It waits at READY, with its image and network prepared, for startAfter, for
+// the end of those that leave, and of those it must not run beside.
+func (p *pass) create(s *slot, startAfter int64, inherited *api.Restarts) {
+	item := &api.TaskCreate_Item{Slot: s.slot, NodeId: s.node, Desired: uint32(api.TaskRunning), StartAfter: startAfter, Restarts: inherited,
+		Generation: max(1, uint32(p.view.Version()))}
+	if n := len(s.tasks); n > 0 {
+		item.Generation = max(item.Generation, s.tasks[n-1].Generation+1)
+	}
+	if startAfter > p.now || p.leaving(s) || p.mustWait(s) {
 		item.Desired = uint32(api.TaskReady)
+	}
+	if !p.counts {
+		item.Restarts = nil
 	}
 	p.out.revision = p.svc.Revision
 	p.out.create = append(p.out.create, item)
+	p.o.room--
+	if s.slot != 0 {
+		p.sum.filled.set(s.slot, true)
+		p.sum.top = max(p.sum.top, s.slot)
+	}
+}
+
+// full reports whether this step has created as many tasks as it may; the next goes on with this service.
+func (p *pass) full() bool {
+	if p.o.room > 0 {
+		return false
+	}
+	p.o.again[p.svc.Id] = p.svc.Spec.Mode.Global != nil || p.svc.Spec.Mode.GlobalJob != nil
+	return true
 }
 
 func (p *pass) shutdown(s *slot, tasks ...*store.Task) {
@@ -151,6 +305,10 @@ func (p *pass) remove(s *slot) {
 			p.out.remove = append(p.out.remove, t.ID)
 		}
 	}
+	if s.slot != 0 {
+		p.sum.filled.set(s.slot, false)
+	}
+	p.sum.set(s.place, share{})
 	p.out.cut()
 }
 
@@ -164,8 +322,8 @@ func (p *pass) promote() {
 			switch {
 			case t.Desired >= api.TaskRunning || s.ending[t]:
 			case t.StartAfter > p.now:
-				p.wakeAt(t.StartAfter)
-			case !p.leaving(s):
+				s.wakeAt(t.StartAfter)
+			case !p.leaving(s) && !p.mustWait(s):
 				p.out.run = append(p.out.run, t.ID)
 				p.out.cut()
 			}
@@ -207,11 +365,4 @@ func (p *pass) wakeAt(at int64) {
 	if p.wake == 0 || at < p.wake {
 		p.wake = at
 	}
-}
-
-func (p *pass) wakeTime() time.Time {
-	if p.wake == 0 {
-		return time.Time{}
-	}
-	return time.Unix(0, p.wake)
 }

@@ -1,10 +1,8 @@
 package orchestrator
 
 import (
-	"encoding/json"
+	"fmt"
 	"time"
-
-	"github.com/moby/moby/api/types/swarm"
 
 	"skein/manager/api"
 	"skein/manager/loop"
@@ -14,12 +12,13 @@ import (
 // defaultHistory is how many ended tasks a slot keeps when the cluster's spec says nothing.
 const defaultHistory = 5
 
-// maxHistory bounds what restart attempts may add to the history.
-const maxHistory = 100
-
 // Reaper deletes tasks that are done with: those marked for removal once they ended or if they were never placed, those that were
-// retired before they were placed, and ended ones beyond the history of their slot.
-type Reaper struct{}
+// retired before they were placed, and ended ones beyond the history of their slot. What ran on a node that has been down for long
+// counts as ended: it is told so.
+type Reaper struct {
+	cluster clusterOptions
+	down    loop.Agenda[string] // nodes
+}
 
 // NewReaper returns the controller.
 func NewReaper() *Reaper { return &Reaper{} }
@@ -29,22 +28,16 @@ func (r *Reaper) Name() string { return "reaper" }
 
 // Kinds implements loop.Controller.
 func (r *Reaper) Kinds() []store.Kind {
-	return []store.Kind{store.KindCluster, store.KindTask}
-}
-
-type slotName struct {
-	service string
-	slot    uint64
-	node    string
+	return []store.Kind{store.KindCluster, store.KindNode, store.KindTask}
 }
 
 // Step implements loop.Controller.
-func (r *Reaper) Step(view store.ReadTx, dirty loop.Keys, _ time.Time) (loop.Changes, time.Time) {
-	all := dirty.All
-	var slots []slotName
-	seen := map[slotName]bool{}
+func (r *Reaper) Step(view store.ReadTx, dirty loop.Keys, now time.Time) (loop.Changes, time.Time) {
+	all := r.cluster.read(view.Cluster()) || dirty.All
+	var slots []place
+	seen := map[place]bool{}
 	look := func(service string, slot uint64, node string) {
-		n := slotName{service, slot, node}
+		n := place{service, slot, node}
 		if slot != 0 {
 			n.node = ""
 		}
@@ -53,45 +46,80 @@ func (r *Reaper) Step(view store.ReadTx, dirty loop.Keys, _ time.Time) (loop.Cha
 			slots = append(slots, n)
 		}
 	}
+	var nodes []string
 	for _, k := range dirty.Keys {
-		if k.Kind == store.KindCluster {
+		switch k.Kind {
+		case store.KindCluster: // also what is marked when a transaction was refused
 			all = true
-			continue
+		case store.KindTask:
+			look(k.ServiceID, k.Slot, k.NodeID)
+		case store.KindNode:
+			nodes = append(nodes, k.ID)
 		}
-		look(k.ServiceID, k.Slot, k.NodeID)
 	}
 	if all {
 		for _, t := range view.Tasks() {
 			look(t.ServiceID, t.Slot, t.NodeID)
 		}
+		nodes = nil
+		for _, n := range view.Nodes() {
+			nodes = append(nodes, n.Id)
+		}
 	}
-	limit := historyLimit(view.Cluster())
 	w := reaped{}
 	for _, n := range slots {
-		tasks := view.TasksBySlot(n.service, n.slot, n.node)
-		if len(tasks) > 0 {
-			w.reap(tasks, keep(limit, view.Service(n.service)))
+		if tasks := view.TasksBySlot(n.service, n.slot, n.node); len(tasks) > 0 {
+			w.reap(tasks, r.cluster.history)
 		}
 	}
 	w.flush()
-	return w.changes, time.Time{}
+	for _, id := range append(nodes, r.down.Due(now)...) {
+		w.changes = append(w.changes, r.giveUp(view, id, now)...)
+	}
+	return w.changes, r.down.Next()
 }
 
-// historyLimit is negative for no limit.
-func historyLimit(c *store.Cluster) int {
-	var spec swarm.Spec
-	if c == nil || json.Unmarshal(c.SpecJson, &spec) != nil || spec.Orchestration.TaskHistoryRetentionLimit == nil {
-		return defaultHistory
+// giveUp orphans what still runs, as far as the store knows, on a node that has been down for long: it frees its resources and names.
+func (r *Reaper) giveUp(view store.ReadTx, id string, now time.Time) loop.Changes {
+	rec := view.Node(id)
+	since := downSince(rec)
+	if since == 0 {
+		r.down.SetNano(id, 0)
+		return nil
 	}
-	return int(*spec.Orchestration.TaskHistoryRetentionLimit)
-}
-
-// keep is the history of a service's slots: enough to count restart attempts.
-func keep(limit int, svc *store.Service) int {
-	if limit < 0 || svc == nil {
-		return limit
+	after := defaultOrphanAfter
+	if set := nodeOptionsOf(rec).orphanAfter; set != nil {
+		after = *set
+	} else if r.cluster.orphanAfter != nil {
+		after = *r.cluster.orphanAfter
 	}
-	return max(limit, int(min(restartPolicyOf(svc.Spec).maxAttempts, maxHistory-1))+min(1, int(restartPolicyOf(svc.Spec).maxAttempts)))
+	if at := since + int64(after); at > now.UnixNano() {
+		r.down.SetNano(id, at)
+		return nil
+	}
+	r.down.SetNano(id, 0)
+	var changes loop.Changes
+	txn := &api.Txn{}
+	cut := func() {
+		if len(txn.Changes) > 0 {
+			changes = append(changes, loop.Change{Txn: txn, Key: store.Key{Kind: store.KindNode, ID: id}})
+			txn = &api.Txn{}
+		}
+	}
+	for _, t := range view.TasksByNode(id) {
+		if !t.Live() {
+			continue
+		}
+		txn.Changes = append(txn.Changes, &api.Change{Kind: &api.Change_ReportTask{ReportTask: &api.TaskReport{
+			TaskId: t.ID, State: uint32(api.TaskOrphaned), Time: now.UnixNano(), NodeId: id,
+			Message: "orphaned", Err: fmt.Sprintf("node %s has been down for %v", id, after),
+		}}})
+		if len(txn.Changes) >= maxItems {
+			cut()
+		}
+	}
+	cut()
+	return changes
 }
 
 type reaped struct {
@@ -114,9 +142,6 @@ func (w *reaped) reap(tasks []*store.Task, limit int) {
 	}
 	if limit < 0 {
 		return
-	}
-	if newest.State < api.TaskRunning {
-		limit = max(limit, 1) // a rolling update reads from it that the newest replaces something
 	}
 	if newest.State.Terminal() && newest.Desired > api.TaskRunning {
 		limit = max(limit-1, 0) // it is history too, and stays in any case: it tells that the slot has run its course

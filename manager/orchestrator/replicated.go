@@ -27,12 +27,12 @@ func (p *pass) scaleDown() {
 		if s.newest() == nil {
 			continue
 		}
-		if s.number == 0 {
+		if s.slot == 0 {
 			p.remove(s) // left over from another mode
 			continue
 		}
 		c := candidate{s: s}
-		for _, t := range s.wanted {
+		for _, t := range s.wanted { // those that are about to leave their node go first
 			if t.State == api.TaskRunning {
 				c.runs, c.rank = true, onNode[t.NodeID]
 				onNode[t.NodeID]++
@@ -52,7 +52,7 @@ func (p *pass) scaleDown() {
 			}
 			return 1
 		}
-		return cmp.Or(cmp.Compare(b.rank, a.rank), cmp.Compare(b.s.number, a.s.number))
+		return cmp.Or(cmp.Compare(b.rank, a.rank), cmp.Compare(b.s.slot, a.s.slot))
 	})
 	for _, c := range present[:excess] {
 		p.remove(c.s)
@@ -61,39 +61,40 @@ func (p *pass) scaleDown() {
 
 // fill creates tasks for slots that have none: the lowest free numbers of a replicated service, the nodes of a global one.
 func (p *pass) fill() {
-	byNumber := map[uint64]*slot{}
-	missing := p.replicas()
-	global := p.svc.Spec.Mode.Global != nil
-	created := 0
-	for _, s := range p.slots {
-		if !global && s.number == 0 {
-			continue
-		}
-		byNumber[s.number] = s
-		if s.newest() != nil {
-			missing--
-		}
-		vacant := s.newest() != nil || global
-		if s.skip || !vacant || len(s.wanted) > 0 || len(s.lost) > 0 || p.finished(s) || created >= maxCreates {
-			continue
-		}
-		p.create(s, 0)
-		p.out.cut()
-		created++
-	}
-	if global {
+	if p.svc.Spec.Mode.Global == nil {
+		p.fillNumbers()
 		return
 	}
-	for number := uint64(1); missing > 0 && created < maxCreates; number++ {
-		s := byNumber[number]
-		if s == nil {
-			s = &slot{number: number}
-		} else if s.newest() != nil {
+	for _, s := range p.slots {
+		if s.skip || len(s.wanted) > 0 || len(s.lost) > 0 || p.finished(s) {
 			continue
 		}
-		p.create(s, 0)
+		if p.full() {
+			return
+		}
+		p.create(s, 0, p.inherit(s.newest()))
 		p.out.cut()
-		created++
-		missing--
+	}
+}
+
+func (p *pass) fillNumbers() {
+	for _, s := range p.slots {
+		// A task that was told to end, without a successor: a leader of before may have left it so.
+		if s.skip || s.newest() == nil || len(s.wanted) > 0 || len(s.leave) > 0 || len(s.lost) > 0 || p.finished(s) {
+			continue
+		}
+		if p.full() {
+			return
+		}
+		p.create(s, 0, p.inherit(s.newest()))
+		p.out.cut()
+	}
+	for number := uint64(0); p.sum.filled.count < p.replicas(); {
+		if p.full() {
+			return
+		}
+		number = p.sum.filled.free(number)
+		p.create(p.at(place{service: p.svc.Id, slot: number}), 0, nil)
+		p.out.cut()
 	}
 }

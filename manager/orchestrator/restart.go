@@ -1,9 +1,11 @@
 package orchestrator
 
 import (
+	"slices"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
+	"google.golang.org/protobuf/proto"
 
 	"skein/manager/api"
 	"skein/manager/store"
@@ -16,27 +18,40 @@ func (p *pass) replaceLost() {
 			continue
 		}
 		last := s.lost[len(s.lost)-1]
+		if ownEnd(last) && p.movesBeside(s) {
+			// What was about to move ended by itself: that is a failure like any other, and the policy's delay and attempts hold.
+			p.shutdown(s, s.wanted...)
+			s.wanted = nil
+		}
 		if ownEnd(last) && last.StartAfter > p.now {
 			// It failed while it was prepared: the replacement would fail at once, so the delay runs out first.
-			p.wakeAt(last.StartAfter)
+			s.wakeAt(last.StartAfter)
 			continue
 		}
+		replace := p.needsReplacement(s, last) && p.mayReplace(last)
+		if replace {
+			if later, ok := p.sum.rate.take(p.now, p.replaceRate()); !ok {
+				s.wakeAt(later)
+				continue
+			}
+		}
 		p.shutdown(s, s.lost...)
-		if p.needsReplacement(s, last) && p.mayReplace(s, last) {
+		if replace {
+			inherited := p.inherit(s.newest())
 			startAfter := int64(0)
 			if last.StartAfter > p.now {
 				startAfter = last.StartAfter
 			} else if ownEnd(last) {
-				startAfter = p.now + int64(max(p.policy(last).delay, crashPause(s)))
+				startAfter = p.now + int64(max(p.policy(last).delay, crashPause(inherited)))
 			}
-			p.create(s, startAfter)
+			p.create(s, startAfter, inherited)
 		}
 		p.out.cut()
 	}
 }
 
 // A slot whose tasks end by themselves within shortLife, again and again, is slowed down even if the policy's delay is shorter: after
-// freeCrashes of them pauses double from firstCrashPause. The history of a slot bounds the count.
+// freeCrashes of them pauses double from firstCrashPause.
 const (
 	shortLife       = 10 * time.Second
 	freeCrashes     = 3
@@ -44,18 +59,74 @@ const (
 	maxCrashPause   = time.Minute
 )
 
-func crashPause(s *slot) time.Duration {
-	crashes := 0
-	for i := len(s.tasks) - 1; i >= 0; i-- {
-		if t := s.tasks[i]; !ownEnd(t) || t.Updated-t.Created > int64(shortLife) {
-			break
-		}
-		crashes++
-	}
+func crashPause(r *api.Restarts) time.Duration {
+	crashes := int(min(r.GetCrashes(), 100))
 	if crashes <= freeCrashes {
 		return 0
 	}
 	return min(firstCrashPause<<min(crashes-freeCrashes-1, 10), maxCrashPause)
+}
+
+// maxTimes bounds the restarts whose times a task carries. Of more attempts than that only every n-th is noted, and counts for n.
+const maxTimes = 256
+
+func stride(policy restartPolicy) uint64 { return (policy.maxAttempts + maxTimes - 1) / maxTimes }
+
+// inherit is what the successor of a task in its slot takes over. Restarts count as long as the spec is the same; a task that was moved, or
+// whose node died, uses up none.
+func (p *pass) inherit(t *store.Task) *api.Restarts {
+	if t == nil {
+		return nil
+	}
+	r := &api.Restarts{}
+	if old := t.Restarts; old != nil && p.clean(t) {
+		r = proto.Clone(old).(*api.Restarts)
+	}
+	if t.Revision != p.svc.Revision { // what was read of an update is over; the next one is this replacement
+		r.Updated, r.Failed, r.Up = true, false, 0
+	} else {
+		p.inheritUpdate(r, t)
+	}
+	if t.State == api.TaskRunning || t.Started != 0 {
+		r.Moved = 0
+	}
+	if ownEnd(t) && p.clean(t) {
+		p.countRestart(r, t)
+	}
+	if proto.Size(r) == 0 {
+		return nil
+	}
+	return r
+}
+
+func (p *pass) inheritUpdate(r *api.Restarts, t *store.Task) {
+	up, failed := p.outcome(t)
+	r.Failed = r.Failed || failed
+	if r.Up == 0 {
+		r.Up = up
+	}
+}
+
+func (p *pass) countRestart(r *api.Restarts, t *store.Task) {
+	r.Attempts++
+	if t.Updated-t.Created > int64(shortLife) {
+		r.Crashes = 0
+	} else {
+		r.Crashes++
+	}
+	policy := p.policy(t)
+	if policy.window == 0 || policy.maxAttempts == 0 {
+		r.Times = nil
+		return
+	}
+	since := p.now - int64(policy.window)
+	r.Times = slices.DeleteFunc(r.Times, func(at int64) bool { return at < since })
+	if r.Attempts%stride(policy) == 0 {
+		r.Times = append(r.Times, p.now)
+	}
+	if n := len(r.Times); n > maxTimes {
+		r.Times = r.Times[n-maxTimes:]
+	}
 }
 
 // needsReplacement: beside a task that still runs (start-first) only the lost new one is tried again, and not in a paused update.
@@ -80,7 +151,7 @@ func (p *pass) policy(t *store.Task) restartPolicy {
 }
 
 // mayReplace asks the restart policy. A task that never got to start is replaced in any case: it had no run yet.
-func (p *pass) mayReplace(s *slot, t *store.Task) bool {
+func (p *pass) mayReplace(t *store.Task) bool {
 	policy := p.policy(t)
 	switch {
 	case !ownEnd(t) && t.State < api.TaskStarting:
@@ -90,7 +161,7 @@ func (p *pass) mayReplace(s *slot, t *store.Task) bool {
 	case !ownEnd(t) || policy.maxAttempts == 0 || !p.clean(t):
 		return true
 	}
-	return p.attempts(s, t, policy) < policy.maxAttempts
+	return p.attempts(t, policy) < policy.maxAttempts
 }
 
 func (p *pass) conditionAllows(policy restartPolicy, t *store.Task) bool {
@@ -104,16 +175,18 @@ func (p *pass) conditionAllows(policy restartPolicy, t *store.Task) bool {
 }
 
 // attempts counts how often a task of today's spec was started again in the slot after it had ended by itself, within the policy's window
-// before t ended. The reaper keeps enough of the history for that.
-func (p *pass) attempts(s *slot, t *store.Task, policy restartPolicy) uint64 {
+// before t ended.
+func (p *pass) attempts(t *store.Task, policy restartPolicy) uint64 {
+	if t.Restarts == nil || !p.clean(t) {
+		return 0
+	}
+	if policy.window == 0 {
+		return t.Restarts.Attempts
+	}
 	n := uint64(0)
-	for i := 1; i < len(s.tasks); i++ {
-		before, next := s.tasks[i-1], s.tasks[i]
-		if next.Desired >= api.TaskRemove || !ownEnd(before) || !p.clean(before) || !p.clean(next) {
-			continue
-		}
-		if policy.window == 0 || next.Created >= t.Updated-int64(policy.window) {
-			n++
+	for _, at := range t.Restarts.Times {
+		if at >= t.Updated-int64(policy.window) {
+			n += stride(policy)
 		}
 	}
 	return n
@@ -123,7 +196,7 @@ func (p *pass) attempts(s *slot, t *store.Task, policy restartPolicy) uint64 {
 // itself and may be replaced always is, in the same transaction that retires it; one without a successor was the last.
 func (p *pass) finished(s *slot) bool {
 	t := s.newest()
-	if t == nil || len(s.wanted) > 0 || len(s.lost) > 0 || (!ownEnd(t) && t.State < api.TaskStarting) {
+	if t == nil || len(s.wanted) > 0 || len(s.leave) > 0 || len(s.lost) > 0 || (!ownEnd(t) && t.State < api.TaskStarting) {
 		return false
 	}
 	policy := p.policy(t)

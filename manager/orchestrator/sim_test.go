@@ -13,6 +13,7 @@ import (
 
 	"skein/manager/api"
 	"skein/manager/store"
+	"skein/scheduler"
 )
 
 var seeds = flag.Uint64("seeds", 250, "random histories to simulate")
@@ -251,7 +252,7 @@ func (s *sim) check() {
 			}
 		}
 		for _, n := range tx.Nodes() {
-			if total := (s.decoder.node(tx, n.Id).Total.MemoryBytes); reserved[n.Id] > total {
+			if total := (s.decoder.at(tx, n.Id).Total.MemoryBytes); reserved[n.Id] > total {
 				s.t.Fatalf("node %s: %d bytes are reserved, it has %d", n.Id, reserved[n.Id], total)
 			}
 		}
@@ -292,7 +293,7 @@ func (s *sim) checkTask(tx store.ReadTx, t *store.Task) {
 	if svc, n := tx.Service(t.ServiceID), tx.Node(t.NodeID); placed && svc != nil && n != nil && !t.State.Terminal() {
 		o := s.decoder
 		facts := o.facts(svc.Revs[t.Revision])
-		if node := o.node(tx, t.NodeID); !facts.req.MatchesAll(node) || node.State != 0 {
+		if node := o.at(tx, t.NodeID); !facts.req.MatchesAll(node) || node.State != 0 {
 			s.t.Fatalf("task %s was placed on %s, which is %+v, constraints %v", s.name(t), t.NodeID, node, facts.constraints)
 		}
 	}
@@ -317,7 +318,7 @@ func (s *sim) checkEnd() {
 			} else if svc.Spec.Mode.Global != nil || svc.Job() {
 				o := s.decoder
 				for _, n := range tx.Nodes() {
-					if o.facts(svc.Spec).req.MatchesAll(o.node(tx, n.Id)) {
+					if o.facts(svc.Spec).req.MatchesAll(o.at(tx, n.Id)) {
 						want++
 					}
 				}
@@ -366,4 +367,10 @@ func b2i(b bool) int {
 		return 1
 	}
 	return 0
+}
+
+// at is a node as of now.
+func (o *Orchestrator) at(tx store.ReadTx, id string) *scheduler.Node {
+	o.step++
+	return &o.node(tx, id).node
 }

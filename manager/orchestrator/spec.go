@@ -26,7 +26,8 @@ const maxFacts = 10_000
 type specFacts struct {
 	constraints []scheduler.Constraint
 	req         *scheduler.Requirements // nil when the spec cannot be honoured
-	task        string                  // what a task is made of, but for the placement constraints
+	opts        serviceOptions
+	task        string // what a task is made of, but for the placement constraints
 }
 
 func (o *Orchestrator) facts(spec *swarm.ServiceSpec) *specFacts {
@@ -36,7 +37,7 @@ func (o *Orchestrator) facts(spec *swarm.ServiceSpec) *specFacts {
 	if len(o.specs) >= maxFacts {
 		clear(o.specs)
 	}
-	f := &specFacts{task: fingerprint(spec)}
+	f := &specFacts{task: fingerprint(spec), opts: serviceOptionsOf(spec.Labels)}
 	if req, err := placement.RequirementsOf(spec); err == nil {
 		f.req, f.constraints = req, req.Constraints
 	}
@@ -108,7 +109,7 @@ func (p *pass) clean(t *store.Task) bool {
 			return equalConstraints(p.o.facts(p.svc.Revs[t.Revision]), p.o.facts(p.svc.Spec))
 		}
 		n := p.o.node(p.view, t.NodeID)
-		return n == nil || p.matches(p.svc.Revision, n)
+		return n == nil || p.matches(p.svc.Revision, &n.node)
 	}
 	return false
 }

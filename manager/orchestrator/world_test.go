@@ -42,7 +42,7 @@ func newWorld(t testing.TB) *world {
 	w := &world{t: t, store: st, log: proposer, now: epoch, names: map[string]string{}, gens: map[string]int{}}
 	proposer.SetClock(func() time.Time { return w.now })
 	w.do(&api.Change{Kind: &api.Change_PutCluster{PutCluster: &api.ClusterRecord{
-		Id: "c1", SpecJson: []byte("{}"), OverlayPool: "10.0.0.0/9", MeshPool: "10.192.0.0/10", UlaPrefix: "fd00:1::/48", OverlayBits: 20, DataPort: 4789,
+		Id: "c1", SpecJson: []byte("{}"), OverlayPool: "10.0.0.0/9", MeshPool: "10.192.0.0/10", UlaPrefix: "fd00:1::/48", OverlayBits: 20, DataPort: 4789, FeatureLevel: api.FeatureLevel,
 	}}})
 	w.newTerm()
 	return w
