@@ -35,7 +35,7 @@ func newLog(w *World) *log {
 // init writes the cluster's record.
 func (l *log) init() {
 	l.append(epoch.UnixNano(), []*api.Txn{{Changes: []*api.Change{{Kind: &api.Change_PutCluster{PutCluster: &api.ClusterRecord{
-		Id: "c1", SpecJson: []byte("{}"), OverlayPool: "10.0.0.0/9", MeshPool: "10.192.0.0/10", UlaPrefix: "fd00:1::/48", OverlayBits: 20, DataPort: 4789,
+		Id: "c1", SpecJson: []byte("{}"), OverlayPool: "10.0.0.0/9", MeshPool: "10.192.0.0/10", UlaPrefix: "fd00:1::/48", OverlayBits: 20, DataPort: 4789, FeatureLevel: api.FeatureLevel,
 		CaCertPem: []byte("none"),
 	}}}}}})
 }
