@@ -14,6 +14,9 @@ import (
 	bbolterrors "go.etcd.io/bbolt/errors"
 )
 
+// damageAdvice is what to do about a log that cannot be read.
+const damageAdvice = "on another manager demote or remove this node (docker node rm --force), then leave and join again here: a manager that comes back under its name with an empty log could undo what it had agreed to"
+
 // logStore is raft's log and vote store on one file. What it adds to the library's: every entry is sealed with a checksum, and a write
 // that failed, or an entry that does not read back, ends the process: raft itself would only log it and go on.
 type logStore struct {
@@ -29,7 +32,7 @@ type logStore struct {
 func openLogStore(path string, p *progress, r *reserve, c Cipher, die func(int, error)) (_ *logStore, err error) {
 	defer func() { // the library panics on pages it cannot make sense of
 		if e := recover(); e != nil {
-			err = fmt.Errorf("open raft log %s: the file is damaged (%v): on another manager demote or remove this node (docker node rm --force), then leave and join again here: a manager that comes back under its name with an empty log could undo what it had agreed to", path, e)
+			err = fmt.Errorf("open raft log %s: the file is damaged (%v): %s", path, e, damageAdvice)
 		}
 	}()
 	b, err := raftboltdb.New(raftboltdb.Options{
@@ -77,7 +80,7 @@ func (s *logStore) GetLog(index uint64, l *raft.Log) error {
 		return err
 	}
 	if err := s.unseal(index, l); err != nil {
-		err = fmt.Errorf("read raft log %s: entry %d: %w: on another manager demote or remove this node (docker node rm --force), then leave and join again here: a manager that comes back under its name with an empty log could undo what it had agreed to", s.path, index, err)
+		err = fmt.Errorf("read raft log %s: entry %d: %w: %s", s.path, index, err, damageAdvice)
 		s.die(ExitStorage, err)
 		return err
 	}
@@ -93,14 +96,61 @@ func (s *logStore) DeleteRange(lo, hi uint64) error {
 	return err
 }
 
+// Layouts of what the stable store holds: votes and terms. Bytes: sealVote, a CRC-32C of key and value, the value. Numbers: 8 bytes, then the
+// checksum, so that versions of Skein without it read them. What is shorter, or begins otherwise, was written by such a version.
+const (
+	sealVote    = 1 // no address begins so
+	numberBytes = 8
+	sumBytes    = 4
+)
+
 // Set implements raft.StableStore.
 func (s *logStore) Set(k, v []byte) error {
-	return s.written("write vote to", func() error { return s.BoltStore.Set(k, v) })
+	sealed := append(binary.BigEndian.AppendUint32([]byte{sealVote}, voteSum(k, v)), v...)
+	return s.written("write vote to", func() error { return s.BoltStore.Set(k, sealed) })
 }
 
 // SetUint64 implements raft.StableStore.
 func (s *logStore) SetUint64(k []byte, v uint64) error {
-	return s.written("write vote to", func() error { return s.BoltStore.SetUint64(k, v) })
+	b := binary.BigEndian.AppendUint64(nil, v)
+	b = binary.BigEndian.AppendUint32(b, voteSum(k, b))
+	return s.written("write vote to", func() error { return s.BoltStore.Set(k, b) })
+}
+
+// Get implements raft.StableStore.
+func (s *logStore) Get(k []byte) ([]byte, error) {
+	b, err := s.BoltStore.Get(k)
+	if err != nil || len(b) == 0 || b[0] != sealVote {
+		return b, err
+	}
+	if len(b) < 1+sumBytes || binary.BigEndian.Uint32(b[1:]) != voteSum(k, b[1+sumBytes:]) {
+		return nil, s.voteDamaged(k)
+	}
+	return b[1+sumBytes:], nil
+}
+
+// GetUint64 implements raft.StableStore.
+func (s *logStore) GetUint64(k []byte) (uint64, error) {
+	b, err := s.BoltStore.Get(k)
+	if err != nil {
+		return 0, err
+	}
+	if len(b) != numberBytes && (len(b) != numberBytes+sumBytes || binary.BigEndian.Uint32(b[numberBytes:]) != voteSum(k, b[:numberBytes])) {
+		return 0, s.voteDamaged(k)
+	}
+	return binary.BigEndian.Uint64(b), nil
+}
+
+// voteDamaged ends the process: with another term or vote than its own this manager could vote twice.
+func (s *logStore) voteDamaged(k []byte) error {
+	err := fmt.Errorf("read raft log %s: %s does not match its checksum: the file is damaged: %s", s.path, k, damageAdvice)
+	s.die(ExitStorage, err)
+	return err
+}
+
+func voteSum(k, v []byte) uint32 {
+	table := crc32.MakeTable(crc32.Castagnoli)
+	return crc32.Update(crc32.Update(0, table, k), table, v)
 }
 
 // written runs a write. A full disk is given the reserve once and else is an error raft retries: nothing was written. Any other failure

@@ -214,11 +214,7 @@ func (w *world) rejoin(ctx context.Context, n *dev.Node) error {
 		return fmt.Errorf("remove %s: %w", n.Name, err)
 	}
 	removed := time.Since(begun)
-	list, err := os.ReadDir(n.StateDir)
-	for _, e := range list {
-		err = errors.Join(err, os.RemoveAll(filepath.Join(n.StateDir, e.Name())))
-	}
-	if err != nil {
+	if err := os.RemoveAll(filepath.Join(n.StateDir, "cluster")); err != nil {
 		return err
 	}
 	begun = time.Now()
