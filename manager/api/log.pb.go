@@ -4256,29 +4256,30 @@ func (x *AddressForm) GetPorts() []*PortConfig {
 }
 
 // TaskColumns holds tasks in order of service, slot or node, and generation. A delta is to the value of the task before, in the first row
-// to 0. The columns behind flags have values for those tasks only whose flag says so.
+// to 0. In a column of runs each value is followed by how often it comes. The columns behind flags have values for those tasks only whose
+// flag says so.
 type TaskColumns struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Count         uint32                 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`
 	Services      []uint32               `protobuf:"varint,2,rep,packed,name=services,proto3" json:"services,omitempty"`                                  // pairs: number in TaskNames, how many tasks follow
-	Slots         []int64                `protobuf:"zigzag64,3,rep,packed,name=slots,proto3" json:"slots,omitempty"`                                      // delta
-	Generations   []int64                `protobuf:"zigzag64,4,rep,packed,name=generations,proto3" json:"generations,omitempty"`                          // delta
-	Revisions     []int64                `protobuf:"zigzag64,5,rep,packed,name=revisions,proto3" json:"revisions,omitempty"`                              // delta
+	Slots         []int64                `protobuf:"zigzag64,3,rep,packed,name=slots,proto3" json:"slots,omitempty"`                                      // delta, runs
+	Generations   []int64                `protobuf:"zigzag64,4,rep,packed,name=generations,proto3" json:"generations,omitempty"`                          // delta, runs
+	Revisions     []int64                `protobuf:"zigzag64,5,rep,packed,name=revisions,proto3" json:"revisions,omitempty"`                              // delta, runs
 	Nodes         []uint32               `protobuf:"varint,6,rep,packed,name=nodes,proto3" json:"nodes,omitempty"`                                        // number in TaskNames plus 1; 0: not placed
-	States        []int64                `protobuf:"zigzag64,7,rep,packed,name=states,proto3" json:"states,omitempty"`                                    // delta
-	Desired       []int64                `protobuf:"zigzag64,8,rep,packed,name=desired,proto3" json:"desired,omitempty"`                                  // delta
+	States        []int64                `protobuf:"zigzag64,7,rep,packed,name=states,proto3" json:"states,omitempty"`                                    // delta, runs
+	Desired       []int64                `protobuf:"zigzag64,8,rep,packed,name=desired,proto3" json:"desired,omitempty"`                                  // delta, runs
 	EntryVersions []int64                `protobuf:"zigzag64,9,rep,packed,name=entry_versions,json=entryVersions,proto3" json:"entry_versions,omitempty"` // of the entries that changed these tasks last; delta from one to the next
 	EntryTimes    []int64                `protobuf:"zigzag64,10,rep,packed,name=entry_times,json=entryTimes,proto3" json:"entry_times,omitempty"`         // delta from one to the next
 	Entries       []uint32               `protobuf:"varint,11,rep,packed,name=entries,proto3" json:"entries,omitempty"`                                   // which of them
-	Created       []int64                `protobuf:"zigzag64,12,rep,packed,name=created,proto3" json:"created,omitempty"`                                 // delta
-	Flags         []uint32               `protobuf:"varint,13,rep,packed,name=flags,proto3" json:"flags,omitempty"`
-	Started       []int64                `protobuf:"zigzag64,14,rep,packed,name=started,proto3" json:"started,omitempty"`                            // the entry's time minus it
-	StartAfter    []int64                `protobuf:"zigzag64,15,rep,packed,name=start_after,json=startAfter,proto3" json:"start_after,omitempty"`    // minus created
-	Addresses     []uint32               `protobuf:"varint,16,rep,packed,name=addresses,proto3" json:"addresses,omitempty"`                          // how many
-	Forms         []uint32               `protobuf:"varint,17,rep,packed,name=forms,proto3" json:"forms,omitempty"`                                  // of each address, then of gateway and host ports, task by task
-	Offsets       []int64                `protobuf:"zigzag64,18,rep,packed,name=offsets,proto3" json:"offsets,omitempty"`                            // of each address and gateway; delta to the one before with the same form
-	StatusTimes   []int64                `protobuf:"zigzag64,19,rep,packed,name=status_times,json=statusTimes,proto3" json:"status_times,omitempty"` // the entry's time minus it
-	Texts         []uint32               `protobuf:"varint,20,rep,packed,name=texts,proto3" json:"texts,omitempty"`                                  // message, error, reason, other container id: those that flags tell of, task by task
+	Created       []int64                `protobuf:"zigzag64,12,rep,packed,name=created,proto3" json:"created,omitempty"`                                 // delta, runs
+	Flags         []int64                `protobuf:"zigzag64,13,rep,packed,name=flags,proto3" json:"flags,omitempty"`                                     // runs
+	Started       []int64                `protobuf:"zigzag64,14,rep,packed,name=started,proto3" json:"started,omitempty"`                                 // the entry's time minus it; runs
+	StartAfter    []int64                `protobuf:"zigzag64,15,rep,packed,name=start_after,json=startAfter,proto3" json:"start_after,omitempty"`         // minus created
+	Addresses     []uint32               `protobuf:"varint,16,rep,packed,name=addresses,proto3" json:"addresses,omitempty"`                               // how many
+	Forms         []uint32               `protobuf:"varint,17,rep,packed,name=forms,proto3" json:"forms,omitempty"`                                       // of each address, then of gateway and host ports, task by task
+	Offsets       []int64                `protobuf:"zigzag64,18,rep,packed,name=offsets,proto3" json:"offsets,omitempty"`                                 // of each address and gateway; delta to the one before with the same form
+	StatusTimes   []int64                `protobuf:"zigzag64,19,rep,packed,name=status_times,json=statusTimes,proto3" json:"status_times,omitempty"`      // the entry's time minus it
+	Texts         []int64                `protobuf:"zigzag64,20,rep,packed,name=texts,proto3" json:"texts,omitempty"`                                     // message, error, reason, other container id: those that flags tell of, task by task; runs
 	Text          []string               `protobuf:"bytes,21,rep,name=text,proto3" json:"text,omitempty"`
 	Containers    []byte                 `protobuf:"bytes,22,opt,name=containers,proto3" json:"containers,omitempty"` // 32 bytes each
 	Pids          []int32                `protobuf:"zigzag32,23,rep,packed,name=pids,proto3" json:"pids,omitempty"`
@@ -4403,7 +4404,7 @@ func (x *TaskColumns) GetCreated() []int64 {
 	return nil
 }
 
-func (x *TaskColumns) GetFlags() []uint32 {
+func (x *TaskColumns) GetFlags() []int64 {
 	if x != nil {
 		return x.Flags
 	}
@@ -4452,7 +4453,7 @@ func (x *TaskColumns) GetStatusTimes() []int64 {
 	return nil
 }
 
-func (x *TaskColumns) GetTexts() []uint32 {
+func (x *TaskColumns) GetTexts() []int64 {
 	if x != nil {
 		return x.Texts
 	}
@@ -5006,7 +5007,7 @@ const file_log_proto_rawDesc = "" +
 	"entryTimes\x12\x18\n" +
 	"\aentries\x18\v \x03(\rR\aentries\x12\x18\n" +
 	"\acreated\x18\f \x03(\x12R\acreated\x12\x14\n" +
-	"\x05flags\x18\r \x03(\rR\x05flags\x12\x18\n" +
+	"\x05flags\x18\r \x03(\x12R\x05flags\x12\x18\n" +
 	"\astarted\x18\x0e \x03(\x12R\astarted\x12\x1f\n" +
 	"\vstart_after\x18\x0f \x03(\x12R\n" +
 	"startAfter\x12\x1c\n" +
@@ -5014,7 +5015,7 @@ const file_log_proto_rawDesc = "" +
 	"\x05forms\x18\x11 \x03(\rR\x05forms\x12\x18\n" +
 	"\aoffsets\x18\x12 \x03(\x12R\aoffsets\x12!\n" +
 	"\fstatus_times\x18\x13 \x03(\x12R\vstatusTimes\x12\x14\n" +
-	"\x05texts\x18\x14 \x03(\rR\x05texts\x12\x12\n" +
+	"\x05texts\x18\x14 \x03(\x12R\x05texts\x12\x12\n" +
 	"\x04text\x18\x15 \x03(\tR\x04text\x12\x1e\n" +
 	"\n" +
 	"containers\x18\x16 \x01(\fR\n" +

@@ -21,6 +21,7 @@ var errShort = errors.New("a column ends early")
 
 // loadNames takes over the names of the columns that follow.
 func (l *loader) loadNames(n *api.TaskNames) error {
+	l.s.tasks.forms.limit = max(firstForms, 2*len(n.Forms)) // nothing has these yet: do not sweep them
 	c := columnReader{names: n, forms: make([]uint32, len(n.Forms)), offsets: make([]int64, len(n.Forms))}
 	for i, f := range n.Forms {
 		if !validForm(f) {
@@ -75,6 +76,12 @@ func take[T any](k *cursor, list []T, at *int) (v T) {
 
 func (l *loader) loadColumns(c *api.TaskColumns) error {
 	n := int(c.Count)
+	for _, list := range runColumns(c) {
+		var ok bool
+		if *list, ok = outOfRuns(*list, 4*16*columnRows); !ok {
+			return damaged("columns of tasks: a column's runs are out of bounds")
+		}
+	}
 	if l.columns.names == nil || n > columnRows*16 || n != len(c.Slots) || n != len(c.Generations) || n != len(c.Revisions) || n != len(c.Nodes) ||
 		n != len(c.States) || n != len(c.Desired) || n != len(c.Entries) || n != len(c.Created) || n != len(c.Flags) ||
 		len(c.EntryVersions) != len(c.EntryTimes) || len(c.Services)%2 != 0 {
@@ -126,7 +133,7 @@ func (l *loader) loadColumn(k *cursor, i int, row *taskRow, service string) erro
 	}
 	id := api.TaskIDOf(service, row.slot, idNode, row.generation)
 	row.idTop, row.idHi, row.idLo = id.Top, id.Hi, id.Lo
-	flags := c.Flags[i]
+	flags := uint32(c.Flags[i])
 	if flags&colStarted != 0 {
 		row.started = row.updated - take(k, c.Started, &k.started)
 	}
@@ -220,7 +227,7 @@ func (k *cursor) status(flags uint32, row *taskRow) (*api.TaskReport, []byte, er
 			continue
 		}
 		n := take(k, c.Texts, &k.texts)
-		if int(n) >= len(c.Text) {
+		if n < 0 || int(n) >= len(c.Text) {
 			return nil, nil, errors.New("its text is not there")
 		}
 		*t.text = c.Text[n]

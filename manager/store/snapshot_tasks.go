@@ -155,7 +155,10 @@ func (w *columnWriter) begin() {
 }
 
 func (w *columnWriter) flush() {
-	if w.c != nil {
+	if c := w.c; c != nil {
+		for _, list := range runColumns(c) {
+			*list = inRuns(*list)
+		}
 		w.put(&api.SnapshotChunk{Kind: &api.SnapshotChunk_TaskColumns{TaskColumns: w.c}})
 	}
 	w.c = nil
@@ -189,7 +192,7 @@ func (w *columnWriter) add(id rowID) {
 	d := readSide(w.t.sideOf(id))
 	flags |= w.held(&d, r)
 	flags |= w.said(d, r)
-	c.Flags = append(c.Flags, flags)
+	c.Flags = append(c.Flags, int64(flags))
 	w.last = *r
 }
 
@@ -269,7 +272,7 @@ func (w *columnWriter) said(d side, r *taskRow) (flags uint32) {
 	}{{s.Message, colMessage}, {s.Err, colErr}, {s.Reason, colReason}, {s.ContainerId, colContainerID}} {
 		if t.text != "" {
 			flags |= t.flag
-			c.Texts = append(c.Texts, w.text(t.text))
+			c.Texts = append(c.Texts, int64(w.text(t.text)))
 		}
 	}
 	if w.hexed != nil {
@@ -295,4 +298,39 @@ func (w *columnWriter) text(s string) uint32 {
 		w.c.Text = append(w.c.Text, s)
 	}
 	return n
+}
+
+// runColumns are those columns that are written in runs.
+func runColumns(c *api.TaskColumns) []*[]int64 {
+	return []*[]int64{&c.Slots, &c.Generations, &c.Revisions, &c.States, &c.Desired, &c.Created, &c.Flags, &c.Started, &c.Texts}
+}
+
+// inRuns gives each value once, followed by how often it comes.
+func inRuns(list []int64) []int64 {
+	var out []int64
+	for i, v := range list {
+		if i > 0 && out[len(out)-2] == v {
+			out[len(out)-1]++
+		} else {
+			out = append(out, v, 1)
+		}
+	}
+	return out
+}
+
+// outOfRuns undoes it; false if that gives more than so many values.
+func outOfRuns(list []int64, most int) ([]int64, bool) {
+	if len(list)%2 != 0 {
+		return nil, false
+	}
+	out := make([]int64, 0, len(list))
+	for i := 0; i < len(list); i += 2 {
+		if list[i+1] < 0 || list[i+1] > int64(most-len(out)) {
+			return nil, false
+		}
+		for range list[i+1] {
+			out = append(out, list[i])
+		}
+	}
+	return out, true
 }

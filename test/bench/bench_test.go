@@ -24,7 +24,7 @@ func TestRuntimeSteps(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: makes namespaces, mounts and cgroups")
 	}
-	b := &bench{dir: t.TempDir(), opts: options{rounds: 1, crowd: 5, binary: "/proc/self/exe"}}
+	b := &bench{dir: t.TempDir(), opts: options{rounds: 1, crowd: 5, million: 20_000, binary: "/proc/self/exe"}}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := build(ctx, filepath.Join(b.dir, "noop"), "skein/test/bench/noop"); err != nil {

@@ -12,11 +12,15 @@
 // a supervisor of a few MiB and one of 1 GiB of heap. oci: the commands of skein-oci against crun and runc where they are installed, and
 // against those that -crun and -runc name; on hybrid hosts all of them without the v2 side, which new crun refuses. crowd: a thousand at once.
 //
+// The steps task-memory, task-snapshot and commit measure the managers' store in this process: -million tasks of 1,000 services on 5,000 nodes,
+// written by 500 as controllers write them and reported running with a container's id. Memory is the live heap after a collection; CPU is
+// that of the whole process, which for commit holds all three managers, their logs on the disk of $TMPDIR.
+//
 // The others start a development cluster of three managers, taken down at the end, and measure it through its API; CPU is that of
 // everything in the nodes' cgroups: daemons, supervisors, containers.
 //
 // Files: runtime.go (supervisor, crowd), oci.go (commands), cluster.go (cluster, images, CPU and memory counters), container.go (one node),
-// service.go (services), table.go.
+// service.go (services), store.go (the managers' store), table.go.
 package main
 
 import (
@@ -43,6 +47,7 @@ type options struct {
 	crowd   int
 	crun    string
 	runc    string
+	million int
 }
 
 // step is one measurement.
@@ -58,6 +63,9 @@ func steps() []step {
 		{"supervisor", "one container after the other, with small and large heap; processes in a container", true, (*bench).supervisors},
 		{"oci", "OCI commands", true, (*bench).oci},
 		{"crowd", "containers at once", true, (*bench).crowd},
+		{"task-memory", "the store's memory, log and CPU per running task", true, (*bench).taskMemory},
+		{"task-snapshot", "a snapshot of all tasks: bytes, time, entries meanwhile; and back", true, (*bench).taskSnapshot},
+		{"commit", "tasks through three managers: raft over loopback TCP, fsync on", true, (*bench).commits},
 		{"memory", "idle memory of daemons and supervisors", false, (*bench).idle},
 		{"run", "run --rm IMAGE true, networks none and bridge", false, (*bench).runs},
 		{"exec", "exec in a running container", false, (*bench).execs},
@@ -97,6 +105,7 @@ func byFlags() error {
 	flag.IntVar(&o.crowd, "crowd", 1000, "containers of the crowd measurement")
 	flag.StringVar(&o.crun, "crun", "", "further crun executables, separated by commas")
 	flag.StringVar(&o.runc, "runc", "", "further runc executables, separated by commas")
+	flag.IntVar(&o.million, "million", 1_000_000, "tasks of task-memory, task-snapshot and commit, a multiple of 1,000")
 	flag.BoolVar(&o.keep, "keep", false, "leave the cluster up")
 	flag.StringVar(&o.profile, "profile", "", "record profiles with perf to this path, one file per measurement")
 	flag.Parse()
