@@ -129,7 +129,7 @@ func (m *Manager) LeaderAddr() string {
 	return addr
 }
 
-// Managers lists the members of the group, for agents and for "docker info".
+// Managers lists the members of the group that have a vote, for agents and for "docker info".
 func (m *Manager) Managers() []*api.ManagerPeer {
 	node, err := m.node()
 	if err != nil {
@@ -142,6 +142,9 @@ func (m *Manager) Managers() []*api.ManagerPeer {
 	leader, _, _ := m.Leader()
 	var out []*api.ManagerPeer
 	for _, p := range peers {
+		if !p.Voter {
+			continue // it has just joined, and lacks the log
+		}
 		out = append(out, &api.ManagerPeer{NodeId: p.ID, RpcAddr: p.Addr, Leader: p.ID == leader})
 	}
 	return out

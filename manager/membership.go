@@ -28,6 +28,7 @@ func (s *membership) Join(ctx context.Context, r *api.MemberRequest) (*api.Membe
 		return nil, err
 	}
 	if err := node.AddVoter(ctx, r.NodeId, r.RaftAddr); err != nil {
+		s.m.fire() // it may be a member without a vote by now: keepGroup goes on
 		return nil, err
 	}
 	s.m.log.Info("manager joined the raft group", "peer", r.NodeId, "addr", r.RaftAddr)
@@ -84,7 +85,7 @@ func (m *Manager) Leave(ctx context.Context) error {
 // join asks the other managers for membership until one agrees, or this manager is in the group anyway.
 func (m *Manager) join(ctx context.Context) {
 	pause := joinRetry
-	for !m.isLeaving() && !(m.isMember(m.cfg.NodeID) && m.LeaderAddr() != "") {
+	for !m.isLeaving() && !(m.isVoter(m.cfg.NodeID) && m.LeaderAddr() != "") {
 		for _, addr := range m.others() {
 			err := m.askToJoin(ctx, addr)
 			if err == nil {
@@ -131,7 +132,7 @@ func (g group) Linearize(ctx context.Context) error {
 	return node.Linearizable(ctx)
 }
 
-// ManagerStatus tells what a leader knows of a member.
+// ManagerStatus tells what a leader knows of a member that has a vote.
 func (g group) ManagerStatus(nodeID string) (member, leader, reachable bool) {
 	g.m.mu.Lock()
 	node, seen := g.m.raft, g.m.seen
@@ -144,7 +145,7 @@ func (g group) ManagerStatus(nodeID string) (member, leader, reachable bool) {
 		return false, false, false
 	}
 	for _, p := range peers {
-		if p.ID == nodeID {
+		if p.ID == nodeID && p.Voter {
 			leader = node.LeaderID() == nodeID
 			return true, leader, leader || nodeID == g.m.cfg.NodeID || seen.Reachable(nodeID)
 		}

@@ -30,6 +30,7 @@ func (m *Manager) keepGroup(ctx context.Context, node *consensus.Node) error {
 	pause := groupRetry
 	for {
 		var retry <-chan time.Time
+		changed := m.Changed()
 		if err := m.settleGroup(ctx, node); err != nil && ctx.Err() == nil {
 			m.log.Warn("make the raft group follow the roles", "err", err, "retry_in", pause)
 			retry = time.After(pause)
@@ -42,12 +43,13 @@ func (m *Manager) keepGroup(ctx context.Context, node *consensus.Node) error {
 			return nil
 		case <-w.C():
 			w.Take()
+		case <-changed:
 		case <-retry:
 		}
 	}
 }
 
-// settleGroup is one look at the group.
+// settleGroup is one look at the group: who has no business there goes, and who has no vote yet gets one.
 func (m *Manager) settleGroup(ctx context.Context, node *consensus.Node) error {
 	peers, err := node.Peers()
 	if err != nil {
@@ -55,7 +57,7 @@ func (m *Manager) settleGroup(ctx context.Context, node *consensus.Node) error {
 	}
 	out := slices.DeleteFunc(slices.Clone(peers), func(p consensus.Peer) bool { return !m.unwanted(p.ID) })
 	if len(out) == 0 {
-		return nil
+		return m.giveVotes(ctx, node, peers)
 	}
 	if len(out) == len(peers) {
 		return api.Errorf(errdefs.ErrFailedPrecondition, "no member of the raft group has the role of a manager: promote one with \"docker node promote\"")
@@ -79,6 +81,23 @@ func (m *Manager) settleGroup(ctx context.Context, node *consensus.Node) error {
 	return nil
 }
 
+// giveVotes makes voters of members whose joining was interrupted before they had the log.
+func (m *Manager) giveVotes(ctx context.Context, node *consensus.Node, peers []consensus.Peer) error {
+	ctx, cancel := context.WithTimeout(ctx, groupStep)
+	defer cancel()
+	for _, p := range peers {
+		if p.Voter {
+			continue
+		}
+		if err := node.AddVoter(ctx, p.ID, p.Addr); err != nil {
+			return err
+		}
+		m.log.Info("manager has the log and votes now", "peer", p.ID)
+		m.fire()
+	}
+	return nil
+}
+
 // unwanted reports whether a member of the group has no business there any more.
 func (m *Manager) unwanted(nodeID string) bool {
 	s := m.standing(nodeID)
@@ -93,6 +112,16 @@ func (m *Manager) isMember(nodeID string) bool {
 	}
 	peers, err := node.Peers()
 	return err == nil && slices.ContainsFunc(peers, func(p consensus.Peer) bool { return p.ID == nodeID })
+}
+
+// isVoter reports whether the group, as far as this manager knows, has the node with a vote.
+func (m *Manager) isVoter(nodeID string) bool {
+	node, err := m.node()
+	if err != nil {
+		return false
+	}
+	peers, err := node.Peers()
+	return err == nil && slices.ContainsFunc(peers, func(p consensus.Peer) bool { return p.ID == nodeID && p.Voter })
 }
 
 // awaitOut returns when a demoted manager is out of the group: only then may it get a worker's certificate, with which it could not take
@@ -129,7 +158,7 @@ func (m *Manager) belong(ctx context.Context) {
 		if m.LeaderAddr() != "" {
 			led = time.Now()
 		}
-		out := !m.isMember(m.cfg.NodeID) && !m.unwanted(m.cfg.NodeID)
+		out := !m.isVoter(m.cfg.NodeID) && !m.unwanted(m.cfg.NodeID)
 		// Out of the group, the store is old: it may still say what was changed since. The leader knows.
 		if (out || time.Since(led) > leaderless) && !m.isLeaving() && len(m.others()) > 0 {
 			m.join(ctx)

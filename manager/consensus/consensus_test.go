@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -29,11 +30,12 @@ type hub struct {
 	mu    sync.Mutex
 	ends  map[string]*stream
 	cut   map[string]bool
+	deaf  map[string]bool // what is said to it is taken and never heard
 	conns map[net.Conn][2]string
 }
 
 func newHub() *hub {
-	return &hub{ends: map[string]*stream{}, cut: map[string]bool{}, conns: map[net.Conn][2]string{}}
+	return &hub{ends: map[string]*stream{}, cut: map[string]bool{}, deaf: map[string]bool{}, conns: map[net.Conn][2]string{}}
 }
 
 type stream struct {
@@ -64,6 +66,18 @@ func (h *hub) setCut(addr string, cut bool) {
 	}
 }
 
+func (h *hub) isDeaf(addr string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.deaf[addr]
+}
+
+func (h *hub) setDeaf(addr string, deaf bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.deaf[addr] = deaf
+}
+
 func (s *stream) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	s.hub.mu.Lock()
 	to, cut := s.hub.ends[string(addr)], s.hub.cut[s.addr] || s.hub.cut[string(addr)]
@@ -72,6 +86,10 @@ func (s *stream) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn,
 		return nil, errors.New("no route to host")
 	}
 	here, there := net.Pipe()
+	if s.hub.isDeaf(string(addr)) {
+		go func() { _, _ = io.Copy(io.Discard, there) }() // ends when the dialer closes
+		return here, nil
+	}
 	select {
 	case to.accept <- there:
 	case <-to.closed:
@@ -427,6 +445,63 @@ func TestMembership(t *testing.T) {
 	}
 	if peers, _ := next.Peers(); len(peers) != 2 {
 		t.Errorf("peers %v", peers)
+	}
+}
+
+// TestNewManagerVotesOnceItHasTheLog: a manager that is reachable but does not take the log in costs the group nothing; once it does, it gets
+// its vote, also when many entries come meanwhile.
+func TestNewManagerVotesOnceItHasTheLog(t *testing.T) {
+	h := newHub()
+	one := h.open(t, "m1", t.TempDir(), func(c *Config) { c.Timing.RPC = 200 * time.Millisecond })
+	if err := one.Bootstrap(); err != nil {
+		t.Fatal(err)
+	}
+	leader(t, []*manager{one})
+	two := h.open(t, "m2", t.TempDir())
+	h.setDeaf("m2", true)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if err := one.AddVoter(ctx, "m2", "m2"); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "not a voter yet") {
+		t.Fatalf("a manager that does not hear: %v", err)
+	}
+	peers, err := one.Peers()
+	if err != nil || len(peers) != 2 || peers[1].Voter {
+		t.Fatalf("peers %v, %v", peers, err)
+	}
+	write := func(id string) {
+		t.Helper()
+		if _, _, err := one.store.Batch(within(t), []*api.Txn{node(id)}); err != nil {
+			t.Fatalf("the group stands still because of a manager without the log: %v", err)
+		}
+	}
+	for i := range 50 {
+		write(fmt.Sprint("a", i))
+	}
+	h.setDeaf("m2", false)
+	busy, stop := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(busy)
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+				_, _, _ = one.store.Batch(context.Background(), []*api.Txn{node(fmt.Sprint("b", i))})
+			}
+		}
+	}()
+	err = one.AddVoter(within(t), "m2", "m2")
+	close(stop)
+	<-busy
+	if err != nil {
+		t.Fatal(err)
+	}
+	if peers, err = one.Peers(); err != nil || !peers[1].Voter {
+		t.Fatalf("peers %v, %v", peers, err)
+	}
+	same(t, []*manager{one, two})
+	if err := one.AddVoter(within(t), "m2", "m2"); err != nil {
+		t.Errorf("again: %v", err)
 	}
 }
 

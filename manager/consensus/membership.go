@@ -44,12 +44,24 @@ func (n *Node) Bootstrap() error {
 	}
 }
 
-// AddVoter adds a manager, or gives one that moved its new address. Leader only. A manager that cannot be reached is refused: as a
-// voter that never answers it could cost the group its majority.
+// catchUpLook is how often a new manager is asked how far it is.
+const catchUpLook = 25 * time.Millisecond
+
+// AddVoter adds a manager, or gives one that moved its new address. Leader only. A manager that cannot be reached is refused, and a new one
+// has no vote before it has the log: as a voter that does not answer, or only once it has received a large snapshot, it could cost the group
+// its majority. When it does not get there in time, the error says so; it goes on as a member without a vote, and the call may be repeated.
 func (n *Node) AddVoter(ctx context.Context, id, addr string) error {
 	doing := fmt.Sprintf("add manager %s", id)
 	if !n.IsLeader() {
 		return n.notLeader(doing)
+	}
+	peers, err := n.Peers()
+	if err != nil {
+		return err
+	}
+	at := slices.IndexFunc(peers, func(p Peer) bool { return p.ID == id })
+	if at >= 0 && peers[at] == (Peer{ID: id, Addr: addr, Voter: true}) {
+		return nil
 	}
 	if id != n.cfg.NodeID {
 		conn, err := n.cfg.Stream.Dial(raft.ServerAddress(addr), timeLeft(ctx))
@@ -58,8 +70,62 @@ func (n *Node) AddVoter(ctx context.Context, id, addr string) error {
 		}
 		_ = conn.Close()
 	}
+	if at < 0 || !peers[at].Voter {
+		f := n.raft.AddNonvoter(raft.ServerID(id), raft.ServerAddress(addr), 0, timeLeft(ctx))
+		if err := wait(ctx, f); err != nil {
+			return n.mapError(doing, err)
+		}
+		if err := n.catchUp(ctx, doing, id, addr); err != nil {
+			return err
+		}
+	}
 	f := n.raft.AddVoter(raft.ServerID(id), raft.ServerAddress(addr), 0, timeLeft(ctx))
 	return n.mapError(doing, wait(ctx, f))
+}
+
+// catchUp returns when a manager has what the log had an election's time ago at most: then it follows as fast as the others. The context
+// bounds it.
+func (n *Node) catchUp(ctx context.Context, doing, id, addr string) error {
+	look := time.NewTicker(catchUpLook)
+	defer look.Stop()
+	last := uint64(0)
+	for began, target := time.Now(), n.raft.LastIndex(); ; {
+		at, err := n.lastIndexOf(id, addr)
+		switch {
+		case err == nil && at >= target && time.Since(began) <= n.cfg.Timing.Election:
+			return nil
+		case err == nil && at >= target:
+			began, target = time.Now(), n.raft.LastIndex()
+		case !n.IsLeader():
+			return n.notLeader(doing)
+		}
+		last = max(last, at)
+		select {
+		case <-look.C:
+		case <-n.closed:
+			return unavailable("%s: this manager is stopping", doing)
+		case <-ctx.Done():
+			return unavailable("%s: it is not a voter yet, its log has %d of %d entries: it goes on catching up; try again (%v)", doing, last, target, ctx.Err())
+		}
+	}
+}
+
+// lastIndexOf asks a manager for the end of its log, with the heartbeat of a leader, which this node is.
+func (n *Node) lastIndexOf(id, addr string) (uint64, error) {
+	term := n.raft.CurrentTerm()
+	if !n.IsLeader() || n.raft.CurrentTerm() != term { // a heartbeat may carry only the term of a leadership of our own
+		return 0, raft.ErrNotLeader
+	}
+	self := n.transport.EncodePeer(raft.ServerID(n.cfg.NodeID), n.transport.LocalAddr())
+	req := &raft.AppendEntriesRequest{
+		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(n.cfg.NodeID), Addr: self},
+		Term:      term, Leader: self,
+	}
+	var resp raft.AppendEntriesResponse
+	if err := n.transport.AppendEntries(raft.ServerID(id), raft.ServerAddress(addr), req, &resp); err != nil {
+		return 0, err
+	}
+	return resp.LastLog, nil
 }
 
 // RemoveServer takes a manager out of the group for good. Leader only; the leader may remove itself.
