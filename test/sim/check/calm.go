@@ -95,7 +95,7 @@ func (c *Checker) room(svc *store.Service, spec *swarm.ServiceSpec, n *nodeSeen)
 	if n.rec == nil || n.rec.Availability != "active" || n.rec.Status.GetState() != "ready" || !c.fits(spec, n) {
 		return false
 	}
-	cpu, memory := n.reserved()
+	cpu, memory := c.reserved(n)
 	r := reserve(spec)
 	if (r.NanoCPUs > 0 && cpu+r.NanoCPUs > n.total.NanoCPUs) || (r.MemoryBytes > 0 && memory+r.MemoryBytes > n.total.MemoryBytes) {
 		return false
@@ -136,7 +136,7 @@ func (c *Checker) calmService(tx store.ReadTx, svc *store.Service, strict bool) 
 		if c.stuck(tx, svc) {
 			return // it waits for a node
 		}
-		c.bad("I10", "the update of service %s is %s, for long", svc.Name, state)
+		c.bad("I10", "the update of service %s is %s, for long:%s", svc.Name, state, c.list(tx, svc))
 		return
 	}
 	want, newest := c.wanted(tx, svc), 0

@@ -170,7 +170,7 @@ func (c *Checker) placement(s *seen) {
 	if s.spec == nil {
 		return
 	}
-	cpu, memory := n.reserved()
+	cpu, memory := c.reserved(n)
 	r := reserve(s.spec)
 	for _, t := range n.tasks {
 		if live(t.Task) && t.Slot == 0 {
@@ -189,9 +189,11 @@ func (c *Checker) placement(s *seen) {
 	}
 }
 
-func (n *nodeSeen) reserved() (cpu, memory int64) {
+// reserved is what a node's tasks reserve. What tasks of a removed service reserved until they have ended is not known to a new leader: the
+// service's specs went with it.
+func (c *Checker) reserved(n *nodeSeen) (cpu, memory int64) {
 	for _, t := range n.tasks {
-		if live(t.Task) && t.spec != nil {
+		if svc := c.specs[t.ServiceID]; live(t.Task) && t.spec != nil && svc != nil && svc.rec != nil {
 			r := reserve(t.spec)
 			cpu, memory = cpu+r.NanoCPUs, memory+r.MemoryBytes
 		}

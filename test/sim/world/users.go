@@ -94,7 +94,7 @@ func (u *users) act() {
 			nodes = append(nodes, n.Id)
 		}
 	})
-	if len(services) == 0 {
+	if len(services) == 0 || len(nodes) == 0 {
 		u.create()
 		return
 	}
