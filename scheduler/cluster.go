@@ -2,34 +2,46 @@ package scheduler
 
 import (
 	"math/bits"
+	"strconv"
 	"strings"
 )
 
-// maxClasses bounds the compiled constraint sets; beyond it all are dropped and compiled again when asked for.
-const maxClasses = 4096
+// maxClasses bounds the compiled sets of constraints, and maxTrees those of preferences; beyond it all are dropped and compiled again when
+// asked for.
+const (
+	maxClasses = 4096
+	maxTrees   = 256
+)
 
-// Scheduler mirrors the cluster. Nodes are small dense integers, their state flat arrays.
+// Scheduler mirrors the cluster. Nodes are small dense integers, which are not used again, their state flat arrays.
 type Scheduler struct {
 	index map[string]int32 // node id → number
 	nodes []Node           // by number; ID "" where a node was removed
-	free  []int32          // numbers to use again
 
-	room  []Resources // what is not reserved
-	tasks []int32     // tasks that are meant to run there
-	ready bitset      // nodes that take tasks
+	room    []Resources // what is not reserved
+	generic map[genericKey]int64
+	tasks   []int32 // tasks that are meant to run there
+	ready   bitset  // nodes that take tasks
+	buckets buckets
+	epoch   uint64 // grows when nodes become ready or stop to be, or move between classes
 
 	services map[string]*service
 	ports    map[portKey]int32 // holders of a host port
 	classes  map[string]*class
-	spreads  map[string]*spread
+	trees    map[string]*tree
 
-	count []int32 // scratch: tasks of the service in hand by node
+	heap []uint64 // scratch
 }
 
 // service counts the tasks of one service that are meant to run, by node.
 type service struct {
-	count    map[int32]int32
+	count    tally
 	failures map[int32]int32
+
+	// No ready node of floorOf has fewer tasks of the service than floor, while the epoch is the same.
+	floor      int32
+	floorOf    *class
+	floorEpoch uint64
 }
 
 type portKey struct {
@@ -37,17 +49,16 @@ type portKey struct {
 	port Port
 }
 
-// class is a compiled set of constraints and platforms, shared by all services that have the same: the nodes that satisfy it.
+type genericKey struct {
+	node int32
+	kind string
+}
+
+// class is a compiled set of constraints, platforms and plugins, shared by all services that have the same: the nodes that satisfy it.
 type class struct {
 	req   *Requirements
 	nodes bitset
-}
-
-// spread gives each node the number of its value of one label.
-type spread struct {
-	label  string
-	values map[string]int32
-	value  []int32
+	size  int // nodes in it, ready or not
 }
 
 type bitset []uint64
@@ -63,6 +74,10 @@ func (b *bitset) set(i int32, on bool) {
 	}
 }
 
+func (b bitset) has(i int32) bool {
+	return int(i>>6) < len(b) && b[i>>6]&(1<<(i&63)) != 0
+}
+
 // each calls f for every number in both sets, in order.
 func (b bitset) each(and bitset, f func(i int32)) {
 	for w := range min(len(b), len(and)) {
@@ -75,8 +90,8 @@ func (b bitset) each(and bitset, f func(i int32)) {
 // New returns a scheduler that knows no node.
 func New() *Scheduler {
 	return &Scheduler{
-		index: map[string]int32{}, services: map[string]*service{}, ports: map[portKey]int32{},
-		classes: map[string]*class{}, spreads: map[string]*spread{},
+		index: map[string]int32{}, services: map[string]*service{}, ports: map[portKey]int32{}, generic: map[genericKey]int64{},
+		classes: map[string]*class{}, trees: map[string]*tree{},
 	}
 }
 
@@ -84,28 +99,56 @@ func New() *Scheduler {
 func (s *Scheduler) SetNode(n Node) {
 	i, known := s.index[n.ID]
 	if !known {
-		if len(s.free) > 0 {
-			i = s.free[len(s.free)-1]
-			s.free = s.free[:len(s.free)-1]
-		} else {
-			i = int32(len(s.nodes))
-			s.nodes = append(s.nodes, Node{})
-			s.room = append(s.room, Resources{})
-			s.tasks = append(s.tasks, 0)
-			s.count = append(s.count, 0)
-		}
+		i = int32(len(s.nodes))
+		s.nodes = append(s.nodes, Node{})
+		s.room = append(s.room, Resources{})
+		s.tasks = append(s.tasks, 0)
+		s.buckets.grow()
 		s.index[n.ID] = i
 	}
-	old := s.nodes[i].Total
-	s.room[i].NanoCPUs += n.Total.NanoCPUs - old.NanoCPUs
-	s.room[i].MemoryBytes += n.Total.MemoryBytes - old.MemoryBytes
+	old := &s.nodes[i]
+	s.room[i].NanoCPUs += n.Total.NanoCPUs - old.Total.NanoCPUs
+	s.room[i].MemoryBytes += n.Total.MemoryBytes - old.Total.MemoryBytes
+	s.changeGeneric(i, old.Generic, -1)
+	s.changeGeneric(i, n.Generic, 1)
 	s.nodes[i] = n
-	s.ready.set(i, n.State == Ready)
+	s.setReady(i, n.State == Ready)
 	for _, c := range s.classes {
-		c.nodes.set(i, c.req.MatchesAll(&s.nodes[i]))
+		s.setClass(c, i, c.req.MatchesAll(&s.nodes[i]))
 	}
-	for _, sp := range s.spreads {
-		sp.set(i, &s.nodes[i])
+	for _, t := range s.trees {
+		t.set(i, &s.nodes[i])
+	}
+}
+
+func (s *Scheduler) setReady(i int32, ready bool) {
+	if s.ready.has(i) != ready {
+		s.epoch++
+	}
+	s.ready.set(i, ready)
+	s.buckets.put(i, max(s.tasks[i], 0), ready)
+}
+
+func (s *Scheduler) setClass(c *class, i int32, in bool) {
+	if c.nodes.has(i) == in {
+		return
+	}
+	c.nodes.set(i, in)
+	s.epoch++
+	if in {
+		c.size++
+	} else {
+		c.size--
+	}
+}
+
+// changeGeneric adds to what is free of generic resources.
+func (s *Scheduler) changeGeneric(i int32, counts []Count, sign int64) {
+	for _, c := range counts {
+		k := genericKey{i, c.Kind}
+		if s.generic[k] += sign * c.N; s.generic[k] == 0 {
+			delete(s.generic, k)
+		}
 	}
 }
 
@@ -117,12 +160,15 @@ func (s *Scheduler) RemoveNode(id string) {
 	}
 	delete(s.index, id)
 	s.nodes[i], s.room[i], s.tasks[i] = Node{}, Resources{}, 0
-	s.ready.set(i, false)
+	s.setReady(i, false)
 	for _, c := range s.classes {
-		c.nodes.set(i, false)
+		s.setClass(c, i, false)
+	}
+	for _, t := range s.trees {
+		t.remove(i)
 	}
 	for _, sv := range s.services {
-		delete(sv.count, i)
+		sv.count.add(i, -sv.count.get(i), len(s.nodes))
 		delete(sv.failures, i)
 	}
 	for k := range s.ports {
@@ -130,7 +176,11 @@ func (s *Scheduler) RemoveNode(id string) {
 			delete(s.ports, k)
 		}
 	}
-	s.free = append(s.free, i)
+	for k := range s.generic {
+		if k.node == i {
+			delete(s.generic, k)
+		}
+	}
 }
 
 // Node returns what is known of a node.
@@ -140,6 +190,14 @@ func (s *Scheduler) Node(id string) (Node, bool) {
 		return Node{}, false
 	}
 	return s.nodes[i], true
+}
+
+// Number is the number under which a node is held, -1 when it is not known. A node that was removed leaves its number for good.
+func (s *Scheduler) Number(id string) int32 {
+	if i, known := s.index[id]; known {
+		return i
+	}
+	return -1
 }
 
 // Holding is what one task takes from its node. Meant is false for a task that still holds its resources but is told to end:
@@ -152,22 +210,29 @@ type Holding struct {
 }
 
 // Hold records a task that is on a node already. A node that is not known holds nothing.
-func (s *Scheduler) Hold(h Holding) {
-	if i, known := s.index[h.Node]; known {
-		s.hold(i, h.Service, h.Req, h.Meant, 1)
-	}
-}
+func (s *Scheduler) Hold(h Holding) { s.HoldAt(s.Number(h.Node), h.Service, h.Req, h.Meant) }
 
 // Release undoes a Hold or a decision.
-func (s *Scheduler) Release(h Holding) {
-	if i, known := s.index[h.Node]; known {
-		s.hold(i, h.Service, h.Req, h.Meant, -1)
+func (s *Scheduler) Release(h Holding) { s.ReleaseAt(s.Number(h.Node), h.Service, h.Req, h.Meant) }
+
+// HoldAt is Hold with the number of the node.
+func (s *Scheduler) HoldAt(node int32, svc string, req *Requirements, meant bool) {
+	if node >= 0 && s.nodes[node].ID != "" {
+		s.hold(node, s.service(svc), req, meant, 1)
 	}
 }
 
-func (s *Scheduler) hold(i int32, svc string, req *Requirements, meant bool, sign int32) {
+// ReleaseAt is Release with the number of the node.
+func (s *Scheduler) ReleaseAt(node int32, svc string, req *Requirements, meant bool) {
+	if node >= 0 && s.nodes[node].ID != "" {
+		s.hold(node, s.service(svc), req, meant, -1)
+	}
+}
+
+func (s *Scheduler) hold(i int32, sv *service, req *Requirements, meant bool, sign int32) {
 	s.room[i].NanoCPUs -= int64(sign) * req.Reserve.NanoCPUs
 	s.room[i].MemoryBytes -= int64(sign) * req.Reserve.MemoryBytes
+	s.changeGeneric(i, req.Generic, -int64(sign))
 	for _, p := range req.Ports {
 		k := portKey{i, p}
 		if s.ports[k] += sign; s.ports[k] <= 0 {
@@ -178,16 +243,18 @@ func (s *Scheduler) hold(i int32, svc string, req *Requirements, meant bool, sig
 		return
 	}
 	s.tasks[i] += sign
-	sv := s.service(svc)
-	if sv.count[i] += sign; sv.count[i] <= 0 {
-		delete(sv.count, i)
+	if s.ready.has(i) {
+		s.buckets.put(i, max(s.tasks[i], 0), true)
+	}
+	if n := sv.count.add(i, sign, len(s.nodes)); n < sv.floor {
+		sv.floor = n
 	}
 }
 
 func (s *Scheduler) service(id string) *service {
 	sv := s.services[id]
 	if sv == nil {
-		sv = &service{count: map[int32]int32{}}
+		sv = &service{}
 		s.services[id] = sv
 	}
 	return sv
@@ -212,24 +279,15 @@ func (s *Scheduler) SetFailures(svc, node string, n int) {
 
 // RemoveService forgets a service that has no task left.
 func (s *Scheduler) RemoveService(id string) {
-	if sv := s.services[id]; sv != nil && len(sv.count) == 0 {
+	if sv := s.services[id]; sv != nil && sv.count.nodes == 0 {
 		delete(s.services, id)
 	}
 }
 
-// class compiles constraints and platforms, or finds them compiled.
+// class compiles constraints, platforms and plugins, or finds them compiled.
 func (s *Scheduler) class(req *Requirements) *class {
-	var key strings.Builder
-	for _, c := range req.Constraints {
-		key.WriteString(c.String())
-		key.WriteByte(0)
-	}
-	for _, p := range req.Platforms {
-		p = p.normalize()
-		key.WriteString(p.OS + "/" + p.Arch)
-		key.WriteByte(1)
-	}
-	if c := s.classes[key.String()]; c != nil {
+	key := req.classKey()
+	if c := s.classes[key]; c != nil {
 		return c
 	}
 	if len(s.classes) >= maxClasses {
@@ -237,34 +295,48 @@ func (s *Scheduler) class(req *Requirements) *class {
 	}
 	c := &class{req: req}
 	for i := range s.nodes {
-		n := &s.nodes[i]
-		c.nodes.set(int32(i), n.ID != "" && req.MatchesAll(n))
+		if n := &s.nodes[i]; n.ID != "" && req.MatchesAll(n) {
+			c.nodes.set(int32(i), true)
+			c.size++
+		}
 	}
-	s.classes[key.String()] = c
+	s.classes[key] = c
 	return c
 }
 
-func (s *Scheduler) spread(label string) *spread {
-	if sp := s.spreads[label]; sp != nil {
-		return sp
+// classKey is equal for requirements whose classes are.
+func (r *Requirements) classKey() string {
+	if len(r.Constraints)+len(r.Platforms)+len(r.Plugins) == 0 {
+		return ""
 	}
-	sp := &spread{label: label, values: map[string]int32{}}
-	for i := range s.nodes {
-		sp.set(int32(i), &s.nodes[i])
+	var key strings.Builder
+	for _, c := range r.Constraints {
+		key.WriteString(c.String())
+		key.WriteByte(0)
 	}
-	s.spreads[label] = sp
-	return sp
+	for _, p := range r.Platforms {
+		p = p.normalize()
+		key.WriteString(p.OS + "/" + p.Arch)
+		key.WriteByte(1)
+	}
+	for _, p := range r.Plugins {
+		key.WriteString(p.Type + "/" + p.Name)
+		key.WriteByte(2)
+	}
+	return key.String()
 }
 
-func (sp *spread) set(i int32, n *Node) {
-	for int(i) >= len(sp.value) {
-		sp.value = append(sp.value, 0)
+// NeedKey is equal for requirements that a node can take in the same situations: when tasks of one find no room, tasks of the other find
+// none either.
+func (r *Requirements) NeedKey() string {
+	b := append([]byte(r.classKey()), 3)
+	b = strconv.AppendInt(b, r.Reserve.NanoCPUs, 36)
+	b = strconv.AppendInt(append(b, ','), r.Reserve.MemoryBytes, 36)
+	for _, c := range r.Generic {
+		b = strconv.AppendInt(append(append(b, 4), c.Kind...), c.N, 36)
 	}
-	text := attribute(n, sp.label)
-	v, known := sp.values[text]
-	if !known {
-		v = int32(len(sp.values))
-		sp.values[text] = v
+	for _, p := range r.Ports {
+		b = strconv.AppendInt(append(append(b, 5), p.Protocol...), int64(p.Number), 36)
 	}
-	sp.value[i] = v
+	return string(b)
 }

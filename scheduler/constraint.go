@@ -166,14 +166,14 @@ func attribute(n *Node, name string) string {
 	return n.EngineLabels[label]
 }
 
-// MatchesAll reports whether the node satisfies constraints and platforms of r, which do not depend on what runs there.
+// MatchesAll reports whether the node satisfies constraints, platforms and plugins of r, which do not depend on what runs there.
 func (r *Requirements) MatchesAll(n *Node) bool {
 	for _, c := range r.Constraints {
 		if !c.Matches(n) {
 			return false
 		}
 	}
-	return r.runsOn(n)
+	return r.runsOn(n) && r.hasPlugins(n)
 }
 
 func (r *Requirements) runsOn(n *Node) bool {

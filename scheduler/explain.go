@@ -3,16 +3,18 @@ package scheduler
 import (
 	"fmt"
 	"sort"
+	"strconv"
 	"strings"
 )
 
-// refusalKind is a filter; the order is that of the explanation.
-type refusalKind uint8
+// refusal is the filter that refuses a node; the order is that of the explanation.
+type refusal uint8
 
 const (
-	fits refusalKind = iota
+	fits refusal = iota
 	lacksCPU
 	lacksMemory
+	lacksGeneric
 	portTaken
 	tooManyReplicas
 	isDown
@@ -20,65 +22,82 @@ const (
 	isDrained
 	isPaused
 	otherPlatform
+	lacksPlugin
 	violates
 )
 
-// refusal is why one node does not take a task; detail tells refusals of one kind apart.
-type refusal struct {
-	kind   refusalKind
-	detail string
-}
-
 // refusal checks every hard rule in the order of meaning: a node that is down is not said to lack memory.
-func (s *Scheduler) refusal(i int32, g *Group, ofService int32) refusal {
+func (s *Scheduler) refusal(i int32, req *Requirements, ofService int32) refusal {
 	n := &s.nodes[i]
 	switch n.State {
 	case Down:
-		return refusal{kind: isDown}
+		return isDown
 	case Unknown:
-		return refusal{kind: isUnknown}
+		return isUnknown
 	case Drained:
-		return refusal{kind: isDrained}
+		return isDrained
 	case Paused:
-		return refusal{kind: isPaused}
+		return isPaused
 	}
-	for _, c := range g.Req.Constraints {
+	for _, c := range req.Constraints {
 		if !c.Matches(n) {
-			return refusal{violates, c.String()}
+			return violates
 		}
 	}
-	if !g.Req.runsOn(n) {
-		return refusal{kind: otherPlatform}
+	switch {
+	case !req.runsOn(n):
+		return otherPlatform
+	case !req.hasPlugins(n):
+		return lacksPlugin
 	}
-	return s.lacking(i, g.Req, ofService)
+	return s.lacking(i, req, ofService)
 }
 
+// lacking checks what depends on the other tasks of a node: resources, ports, replicas of the service.
 func (s *Scheduler) lacking(i int32, req *Requirements, ofService int32) refusal {
-	switch room := s.room[i]; {
+	switch room := &s.room[i]; {
 	case req.Reserve.NanoCPUs > 0 && req.Reserve.NanoCPUs > room.NanoCPUs:
-		return refusal{kind: lacksCPU}
+		return lacksCPU
 	case req.Reserve.MemoryBytes > 0 && req.Reserve.MemoryBytes > room.MemoryBytes:
-		return refusal{kind: lacksMemory}
+		return lacksMemory
 	case req.MaxPerNode > 0 && int(ofService) >= req.MaxPerNode:
-		return refusal{tooManyReplicas, fmt.Sprint(req.MaxPerNode)}
+		return tooManyReplicas
+	}
+	for _, c := range req.Generic {
+		if s.generic[genericKey{i, c.Kind}] < c.N {
+			return lacksGeneric
+		}
 	}
 	for _, p := range req.Ports {
 		if s.ports[portKey{i, p}] > 0 {
-			return refusal{portTaken, fmt.Sprintf("%d/%s", p.Number, p.Protocol)}
+			return portTaken
 		}
 	}
-	return refusal{}
+	return fits
 }
 
-// explain counts, for a group that did not fit, what every node refused it for.
-func (s *Scheduler) explain(g *Group) string {
-	counts := map[refusal]int{}
+// reason is a refusal with what tells refusals of one kind apart.
+type reason struct {
+	refusal
+	detail string
+}
+
+// Fits reports whether one more task of the group could be placed on the node.
+func (s *Scheduler) Fits(g *Group, node int32) bool {
+	return node >= 0 && s.nodes[node].ID != "" && (g.Node == "" || g.Node == s.nodes[node].ID) &&
+		s.refusal(node, g.Req, s.service(g.Service).count.get(node)) == fits
+}
+
+// Explain tells, for a group that did not fit, what the nodes refused it for, in numbers.
+func (s *Scheduler) Explain(g *Group) string {
+	counts := map[reason]int{}
+	sv := s.service(g.Service)
 	for i := range s.nodes {
 		if s.nodes[i].ID == "" || (g.Node != "" && s.nodes[i].ID != g.Node) {
 			continue
 		}
-		if r := s.refusal(int32(i), g, s.service(g.Service).count[int32(i)]); r.kind != fits {
-			counts[r]++
+		if r := s.refusal(int32(i), g.Req, sv.count.get(int32(i))); r != fits {
+			counts[reason{r, s.detail(int32(i), r, g.Req)}]++
 		}
 	}
 	if len(counts) == 0 {
@@ -87,13 +106,13 @@ func (s *Scheduler) explain(g *Group) string {
 		}
 		return "no suitable node (the cluster has no node)"
 	}
-	reasons := make([]refusal, 0, len(counts))
+	reasons := make([]reason, 0, len(counts))
 	for r := range counts {
 		reasons = append(reasons, r)
 	}
 	sort.Slice(reasons, func(a, b int) bool {
-		if reasons[a].kind != reasons[b].kind {
-			return reasons[a].kind < reasons[b].kind
+		if reasons[a].refusal != reasons[b].refusal {
+			return reasons[a].refusal < reasons[b].refusal
 		}
 		return reasons[a].detail < reasons[b].detail
 	})
@@ -101,37 +120,79 @@ func (s *Scheduler) explain(g *Group) string {
 	for i, r := range reasons {
 		parts[i] = r.sentence(counts[r])
 	}
-	return "no suitable node (" + strings.Join(parts, ", ") + ")"
+	return "no suitable node (" + strings.Join(parts, "; ") + ")"
 }
 
-// sentence says a refusal of n nodes: "2 nodes lack memory".
-func (r refusal) sentence(n int) string {
-	nodes, be, s := "nodes", "are", ""
-	if n == 1 {
-		nodes, be, s = "node", "is", "s"
-	}
-	var what string
-	switch r.kind {
+// detail names what a node lacks.
+func (s *Scheduler) detail(i int32, r refusal, req *Requirements) string {
+	switch r {
 	case lacksCPU:
-		what = "lack" + s + " CPU"
+		return strconv.FormatFloat(float64(req.Reserve.NanoCPUs)/1e9, 'g', -1, 64) + " CPU"
 	case lacksMemory:
-		what = "lack" + s + " memory"
-	case portTaken:
-		what = "already use" + s + " port " + r.detail
+		return byteText(req.Reserve.MemoryBytes) + " memory"
+	case lacksGeneric:
+		for _, c := range req.Generic {
+			if s.generic[genericKey{i, c.Kind}] < c.N {
+				return fmt.Sprintf("%d %s", c.N, c.Kind)
+			}
+		}
 	case tooManyReplicas:
-		what = "already run" + s + " the most tasks of a service per node, " + r.detail
-	case isDown:
-		what = be + " down"
-	case isUnknown:
-		what = be + " not heard of yet"
-	case isDrained:
-		what = be + " drained"
-	case isPaused:
-		what = be + " paused"
-	case otherPlatform:
-		what = "run" + s + " another platform"
+		return strconv.Itoa(req.MaxPerNode)
+	case portTaken:
+		for _, p := range req.Ports {
+			if s.ports[portKey{i, p}] > 0 {
+				return fmt.Sprintf("%d/%s", p.Number, p.Protocol)
+			}
+		}
 	case violates:
-		what = "violate" + s + " " + r.detail
+		for _, c := range req.Constraints {
+			if !c.Matches(&s.nodes[i]) {
+				return c.String()
+			}
+		}
+	case lacksPlugin:
+		return req.missingPlugin(&s.nodes[i])
 	}
-	return fmt.Sprintf("%d %s %s", n, nodes, what)
+	return ""
+}
+
+func byteText(n int64) string {
+	for _, u := range []struct {
+		size int64
+		name string
+	}{{1 << 40, "TiB"}, {1 << 30, "GiB"}, {1 << 20, "MiB"}, {1 << 10, "KiB"}} {
+		if n >= u.size {
+			return strconv.FormatFloat(float64(n)/float64(u.size), 'g', 4, 64) + " " + u.name
+		}
+	}
+	return strconv.FormatInt(n, 10) + " B"
+}
+
+// sentence says a refusal of n nodes. Where swarm has words for it, they are swarm's, and the detail follows.
+func (r reason) sentence(n int) string {
+	nodes := strconv.Itoa(n) + " nodes"
+	if n == 1 {
+		nodes = "1 node"
+	}
+	switch r.refusal {
+	case lacksCPU, lacksMemory, lacksGeneric:
+		return "insufficient resources on " + nodes + ": " + r.detail
+	case portTaken:
+		return "host-mode port already in use on " + nodes + ": " + r.detail
+	case tooManyReplicas:
+		return "max replicas per node limit exceed on " + nodes + ": " + r.detail
+	case isDown:
+		return nodes + " not available for new tasks: down"
+	case isUnknown:
+		return nodes + " not available for new tasks: not heard of yet"
+	case isDrained:
+		return nodes + " not available for new tasks: drained"
+	case isPaused:
+		return nodes + " not available for new tasks: paused"
+	case otherPlatform:
+		return "unsupported platform on " + nodes
+	case lacksPlugin:
+		return "missing plugin on " + nodes + ": " + r.detail
+	}
+	return "scheduling constraints not satisfied on " + nodes + ": " + r.detail
 }

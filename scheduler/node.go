@@ -24,7 +24,20 @@ type Node struct {
 	Labels       map[string]string // set by the operator
 	EngineLabels map[string]string // set by the node
 	Total        Resources
+	Generic      []Count  // of each kind what the node has in all
+	Plugins      []Plugin // drivers it has
 	State        State
+}
+
+// Count is a number of things of one kind, as in "two GPUs".
+type Count struct {
+	Kind string
+	N    int64
+}
+
+// Plugin is a driver by type ("Volume", "Network", "Log") and name.
+type Plugin struct {
+	Type, Name string
 }
 
 // Resources are what a node has, or a task reserves.
@@ -47,11 +60,40 @@ type Port struct {
 // Requirements are the hard rules and soft preferences of a task. Immutable once handed over.
 type Requirements struct {
 	Reserve     Resources
+	Generic     []Count // each kind once
 	Constraints []Constraint
 	Platforms   []Platform // one of them; empty: any
+	Plugins     []Plugin   // all of them
 	Ports       []Port
 	MaxPerNode  int      // tasks of the service on one node, 0 unlimited
 	Spread      []string // labels to spread over, outermost first: "node.labels.zone"
+}
+
+// Strategy says which of the nodes that may take a task is the best.
+type Strategy uint8
+
+// The strategies.
+const (
+	Spread  Strategy = iota // the node with the fewest tasks of the service, then the fewest tasks
+	Binpack                 // the node with the least room left, so that others stay empty
+)
+
+// hasPlugins reports whether the node has all drivers that tasks need. A node that reports no driver of a type is not asked for one of
+// it: nodes of old do not tell their log drivers.
+func (r *Requirements) hasPlugins(n *Node) bool { return r.missingPlugin(n) == "" }
+
+func (r *Requirements) missingPlugin(n *Node) string {
+	for _, want := range r.Plugins {
+		told, has := false, false
+		for _, p := range n.Plugins {
+			told = told || p.Type == want.Type
+			has = has || p == want
+		}
+		if told && !has {
+			return want.Type + " " + want.Name
+		}
+	}
+	return ""
 }
 
 // normalize maps the names that uname, Go and Docker give to the same thing onto one.

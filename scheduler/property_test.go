@@ -87,7 +87,7 @@ func checkGroup(t *testing.T, seed uint64, s *Scheduler, g *Group, d *Decision) 
 		if c > 0 && (n.State != Ready || !g.Req.MatchesAll(n) || (g.Req.MaxPerNode > 0 && int(c) > g.Req.MaxPerNode) || (len(g.Req.Ports) > 0 && c > 1)) {
 			t.Fatalf("seed %d: node %v got %d of %+v", seed, n, c, g.Req)
 		}
-		room := s.refusal(int32(i), g, c).kind == fits
+		room := s.refusal(int32(i), g.Req, c) == fits
 		if room && d.Reason != "" {
 			t.Fatalf("seed %d: refused with %q, but node %s has room", seed, d.Reason, n.ID)
 		}

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"sync"
 
+	"github.com/moby/moby/api/types/swarm"
 	"golang.org/x/sync/errgroup"
 
 	"skein/agent/volumes"
@@ -32,7 +33,7 @@ type Network interface {
 	PortHolder(proto string, port uint16) (name string, pid int, inUse bool)
 }
 
-// Config of an engine. All members are required but Labels.
+// Config of an engine. All members are required but Labels and Generic.
 type Config struct {
 	StateDir   string // containers, networks; 0700
 	RunDir     string // what must not be on a disk: secrets
@@ -41,9 +42,10 @@ type Config struct {
 	Images     image.Store
 	Supervisor runtime.Supervisor
 	Network    Network
-	Insecure   []string // registries that may be spoken to without TLS, for info
-	Labels     []string // engine labels, "k=v"
-	UserNS     *IDMaps  // when set, containers run in user namespaces unless they ask for the host's
+	Insecure   []string                // registries that may be spoken to without TLS, for info
+	Labels     []string                // engine labels, "k=v"
+	Generic    []swarm.GenericResource // what this node offers beside CPU and memory
+	UserNS     *IDMaps                 // when set, containers run in user namespaces unless they ask for the host's
 	Logger     *slog.Logger
 }
 

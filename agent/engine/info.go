@@ -76,7 +76,7 @@ func (e *Engine) Describe(context.Context) ([]byte, error) {
 	return mustJSON(swarm.NodeDescription{
 		Hostname:  e.cfg.Hostname,
 		Platform:  swarm.Platform{Architecture: machine(), OS: "linux"},
-		Resources: swarm.Resources{NanoCPUs: int64(runtime.NumCPU()) * 1e9, MemoryBytes: memTotal()},
+		Resources: swarm.Resources{NanoCPUs: int64(runtime.NumCPU()) * 1e9, MemoryBytes: memTotal(), GenericResources: e.cfg.Generic},
 		Engine: swarm.EngineDescription{EngineVersion: e.cfg.Version, Labels: labels, Plugins: []swarm.PluginDescription{
 			{Type: "Volume", Name: "local"}, {Type: "Network", Name: "overlay"}, {Type: "Network", Name: "bridge"}, {Type: "Log", Name: logJSON}, {Type: "Log", Name: logLocal},
 		}},

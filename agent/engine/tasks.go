@@ -170,6 +170,7 @@ func (t *taskController) createRequest() (container.CreateRequest, error) {
 	for _, kv := range cs.Env {
 		cfg.Env = append(cfg.Env, x.expand(kv))
 	}
+	cfg.Env = append(cfg.Env, genericEnv(t.a.Generic)...)
 	if len(cs.Command) > 0 {
 		cfg.Entrypoint = cs.Command
 	}

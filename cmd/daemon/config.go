@@ -17,8 +17,11 @@ import (
 	"strings"
 
 	"github.com/docker/go-units"
+	"github.com/moby/moby/api/types/swarm"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"skein/agent/engine"
 )
 
 // Config of a daemon. Every member is a flag, an environment variable SKEIN_<FLAG>, and a key of the config file, in this order of weight.
@@ -36,10 +39,12 @@ type Config struct {
 	Insecure      []string
 	Mirrors       []string
 	Labels        []string
+	Generic       []string
 	LogLevel      string
 	DiskReserve   string
 
 	reserve int64 // DiskReserve in bytes
+	generic []swarm.GenericResource
 }
 
 const (
@@ -62,6 +67,7 @@ func (c *Config) flags(f *pflag.FlagSet) {
 	f.StringSliceVar(&c.Insecure, "insecure-registry", nil, "registry (host:port or CIDR) that may be spoken to without TLS; loopback always may")
 	f.StringSliceVar(&c.Mirrors, "registry-mirror", nil, "mirror of Docker Hub to ask first (URL)")
 	f.StringSliceVar(&c.Labels, "label", nil, "engine label key=value, for placement constraints engine.labels.KEY")
+	f.StringSliceVar(&c.Generic, "node-generic-resource", nil, "resource that services may reserve: KIND=ID once for each, or KIND=NUMBER (gpu=GPU-1, ssd=3)")
 	f.StringVar(&c.LogLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&c.DiskReserve, "disk-reserve", "64m", "free space below which a manager takes no writes, so that a full disk cannot damage the log")
 }
@@ -179,6 +185,9 @@ func (c *Config) validate() error {
 		if k, _, ok := strings.Cut(l, "="); !ok || k == "" {
 			return fmt.Errorf("--label %q: want key=value", l)
 		}
+	}
+	if c.generic, err = engine.ParseGenericResources(c.Generic); err != nil {
+		return fmt.Errorf("--node-generic-resource: %w", err)
 	}
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.LogLevel) {
 		return fmt.Errorf("--log-level %q: want debug, info, warn or error", c.LogLevel)

@@ -58,7 +58,7 @@ func Run(ctx context.Context, cfg Config, version string) error {
 	}
 	eng, err := engine.New(engine.Config{
 		StateDir: filepath.Join(cfg.StateDir, "engine"), RunDir: cfg.RunDir, Hostname: cfg.Hostname, Version: version, Images: images, Supervisor: sup, Network: network,
-		Insecure: cfg.Insecure, Labels: cfg.Labels, UserNS: remap, Logger: log.With("component", "engine"),
+		Insecure: cfg.Insecure, Labels: cfg.Labels, Generic: cfg.generic, UserNS: remap, Logger: log.With("component", "engine"),
 	})
 	if err != nil {
 		return err

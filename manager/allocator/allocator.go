@@ -58,6 +58,7 @@ type State struct {
 	ingress  map[Port]string   // service id
 	hostWish map[Port]map[string]bool
 	hostUsed map[nodePort]string // task id
+	generic  genericUse
 
 	rest     queue // addresses and subnets, AddressRest
 	restIdx  queue // node indexes, IndexRest
@@ -82,6 +83,7 @@ func New(j *Journal) *State {
 		networks: map[string]network{},
 		vnis:     map[uint32]string{},
 		nextVNI:  firstVNI,
+		generic:  newGenericUse(),
 		indexes:  map[uint32]string{},
 		names:    map[string]string{},
 		ingress:  map[Port]string{},

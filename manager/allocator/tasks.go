@@ -13,6 +13,8 @@ type TaskRequest struct {
 	Networks  []Attach
 	HostPorts []*api.PortConfig // mode host with a published port
 	Gateway   bool              // an address of the node's mesh block: published ports and the way out
+	Generic   []GenericWish     // see ClaimGeneric
+	Volumes   []string          // local ones, which the store gives a home
 }
 
 // Attach is one network a task is attached to.

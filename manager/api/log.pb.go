@@ -2469,7 +2469,7 @@ type TaskReport struct {
 	ExitCode      int32                  `protobuf:"varint,8,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"`
 	Ports         []*PortConfig          `protobuf:"bytes,9,rep,name=ports,proto3" json:"ports,omitempty"`
 	NodeId        string                 `protobuf:"bytes,10,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"` // who says so; refused when it is not the task's node
-	Reason        string                 `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"`               // set by Apply: why managers told the task to end, from TaskDesire; kept through later reports
+	Reason        string                 `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"`               // not used
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2678,7 +2678,7 @@ type TaskDesire struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TaskIds       []string               `protobuf:"bytes,1,rep,name=task_ids,json=taskIds,proto3" json:"task_ids,omitempty"`
 	Desired       uint32                 `protobuf:"varint,2,opt,name=desired,proto3" json:"desired,omitempty"` // only grows
-	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`    // why; kept with the task's status
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`    // why, where it is not plain from the services' specs; kept with the task
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2853,8 +2853,6 @@ type TaskRecord struct {
 	HostPorts     []*PortConfig          `protobuf:"bytes,17,rep,name=host_ports,json=hostPorts,proto3" json:"host_ports,omitempty"` // held on its node until it ends
 	Started       int64                  `protobuf:"varint,18,opt,name=started,proto3" json:"started,omitempty"`                     // entry time of the first RUNNING report, 0 before
 	Restarts      *Restarts              `protobuf:"bytes,19,opt,name=restarts,proto3" json:"restarts,omitempty"`
-	Generic       []*GenericResource     `protobuf:"bytes,21,rep,name=generic,proto3" json:"generic,omitempty"` // held on its node until it ends; set by Apply of the placement
-	Moving        bool                   `protobuf:"varint,22,opt,name=moving,proto3" json:"moving,omitempty"`  // to be replaced elsewhere
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3022,18 +3020,73 @@ func (x *TaskRecord) GetRestarts() *Restarts {
 	return nil
 }
 
-func (x *TaskRecord) GetGeneric() []*GenericResource {
+// TaskExtra is what only few tasks have.
+type TaskExtra struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TaskId        string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	Generic       []*GenericResource     `protobuf:"bytes,2,rep,name=generic,proto3" json:"generic,omitempty"` // held on its node until it ends; set by Apply of the placement
+	Moving        bool                   `protobuf:"varint,3,opt,name=moving,proto3" json:"moving,omitempty"`  // to be replaced elsewhere
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`   // why managers told it to end
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TaskExtra) Reset() {
+	*x = TaskExtra{}
+	mi := &file_log_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TaskExtra) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TaskExtra) ProtoMessage() {}
+
+func (x *TaskExtra) ProtoReflect() protoreflect.Message {
+	mi := &file_log_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TaskExtra.ProtoReflect.Descriptor instead.
+func (*TaskExtra) Descriptor() ([]byte, []int) {
+	return file_log_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *TaskExtra) GetTaskId() string {
+	if x != nil {
+		return x.TaskId
+	}
+	return ""
+}
+
+func (x *TaskExtra) GetGeneric() []*GenericResource {
 	if x != nil {
 		return x.Generic
 	}
 	return nil
 }
 
-func (x *TaskRecord) GetMoving() bool {
+func (x *TaskExtra) GetMoving() bool {
 	if x != nil {
 		return x.Moving
 	}
 	return false
+}
+
+func (x *TaskExtra) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
 }
 
 // GenericResource is what a task holds of one kind of the node's generic resources: named ones by id, or a count of those without names.
@@ -3048,7 +3101,7 @@ type GenericResource struct {
 
 func (x *GenericResource) Reset() {
 	*x = GenericResource{}
-	mi := &file_log_proto_msgTypes[30]
+	mi := &file_log_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3060,7 +3113,7 @@ func (x *GenericResource) String() string {
 func (*GenericResource) ProtoMessage() {}
 
 func (x *GenericResource) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[30]
+	mi := &file_log_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3073,7 +3126,7 @@ func (x *GenericResource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenericResource.ProtoReflect.Descriptor instead.
 func (*GenericResource) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{30}
+	return file_log_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GenericResource) GetKind() string {
@@ -3111,7 +3164,7 @@ type VolumeHome struct {
 
 func (x *VolumeHome) Reset() {
 	*x = VolumeHome{}
-	mi := &file_log_proto_msgTypes[31]
+	mi := &file_log_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3123,7 +3176,7 @@ func (x *VolumeHome) String() string {
 func (*VolumeHome) ProtoMessage() {}
 
 func (x *VolumeHome) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[31]
+	mi := &file_log_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3136,7 +3189,7 @@ func (x *VolumeHome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeHome.ProtoReflect.Descriptor instead.
 func (*VolumeHome) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{31}
+	return file_log_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *VolumeHome) GetServiceId() string {
@@ -3180,7 +3233,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_log_proto_msgTypes[32]
+	mi := &file_log_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3192,7 +3245,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[32]
+	mi := &file_log_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3205,7 +3258,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{32}
+	return file_log_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Attachment) GetNetworkId() string {
@@ -3254,6 +3307,7 @@ type SnapshotChunk struct {
 	//	*SnapshotChunk_VolumeHome
 	//	*SnapshotChunk_TaskNames
 	//	*SnapshotChunk_TaskColumns
+	//	*SnapshotChunk_TaskExtra
 	Kind          isSnapshotChunk_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3261,7 +3315,7 @@ type SnapshotChunk struct {
 
 func (x *SnapshotChunk) Reset() {
 	*x = SnapshotChunk{}
-	mi := &file_log_proto_msgTypes[33]
+	mi := &file_log_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3273,7 +3327,7 @@ func (x *SnapshotChunk) String() string {
 func (*SnapshotChunk) ProtoMessage() {}
 
 func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[33]
+	mi := &file_log_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3286,7 +3340,7 @@ func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotChunk.ProtoReflect.Descriptor instead.
 func (*SnapshotChunk) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{33}
+	return file_log_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SnapshotChunk) GetKind() isSnapshotChunk_Kind {
@@ -3413,6 +3467,15 @@ func (x *SnapshotChunk) GetTaskColumns() *TaskColumns {
 	return nil
 }
 
+func (x *SnapshotChunk) GetTaskExtra() *TaskExtra {
+	if x != nil {
+		if x, ok := x.Kind.(*SnapshotChunk_TaskExtra); ok {
+			return x.TaskExtra
+		}
+	}
+	return nil
+}
+
 type isSnapshotChunk_Kind interface {
 	isSnapshotChunk_Kind()
 }
@@ -3469,6 +3532,10 @@ type SnapshotChunk_TaskColumns struct {
 	TaskColumns *TaskColumns `protobuf:"bytes,31,opt,name=task_columns,json=taskColumns,proto3,oneof"`
 }
 
+type SnapshotChunk_TaskExtra struct {
+	TaskExtra *TaskExtra `protobuf:"bytes,13,opt,name=task_extra,json=taskExtra,proto3,oneof"` // of a task before it
+}
+
 func (*SnapshotChunk_Header) isSnapshotChunk_Kind() {}
 
 func (*SnapshotChunk_Cluster) isSnapshotChunk_Kind() {}
@@ -3495,6 +3562,8 @@ func (*SnapshotChunk_TaskNames) isSnapshotChunk_Kind() {}
 
 func (*SnapshotChunk_TaskColumns) isSnapshotChunk_Kind() {}
 
+func (*SnapshotChunk_TaskExtra) isSnapshotChunk_Kind() {}
+
 type SnapshotHeader struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Format        uint32                 `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`
@@ -3508,7 +3577,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_log_proto_msgTypes[34]
+	mi := &file_log_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3520,7 +3589,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[34]
+	mi := &file_log_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3533,7 +3602,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{34}
+	return file_log_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -3583,7 +3652,7 @@ type Quarantine struct {
 
 func (x *Quarantine) Reset() {
 	*x = Quarantine{}
-	mi := &file_log_proto_msgTypes[35]
+	mi := &file_log_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3595,7 +3664,7 @@ func (x *Quarantine) String() string {
 func (*Quarantine) ProtoMessage() {}
 
 func (x *Quarantine) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[35]
+	mi := &file_log_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3608,7 +3677,7 @@ func (x *Quarantine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quarantine.ProtoReflect.Descriptor instead.
 func (*Quarantine) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{35}
+	return file_log_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Quarantine) GetPool() string {
@@ -3642,7 +3711,7 @@ type SnapshotEnd struct {
 
 func (x *SnapshotEnd) Reset() {
 	*x = SnapshotEnd{}
-	mi := &file_log_proto_msgTypes[36]
+	mi := &file_log_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3654,7 +3723,7 @@ func (x *SnapshotEnd) String() string {
 func (*SnapshotEnd) ProtoMessage() {}
 
 func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[36]
+	mi := &file_log_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3667,7 +3736,7 @@ func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEnd.ProtoReflect.Descriptor instead.
 func (*SnapshotEnd) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{36}
+	return file_log_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SnapshotEnd) GetChunks() uint64 {
@@ -3698,7 +3767,7 @@ type TaskRuns struct {
 
 func (x *TaskRuns) Reset() {
 	*x = TaskRuns{}
-	mi := &file_log_proto_msgTypes[37]
+	mi := &file_log_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3710,7 +3779,7 @@ func (x *TaskRuns) String() string {
 func (*TaskRuns) ProtoMessage() {}
 
 func (x *TaskRuns) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[37]
+	mi := &file_log_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3723,7 +3792,7 @@ func (x *TaskRuns) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskRuns.ProtoReflect.Descriptor instead.
 func (*TaskRuns) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{37}
+	return file_log_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *TaskRuns) GetServiceId() string {
@@ -3759,7 +3828,7 @@ type PackedCreate struct {
 
 func (x *PackedCreate) Reset() {
 	*x = PackedCreate{}
-	mi := &file_log_proto_msgTypes[38]
+	mi := &file_log_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3771,7 +3840,7 @@ func (x *PackedCreate) String() string {
 func (*PackedCreate) ProtoMessage() {}
 
 func (x *PackedCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[38]
+	mi := &file_log_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3784,7 +3853,7 @@ func (x *PackedCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackedCreate.ProtoReflect.Descriptor instead.
 func (*PackedCreate) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{38}
+	return file_log_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PackedCreate) GetTasks() *TaskRuns {
@@ -3821,7 +3890,7 @@ type PackedPlacement struct {
 
 func (x *PackedPlacement) Reset() {
 	*x = PackedPlacement{}
-	mi := &file_log_proto_msgTypes[39]
+	mi := &file_log_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3833,7 +3902,7 @@ func (x *PackedPlacement) String() string {
 func (*PackedPlacement) ProtoMessage() {}
 
 func (x *PackedPlacement) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[39]
+	mi := &file_log_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3846,7 +3915,7 @@ func (x *PackedPlacement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackedPlacement.ProtoReflect.Descriptor instead.
 func (*PackedPlacement) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{39}
+	return file_log_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PackedPlacement) GetTasks() *TaskRuns {
@@ -3897,7 +3966,7 @@ type PackedReports struct {
 
 func (x *PackedReports) Reset() {
 	*x = PackedReports{}
-	mi := &file_log_proto_msgTypes[40]
+	mi := &file_log_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3909,7 +3978,7 @@ func (x *PackedReports) String() string {
 func (*PackedReports) ProtoMessage() {}
 
 func (x *PackedReports) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[40]
+	mi := &file_log_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3922,7 +3991,7 @@ func (x *PackedReports) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackedReports.ProtoReflect.Descriptor instead.
 func (*PackedReports) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{40}
+	return file_log_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PackedReports) GetIds() []byte {
@@ -4012,7 +4081,7 @@ type PackedDelete struct {
 
 func (x *PackedDelete) Reset() {
 	*x = PackedDelete{}
-	mi := &file_log_proto_msgTypes[41]
+	mi := &file_log_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4024,7 +4093,7 @@ func (x *PackedDelete) String() string {
 func (*PackedDelete) ProtoMessage() {}
 
 func (x *PackedDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[41]
+	mi := &file_log_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4037,7 +4106,7 @@ func (x *PackedDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackedDelete.ProtoReflect.Descriptor instead.
 func (*PackedDelete) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{41}
+	return file_log_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *PackedDelete) GetTasks() []*TaskRuns {
@@ -4058,7 +4127,7 @@ type PackedDesire struct {
 
 func (x *PackedDesire) Reset() {
 	*x = PackedDesire{}
-	mi := &file_log_proto_msgTypes[42]
+	mi := &file_log_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4070,7 +4139,7 @@ func (x *PackedDesire) String() string {
 func (*PackedDesire) ProtoMessage() {}
 
 func (x *PackedDesire) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[42]
+	mi := &file_log_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4083,7 +4152,7 @@ func (x *PackedDesire) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackedDesire.ProtoReflect.Descriptor instead.
 func (*PackedDesire) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{42}
+	return file_log_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *PackedDesire) GetTasks() []*TaskRuns {
@@ -4112,7 +4181,7 @@ type TaskNames struct {
 
 func (x *TaskNames) Reset() {
 	*x = TaskNames{}
-	mi := &file_log_proto_msgTypes[43]
+	mi := &file_log_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4124,7 +4193,7 @@ func (x *TaskNames) String() string {
 func (*TaskNames) ProtoMessage() {}
 
 func (x *TaskNames) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[43]
+	mi := &file_log_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4137,7 +4206,7 @@ func (x *TaskNames) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskNames.ProtoReflect.Descriptor instead.
 func (*TaskNames) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{43}
+	return file_log_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *TaskNames) GetServices() []string {
@@ -4178,7 +4247,7 @@ type AddressForm struct {
 
 func (x *AddressForm) Reset() {
 	*x = AddressForm{}
-	mi := &file_log_proto_msgTypes[44]
+	mi := &file_log_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4190,7 +4259,7 @@ func (x *AddressForm) String() string {
 func (*AddressForm) ProtoMessage() {}
 
 func (x *AddressForm) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[44]
+	mi := &file_log_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4203,7 +4272,7 @@ func (x *AddressForm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressForm.ProtoReflect.Descriptor instead.
 func (*AddressForm) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{44}
+	return file_log_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *AddressForm) GetNetworkId() string {
@@ -4292,7 +4361,7 @@ type TaskColumns struct {
 
 func (x *TaskColumns) Reset() {
 	*x = TaskColumns{}
-	mi := &file_log_proto_msgTypes[45]
+	mi := &file_log_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4304,7 +4373,7 @@ func (x *TaskColumns) String() string {
 func (*TaskColumns) ProtoMessage() {}
 
 func (x *TaskColumns) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[45]
+	mi := &file_log_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4317,7 +4386,7 @@ func (x *TaskColumns) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskColumns.ProtoReflect.Descriptor instead.
 func (*TaskColumns) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{45}
+	return file_log_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *TaskColumns) GetCount() uint32 {
@@ -4516,7 +4585,7 @@ type TaskCreate_Item struct {
 
 func (x *TaskCreate_Item) Reset() {
 	*x = TaskCreate_Item{}
-	mi := &file_log_proto_msgTypes[48]
+	mi := &file_log_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4528,7 +4597,7 @@ func (x *TaskCreate_Item) String() string {
 func (*TaskCreate_Item) ProtoMessage() {}
 
 func (x *TaskCreate_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[48]
+	mi := &file_log_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4861,7 +4930,7 @@ const file_log_proto_rawDesc = "" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"'\n" +
 	"\n" +
 	"TaskDelete\x12\x19\n" +
-	"\btask_ids\x18\x01 \x03(\tR\ataskIds\"\xc1\x05\n" +
+	"\btask_ids\x18\x01 \x03(\tR\ataskIds\"\xf0\x04\n" +
 	"\n" +
 	"TaskRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
@@ -4888,9 +4957,12 @@ const file_log_proto_rawDesc = "" +
 	"\n" +
 	"host_ports\x18\x11 \x03(\v2\x18.skein.api.v1.PortConfigR\thostPorts\x12\x18\n" +
 	"\astarted\x18\x12 \x01(\x03R\astarted\x122\n" +
-	"\brestarts\x18\x13 \x01(\v2\x16.skein.api.v1.RestartsR\brestarts\x127\n" +
-	"\ageneric\x18\x15 \x03(\v2\x1d.skein.api.v1.GenericResourceR\ageneric\x12\x16\n" +
-	"\x06moving\x18\x16 \x01(\bR\x06moving\"M\n" +
+	"\brestarts\x18\x13 \x01(\v2\x16.skein.api.v1.RestartsR\brestarts\"\x8d\x01\n" +
+	"\tTaskExtra\x12\x17\n" +
+	"\atask_id\x18\x01 \x01(\tR\x06taskId\x127\n" +
+	"\ageneric\x18\x02 \x03(\v2\x1d.skein.api.v1.GenericResourceR\ageneric\x12\x16\n" +
+	"\x06moving\x18\x03 \x01(\bR\x06moving\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"M\n" +
 	"\x0fGenericResource\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x10\n" +
 	"\x03ids\x18\x02 \x03(\tR\x03ids\x12\x14\n" +
@@ -4908,7 +4980,7 @@ const file_log_proto_rawDesc = "" +
 	"network_id\x18\x01 \x01(\tR\tnetworkId\x12\x14\n" +
 	"\x05addr4\x18\x02 \x01(\tR\x05addr4\x12\x14\n" +
 	"\x05addr6\x18\x03 \x01(\tR\x05addr6\x12\x18\n" +
-	"\aaliases\x18\x04 \x03(\tR\aaliases\"\xf8\x05\n" +
+	"\aaliases\x18\x04 \x03(\tR\aaliases\"\xb2\x06\n" +
 	"\rSnapshotChunk\x126\n" +
 	"\x06header\x18\x01 \x01(\v2\x1c.skein.api.v1.SnapshotHeaderH\x00R\x06header\x127\n" +
 	"\acluster\x18\x02 \x01(\v2\x1b.skein.api.v1.ClusterRecordH\x00R\acluster\x12.\n" +
@@ -4929,7 +5001,9 @@ const file_log_proto_rawDesc = "" +
 	"volumeHome\x128\n" +
 	"\n" +
 	"task_names\x18\x1e \x01(\v2\x17.skein.api.v1.TaskNamesH\x00R\ttaskNames\x12>\n" +
-	"\ftask_columns\x18\x1f \x01(\v2\x19.skein.api.v1.TaskColumnsH\x00R\vtaskColumnsB\x06\n" +
+	"\ftask_columns\x18\x1f \x01(\v2\x19.skein.api.v1.TaskColumnsH\x00R\vtaskColumns\x128\n" +
+	"\n" +
+	"task_extra\x18\r \x01(\v2\x17.skein.api.v1.TaskExtraH\x00R\ttaskExtraB\x06\n" +
 	"\x04kind\"\x95\x01\n" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
@@ -5037,7 +5111,7 @@ func file_log_proto_rawDescGZIP() []byte {
 	return file_log_proto_rawDescData
 }
 
-var file_log_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_log_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_log_proto_goTypes = []any{
 	(*Entry)(nil),            // 0: skein.api.v1.Entry
 	(*Txn)(nil),              // 1: skein.api.v1.Txn
@@ -5069,25 +5143,26 @@ var file_log_proto_goTypes = []any{
 	(*TaskMove)(nil),         // 27: skein.api.v1.TaskMove
 	(*TaskDelete)(nil),       // 28: skein.api.v1.TaskDelete
 	(*TaskRecord)(nil),       // 29: skein.api.v1.TaskRecord
-	(*GenericResource)(nil),  // 30: skein.api.v1.GenericResource
-	(*VolumeHome)(nil),       // 31: skein.api.v1.VolumeHome
-	(*Attachment)(nil),       // 32: skein.api.v1.Attachment
-	(*SnapshotChunk)(nil),    // 33: skein.api.v1.SnapshotChunk
-	(*SnapshotHeader)(nil),   // 34: skein.api.v1.SnapshotHeader
-	(*Quarantine)(nil),       // 35: skein.api.v1.Quarantine
-	(*SnapshotEnd)(nil),      // 36: skein.api.v1.SnapshotEnd
-	(*TaskRuns)(nil),         // 37: skein.api.v1.TaskRuns
-	(*PackedCreate)(nil),     // 38: skein.api.v1.PackedCreate
-	(*PackedPlacement)(nil),  // 39: skein.api.v1.PackedPlacement
-	(*PackedReports)(nil),    // 40: skein.api.v1.PackedReports
-	(*PackedDelete)(nil),     // 41: skein.api.v1.PackedDelete
-	(*PackedDesire)(nil),     // 42: skein.api.v1.PackedDesire
-	(*TaskNames)(nil),        // 43: skein.api.v1.TaskNames
-	(*AddressForm)(nil),      // 44: skein.api.v1.AddressForm
-	(*TaskColumns)(nil),      // 45: skein.api.v1.TaskColumns
-	nil,                      // 46: skein.api.v1.NodeRecord.LabelsEntry
-	nil,                      // 47: skein.api.v1.NetworkRecord.LabelsEntry
-	(*TaskCreate_Item)(nil),  // 48: skein.api.v1.TaskCreate.Item
+	(*TaskExtra)(nil),        // 30: skein.api.v1.TaskExtra
+	(*GenericResource)(nil),  // 31: skein.api.v1.GenericResource
+	(*VolumeHome)(nil),       // 32: skein.api.v1.VolumeHome
+	(*Attachment)(nil),       // 33: skein.api.v1.Attachment
+	(*SnapshotChunk)(nil),    // 34: skein.api.v1.SnapshotChunk
+	(*SnapshotHeader)(nil),   // 35: skein.api.v1.SnapshotHeader
+	(*Quarantine)(nil),       // 36: skein.api.v1.Quarantine
+	(*SnapshotEnd)(nil),      // 37: skein.api.v1.SnapshotEnd
+	(*TaskRuns)(nil),         // 38: skein.api.v1.TaskRuns
+	(*PackedCreate)(nil),     // 39: skein.api.v1.PackedCreate
+	(*PackedPlacement)(nil),  // 40: skein.api.v1.PackedPlacement
+	(*PackedReports)(nil),    // 41: skein.api.v1.PackedReports
+	(*PackedDelete)(nil),     // 42: skein.api.v1.PackedDelete
+	(*PackedDesire)(nil),     // 43: skein.api.v1.PackedDesire
+	(*TaskNames)(nil),        // 44: skein.api.v1.TaskNames
+	(*AddressForm)(nil),      // 45: skein.api.v1.AddressForm
+	(*TaskColumns)(nil),      // 46: skein.api.v1.TaskColumns
+	nil,                      // 47: skein.api.v1.NodeRecord.LabelsEntry
+	nil,                      // 48: skein.api.v1.NetworkRecord.LabelsEntry
+	(*TaskCreate_Item)(nil),  // 49: skein.api.v1.TaskCreate.Item
 }
 var file_log_proto_depIdxs = []int32{
 	1,  // 0: skein.api.v1.Entry.txns:type_name -> skein.api.v1.Txn
@@ -5107,11 +5182,11 @@ var file_log_proto_depIdxs = []int32{
 	4,  // 14: skein.api.v1.Change.put_dependency:type_name -> skein.api.v1.DependencyRecord
 	5,  // 15: skein.api.v1.Change.delete_dependency:type_name -> skein.api.v1.DependencyRef
 	27, // 16: skein.api.v1.Change.move_tasks:type_name -> skein.api.v1.TaskMove
-	38, // 17: skein.api.v1.Change.packed_create:type_name -> skein.api.v1.PackedCreate
-	39, // 18: skein.api.v1.Change.packed_placement:type_name -> skein.api.v1.PackedPlacement
-	40, // 19: skein.api.v1.Change.packed_reports:type_name -> skein.api.v1.PackedReports
-	41, // 20: skein.api.v1.Change.packed_delete:type_name -> skein.api.v1.PackedDelete
-	42, // 21: skein.api.v1.Change.packed_desire:type_name -> skein.api.v1.PackedDesire
+	39, // 17: skein.api.v1.Change.packed_create:type_name -> skein.api.v1.PackedCreate
+	40, // 18: skein.api.v1.Change.packed_placement:type_name -> skein.api.v1.PackedPlacement
+	41, // 19: skein.api.v1.Change.packed_reports:type_name -> skein.api.v1.PackedReports
+	42, // 20: skein.api.v1.Change.packed_delete:type_name -> skein.api.v1.PackedDelete
+	43, // 21: skein.api.v1.Change.packed_desire:type_name -> skein.api.v1.PackedDesire
 	6,  // 22: skein.api.v1.DependencyRecord.meta:type_name -> skein.api.v1.Meta
 	6,  // 23: skein.api.v1.ClusterRecord.meta:type_name -> skein.api.v1.Meta
 	12, // 24: skein.api.v1.ClusterRecord.removed:type_name -> skein.api.v1.RemovedNode
@@ -5119,7 +5194,7 @@ var file_log_proto_depIdxs = []int32{
 	9,  // 26: skein.api.v1.ClusterRecord.limited_tokens:type_name -> skein.api.v1.LimitedToken
 	10, // 27: skein.api.v1.ClusterRecord.gossip_rotation:type_name -> skein.api.v1.GossipRotation
 	6,  // 28: skein.api.v1.NodeRecord.meta:type_name -> skein.api.v1.Meta
-	46, // 29: skein.api.v1.NodeRecord.labels:type_name -> skein.api.v1.NodeRecord.LabelsEntry
+	47, // 29: skein.api.v1.NodeRecord.labels:type_name -> skein.api.v1.NodeRecord.LabelsEntry
 	14, // 30: skein.api.v1.NodeRecord.status:type_name -> skein.api.v1.NodeStatus
 	11, // 31: skein.api.v1.NodeRecord.tls:type_name -> skein.api.v1.NodeTLS
 	6,  // 32: skein.api.v1.ServiceRecord.meta:type_name -> skein.api.v1.Meta
@@ -5128,39 +5203,40 @@ var file_log_proto_depIdxs = []int32{
 	20, // 35: skein.api.v1.ServiceRecord.update_status:type_name -> skein.api.v1.UpdateStatus
 	16, // 36: skein.api.v1.ServiceRecord.revisions:type_name -> skein.api.v1.Revision
 	6,  // 37: skein.api.v1.NetworkRecord.meta:type_name -> skein.api.v1.Meta
-	47, // 38: skein.api.v1.NetworkRecord.labels:type_name -> skein.api.v1.NetworkRecord.LabelsEntry
-	48, // 39: skein.api.v1.TaskCreate.items:type_name -> skein.api.v1.TaskCreate.Item
+	48, // 38: skein.api.v1.NetworkRecord.labels:type_name -> skein.api.v1.NetworkRecord.LabelsEntry
+	49, // 39: skein.api.v1.TaskCreate.items:type_name -> skein.api.v1.TaskCreate.Item
 	19, // 40: skein.api.v1.TaskReport.ports:type_name -> skein.api.v1.PortConfig
 	24, // 41: skein.api.v1.TaskRecord.status:type_name -> skein.api.v1.TaskReport
-	32, // 42: skein.api.v1.TaskRecord.attachments:type_name -> skein.api.v1.Attachment
+	33, // 42: skein.api.v1.TaskRecord.attachments:type_name -> skein.api.v1.Attachment
 	19, // 43: skein.api.v1.TaskRecord.host_ports:type_name -> skein.api.v1.PortConfig
 	25, // 44: skein.api.v1.TaskRecord.restarts:type_name -> skein.api.v1.Restarts
-	30, // 45: skein.api.v1.TaskRecord.generic:type_name -> skein.api.v1.GenericResource
-	34, // 46: skein.api.v1.SnapshotChunk.header:type_name -> skein.api.v1.SnapshotHeader
+	31, // 45: skein.api.v1.TaskExtra.generic:type_name -> skein.api.v1.GenericResource
+	35, // 46: skein.api.v1.SnapshotChunk.header:type_name -> skein.api.v1.SnapshotHeader
 	7,  // 47: skein.api.v1.SnapshotChunk.cluster:type_name -> skein.api.v1.ClusterRecord
 	13, // 48: skein.api.v1.SnapshotChunk.node:type_name -> skein.api.v1.NodeRecord
 	15, // 49: skein.api.v1.SnapshotChunk.service:type_name -> skein.api.v1.ServiceRecord
 	21, // 50: skein.api.v1.SnapshotChunk.network:type_name -> skein.api.v1.NetworkRecord
 	29, // 51: skein.api.v1.SnapshotChunk.task:type_name -> skein.api.v1.TaskRecord
-	35, // 52: skein.api.v1.SnapshotChunk.quarantine:type_name -> skein.api.v1.Quarantine
-	36, // 53: skein.api.v1.SnapshotChunk.end:type_name -> skein.api.v1.SnapshotEnd
+	36, // 52: skein.api.v1.SnapshotChunk.quarantine:type_name -> skein.api.v1.Quarantine
+	37, // 53: skein.api.v1.SnapshotChunk.end:type_name -> skein.api.v1.SnapshotEnd
 	4,  // 54: skein.api.v1.SnapshotChunk.dependency:type_name -> skein.api.v1.DependencyRecord
 	17, // 55: skein.api.v1.SnapshotChunk.revision:type_name -> skein.api.v1.PastRevision
-	31, // 56: skein.api.v1.SnapshotChunk.volume_home:type_name -> skein.api.v1.VolumeHome
-	43, // 57: skein.api.v1.SnapshotChunk.task_names:type_name -> skein.api.v1.TaskNames
-	45, // 58: skein.api.v1.SnapshotChunk.task_columns:type_name -> skein.api.v1.TaskColumns
-	37, // 59: skein.api.v1.PackedCreate.tasks:type_name -> skein.api.v1.TaskRuns
-	37, // 60: skein.api.v1.PackedPlacement.tasks:type_name -> skein.api.v1.TaskRuns
-	37, // 61: skein.api.v1.PackedDelete.tasks:type_name -> skein.api.v1.TaskRuns
-	37, // 62: skein.api.v1.PackedDesire.tasks:type_name -> skein.api.v1.TaskRuns
-	44, // 63: skein.api.v1.TaskNames.forms:type_name -> skein.api.v1.AddressForm
-	19, // 64: skein.api.v1.AddressForm.ports:type_name -> skein.api.v1.PortConfig
-	25, // 65: skein.api.v1.TaskCreate.Item.restarts:type_name -> skein.api.v1.Restarts
-	66, // [66:66] is the sub-list for method output_type
-	66, // [66:66] is the sub-list for method input_type
-	66, // [66:66] is the sub-list for extension type_name
-	66, // [66:66] is the sub-list for extension extendee
-	0,  // [0:66] is the sub-list for field type_name
+	32, // 56: skein.api.v1.SnapshotChunk.volume_home:type_name -> skein.api.v1.VolumeHome
+	44, // 57: skein.api.v1.SnapshotChunk.task_names:type_name -> skein.api.v1.TaskNames
+	46, // 58: skein.api.v1.SnapshotChunk.task_columns:type_name -> skein.api.v1.TaskColumns
+	30, // 59: skein.api.v1.SnapshotChunk.task_extra:type_name -> skein.api.v1.TaskExtra
+	38, // 60: skein.api.v1.PackedCreate.tasks:type_name -> skein.api.v1.TaskRuns
+	38, // 61: skein.api.v1.PackedPlacement.tasks:type_name -> skein.api.v1.TaskRuns
+	38, // 62: skein.api.v1.PackedDelete.tasks:type_name -> skein.api.v1.TaskRuns
+	38, // 63: skein.api.v1.PackedDesire.tasks:type_name -> skein.api.v1.TaskRuns
+	45, // 64: skein.api.v1.TaskNames.forms:type_name -> skein.api.v1.AddressForm
+	19, // 65: skein.api.v1.AddressForm.ports:type_name -> skein.api.v1.PortConfig
+	25, // 66: skein.api.v1.TaskCreate.Item.restarts:type_name -> skein.api.v1.Restarts
+	67, // [67:67] is the sub-list for method output_type
+	67, // [67:67] is the sub-list for method input_type
+	67, // [67:67] is the sub-list for extension type_name
+	67, // [67:67] is the sub-list for extension extendee
+	0,  // [0:67] is the sub-list for field type_name
 }
 
 func init() { file_log_proto_init() }
@@ -5193,7 +5269,7 @@ func file_log_proto_init() {
 		(*Change_PackedDelete)(nil),
 		(*Change_PackedDesire)(nil),
 	}
-	file_log_proto_msgTypes[33].OneofWrappers = []any{
+	file_log_proto_msgTypes[34].OneofWrappers = []any{
 		(*SnapshotChunk_Header)(nil),
 		(*SnapshotChunk_Cluster)(nil),
 		(*SnapshotChunk_Node)(nil),
@@ -5207,6 +5283,7 @@ func file_log_proto_init() {
 		(*SnapshotChunk_VolumeHome)(nil),
 		(*SnapshotChunk_TaskNames)(nil),
 		(*SnapshotChunk_TaskColumns)(nil),
+		(*SnapshotChunk_TaskExtra)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -5214,7 +5291,7 @@ func file_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_log_proto_rawDesc), len(file_log_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   49,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -49,6 +49,9 @@ const (
 	LevelHistory = 2
 	// LevelPacked is the level from which changes of many tasks are packed in the log, and tasks are columns of snapshots.
 	LevelPacked = 3
+	// LevelPlacement is the level from which placements claim generic resources and give volumes a home, tasks are asked to move, and
+	// desires have reasons.
+	LevelPlacement = 3
 )
 
 // MeshTable is the name of the table that carries nodes and published ports; other tables are named by network id.

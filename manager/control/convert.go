@@ -112,6 +112,12 @@ func taskObject(tx store.ReadTx, t *store.Task, soft *api.TaskReport) swarm.Task
 		o.Spec.ContainerSpec = &swarm.ContainerSpec{}
 	}
 	o.Status = taskStatus(t, soft)
+	if x := tx.TaskExtra(t.ID); x != nil {
+		o.GenericResources = assigned(x.Generic)
+		if o.Status.Err == "" {
+			o.Status.Err = x.Reason
+		}
+	}
 	for _, a := range t.Attachments {
 		att := swarm.NetworkAttachment{}
 		if n := tx.Network(a.NetworkId); n != nil {

@@ -13,11 +13,12 @@ var long = `"` + strings.Repeat("x", 300) + `"`
 func serviceScaffold() map[string]string {
 	const c = "TaskTemplate.ContainerSpec."
 	return map[string]string{
-		c + "Mounts[]":                         `{"Type":"bind","Source":"/a","Target":"/b"}`,
-		c + "Secrets[]":                        `{"SecretID":"s","SecretName":"s","File":{"Name":"f"}}`,
-		c + "Configs[]":                        `{"ConfigID":"s","ConfigName":"s","File":{"Name":"f"}}`,
-		c + "Ulimits[]":                        `{"Name":"nofile","Soft":1,"Hard":1}`,
-		"TaskTemplate.Networks[]":              `{"Target":"host"}`,
+		c + "Mounts[]":            `{"Type":"bind","Source":"/a","Target":"/b"}`,
+		c + "Secrets[]":           `{"SecretID":"s","SecretName":"s","File":{"Name":"f"}}`,
+		c + "Configs[]":           `{"ConfigID":"s","ConfigName":"s","File":{"Name":"f"}}`,
+		c + "Ulimits[]":           `{"Name":"nofile","Soft":1,"Hard":1}`,
+		"TaskTemplate.Networks[]": `{"Target":"host"}`,
+		"TaskTemplate.Resources.Reservations.GenericResources[]": `{"DiscreteResourceSpec":{"Kind":"gpu","Value":1}}`,
 		"EndpointSpec.Ports[]":                 `{"TargetPort":80}`,
 		"TaskTemplate.Placement.Preferences[]": `{"Spread":{"SpreadDescriptor":"node.labels.a"}}`,
 	}
@@ -113,10 +114,13 @@ func taskRows() map[string][]row {
 			bad(`compress:="x"`, "want true or false"), bad(`compress:="true"`, "max-file is less than 2"), bad(`tag:="{{"`, "want a template"), bad(`env-regex:="["`, "want a regular expression"), bad(`max-buffer-size:="1m"`, "only for mode=non-blocking"),
 			bad(`max-buffer-size:="1"`, "from 64k to 1g"), bad(`max-size:="10m"`, "unknown log opt", t+`LogDriver.Name="none"`)},
 	}
-	for _, l := range []string{"GenericResources[].NamedResourceSpec.Kind", "GenericResources[].NamedResourceSpec.Value", "GenericResources[].DiscreteResourceSpec.Kind"} {
-		all[r+"Reservations."+l] = []row{bad(`"gpu"`, "generic resources: not supported").named(r + "Reservations.GenericResources")}
+	g := r + "Reservations.GenericResources[]."
+	for _, l := range []string{"Kind", "Value"} {
+		all[g+"NamedResourceSpec."+l] = []row{bad(`"gpu"`, "the node chooses which ones").named(r + "Reservations.GenericResources[0].NamedResourceSpec")}
 	}
-	all[r+"Reservations.GenericResources[].DiscreteResourceSpec.Value"] = []row{bad("1", "generic resources: not supported").named(r + "Reservations.GenericResources")}
+	all[g+"DiscreteResourceSpec.Kind"] = []row{kept(`"gpu"`), bad(`"a b"`, "without spaces"), bad(`""`, "want a name")}
+	all[g+"DiscreteResourceSpec.Value"] = []row{kept("2"), bad("0", "want 1 to 2147483647"),
+		bad("2147483648", "want 1 to 2147483647")}
 	for _, l := range []string{"name", "remote"} {
 		all[t+"PluginSpec."+l] = []row{bad(`"x"`, "plugin tasks: not supported").named(t + "PluginSpec")}
 	}
@@ -304,9 +308,8 @@ func clusterRows() map[string][]row {
 		all["Raft."+l] = []row{bad("7", "other Raft settings")}
 	}
 	all["Raft.SnapshotInterval"] = append(all["Raft.SnapshotInterval"], kept("10000"))
-	all["CAConfig.ExternalCAs[].Protocol"] = []row{bad(`"x"`, "the only protocol is cfssl")}
-	for _, l := range []string{"URL", "CACert", "Options{}"} {
-		all["CAConfig.ExternalCAs[]."+l] = []row{bad(`"x"`, "want https://host[:port]/path").named("CAConfig.ExternalCAs[0].URL")}
+	for _, l := range []string{"Protocol", "URL", "CACert", "Options{}"} {
+		all["CAConfig.ExternalCAs[]."+l] = []row{bad(`"x"`, "external certificate authorities").named("CAConfig.ExternalCAs")}
 	}
 	return all
 }

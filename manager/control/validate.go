@@ -157,8 +157,8 @@ func validateResources(a at, r *swarm.ResourceRequirements) error {
 		if err := check(a.field("Reservations"), v.NanoCPUs, v.MemoryBytes); err != nil {
 			return err
 		}
-		if len(v.GenericResources) > 0 {
-			return a.field("Reservations.GenericResources").unbuilt(v.GenericResources, "generic resources")
+		if err := validateGeneric(a.field("Reservations.GenericResources"), v.GenericResources); err != nil {
+			return err
 		}
 	}
 	if l != nil && v != nil && l.MemoryBytes > 0 && v.MemoryBytes > l.MemoryBytes {

@@ -305,7 +305,7 @@ func (o *outgoing) add(tx store.ReadTx, t *store.Task, e *taskEntry) {
 		e.sent, e.templated = s, false
 	}
 	e.desired, e.startAfter, e.saidDrain = t.Desired, t.StartAfter, e.drained
-	a := o.d.assignment(t, e)
+	a := o.d.assignment(tx, t, e)
 	if a.Templated {
 		if !e.templated {
 			e.templated = true
@@ -407,7 +407,7 @@ func (d *Dispatcher) managerList(tx store.ReadTx) (*api.ManagerMessage, int) {
 }
 
 // assignment is a task as its node has to know it. Of an ended task, whose container only waits for its removal, little is left.
-func (d *Dispatcher) assignment(t *store.Task, e *taskEntry) *api.Assignment {
+func (d *Dispatcher) assignment(tx store.ReadTx, t *store.Task, e *taskEntry) *api.Assignment {
 	a := &api.Assignment{
 		TaskId: t.ID, ServiceId: t.ServiceID, Slot: t.Slot, NodeId: t.NodeID, Revision: t.Revision, Desired: uint32(t.Desired),
 		State: uint32(t.State), StartAfter: t.StartAfter, Drained: e.drained,
@@ -418,6 +418,7 @@ func (d *Dispatcher) assignment(t *store.Task, e *taskEntry) *api.Assignment {
 	a.Templated = true
 	a.Attachments = t.Attachments
 	a.Gateway4, a.Gateway6 = plain(t.Gateway4), plain(t.Gateway6)
+	a.Generic = tx.TaskExtra(t.ID).GetGeneric()
 	return a
 }
 

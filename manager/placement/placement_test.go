@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/swarm"
 
 	"skein/manager/api"
@@ -124,7 +125,7 @@ func TestPlacement(t *testing.T) {
 	w.service("s", memory(500))
 	w.tasks("s", 4)
 	w.settle()
-	w.want("s", "a | b | a | no suitable node (2 nodes lack memory)")
+	w.want("s", "a | b | a | no suitable node (insufficient resources on 2 nodes: 500 MiB memory)")
 
 	// The same reason is not written again; another one not within a moment.
 	version := w.st.Version()
@@ -135,7 +136,7 @@ func TestPlacement(t *testing.T) {
 	}
 	w.now = wake
 	w.settle()
-	w.want("s", "a | b | a | no suitable node (2 nodes lack memory, 1 node is drained)")
+	w.want("s", "a | b | a | no suitable node (insufficient resources on 2 nodes: 500 MiB memory; 1 node not available for new tasks: drained)")
 
 	// A task that ends makes room, also for a controller that has just begun.
 	w.newTerm()
@@ -242,11 +243,15 @@ func TestFailingNode(t *testing.T) {
 // TestRequirements: what a spec says reaches the scheduler, what it must not say is refused by name.
 func TestRequirements(t *testing.T) {
 	good := memory(5)
+	good.TaskTemplate.Resources.Reservations.GenericResources = []swarm.GenericResource{{DiscreteResourceSpec: &swarm.DiscreteGenericResource{Kind: "gpu", Value: 2}}}
+	good.TaskTemplate.LogDriver = &swarm.Driver{Name: "local"}
+	good.TaskTemplate.ContainerSpec = &swarm.ContainerSpec{Mounts: []mount.Mount{
+		{Type: mount.TypeVolume, Source: "d"}, {Type: mount.TypeVolume, VolumeOptions: &mount.VolumeOptions{DriverConfig: &mount.Driver{Name: "nfs"}}}}}
 	good.TaskTemplate.Placement = &swarm.Placement{Constraints: []string{"node.role==manager"}, MaxReplicas: 2,
 		Platforms: []swarm.Platform{{OS: "linux", Architecture: "amd64"}}, Preferences: []swarm.PlacementPreference{{Spread: &swarm.SpreadOver{SpreadDescriptor: "node.labels.dc"}}}}
 	good.EndpointSpec = &swarm.EndpointSpec{Ports: []swarm.PortConfig{{PublishedPort: 80, PublishMode: swarm.PortConfigPublishModeHost}, {PublishedPort: 81}}}
 	req, err := RequirementsOf(&good)
-	if err != nil || fmt.Sprint(*req) != "{{0 5242880} [node.role == manager] [{linux amd64}] [{tcp 80}] 2 [node.labels.dc]}" {
+	if err != nil || fmt.Sprint(*req) != "{{0 5242880} [{gpu 2}] [node.role == manager] [{linux amd64}] [{Log local} {Volume nfs}] [{tcp 80}] 2 [node.labels.dc]}" {
 		t.Errorf("requirements %v, %v", req, err)
 	}
 	for want, change := range map[string]func(*swarm.ServiceSpec){
@@ -254,7 +259,7 @@ func TestRequirements(t *testing.T) {
 		"without a strategy": func(s *swarm.ServiceSpec) {
 			s.TaskTemplate.Placement = &swarm.Placement{Preferences: []swarm.PlacementPreference{{}}}
 		},
-		"generic resources": func(s *swarm.ServiceSpec) {
+		"generic resource 0": func(s *swarm.ServiceSpec) {
 			s.TaskTemplate.Resources.Reservations.GenericResources = []swarm.GenericResource{{}}
 		},
 		"memory is negative": func(s *swarm.ServiceSpec) { s.TaskTemplate.Resources.Reservations.MemoryBytes = -1 },

@@ -138,6 +138,8 @@ func (s *state) applyChange(c *api.Change) ([]ItemError, error) {
 		return nil, s.reportTask(k.ReportTask)
 	case *api.Change_DesireTasks:
 		return nil, s.desireTasks(k.DesireTasks)
+	case *api.Change_MoveTasks:
+		return nil, s.moveTasks(k.MoveTasks)
 	case *api.Change_DeleteTasks:
 		return s.deleteTasks(k.DeleteTasks)
 	}

@@ -15,15 +15,15 @@ func (s *state) touch(id rowID) *taskRow {
 	return r
 }
 
-// createTasks makes the tasks of one revision. Tasks that name a node (global services) are placed at once; one for which that
-// node has no room waits there with the reason.
+// createTasks makes the tasks of one revision. Tasks that name a node (global services) are placed at once, unless the placement controller
+// has to see first whether what they reserve is there; one for which that node has no room waits there with the reason.
 func (s *state) createTasks(c *api.TaskCreate) error {
 	svc, err := s.creating(c.ServiceId, c.Revision)
 	if err != nil {
 		return err
 	}
 	for _, it := range c.Items {
-		if err := s.createTask(svc, c.Revision, it); err != nil {
+		if err := s.createTask(svc, c.Revision, it, c.Defer); err != nil {
 			return err
 		}
 	}
@@ -42,7 +42,7 @@ func (s *state) creating(service string, revision uint64) (*Service, error) {
 	return svc, nil
 }
 
-func (s *state) createTask(svc *Service, revision uint64, it *api.TaskCreate_Item) error {
+func (s *state) createTask(svc *Service, revision uint64, it *api.TaskCreate_Item, later bool) error {
 	slot, node, generation, desired := it.Slot, it.NodeId, it.Generation, it.Desired
 	if slot == 0 && node == "" {
 		return api.Errorf(errInvalid, "service %s: a task needs a slot or a node", svc.Name)
@@ -69,7 +69,7 @@ func (s *state) createTask(svc *Service, revision uint64, it *api.TaskCreate_Ite
 		s.side = s.tasks.forms.appendFixed(s.side[:0], it.StartAfter, extraOf(&api.TaskRecord{Restarts: it.Restarts}), nil)
 		s.tasks.setSide(t, s.side)
 	}
-	if node != "" {
+	if node != "" && !(later && s.level() >= api.LevelPlacement) {
 		if err := s.place(t, node); err != nil {
 			s.setStatus(t, s.waiting(t, err.Error()), nil)
 		}
@@ -123,7 +123,13 @@ func (s *state) place(t rowID, node string) error {
 	if len(req.HostPorts) > 0 {
 		req.TaskID = r.id().String()
 	}
+	mark := s.j.Mark()
+	if err := s.claimSpecial(t, service, node, known); err != nil {
+		s.j.Rollback(mark)
+		return err
+	}
 	if err := s.alloc.PlaceTask(&req, &s.grant); err != nil {
+		s.j.Rollback(mark)
 		return err
 	}
 	number := s.tasks.lists.node(node)
@@ -278,6 +284,9 @@ func (s *state) desireTasks(d *api.TaskDesire) error {
 	}
 	for _, id := range d.TaskIds {
 		if t := s.tasks.findText(id); t != 0 {
+			if d.Reason != "" && s.level() >= api.LevelPlacement && d.Desired > s.tasks.row(t).desired {
+				s.changeExtra(id, func(x *api.TaskExtra) { x.Reason = d.Reason })
+			}
 			s.desire(t, d.Desired)
 		}
 	}

@@ -74,7 +74,7 @@ func (s *state) createPacked(c *api.PackedCreate) error {
 	it := &api.TaskCreate_Item{Desired: c.Desired}
 	return s.slots(c.Tasks, func(slot uint64, node string, generation uint32) error {
 		it.Slot, it.NodeId, it.Generation = slot, node, generation
-		return s.createTask(svc, c.Revision, it)
+		return s.createTask(svc, c.Revision, it, false)
 	})
 }
 

@@ -106,7 +106,7 @@ func portOf(p swarm.PortConfig) *api.PortConfig {
 
 // taskRequest is what a task of this spec needs on any node. internal tells of each network whether it has no way out.
 func taskRequest(spec *swarm.ServiceSpec, internal func(network string) bool) *allocator.TaskRequest {
-	req := &allocator.TaskRequest{}
+	req := &allocator.TaskRequest{Generic: genericWishes(spec), Volumes: homeVolumes(spec)}
 	published := false
 	if spec.EndpointSpec != nil {
 		for _, p := range spec.EndpointSpec.Ports {

@@ -30,7 +30,7 @@ func (s *Store) Snapshot() func(io.Writer) error {
 	c := &frozen{
 		header: &api.SnapshotHeader{Format: api.FormatV1, Level: st.level(), Index: st.version, TimeUnixNano: st.time, NextVni: st.alloc.NextVNI()},
 		nodes:  st.nodes.clone(), services: st.services.clone(), networks: st.networks.clone(), tasks: st.tasks.freeze(),
-		deps: st.deps.clone(), past: st.past.clone(),
+		deps: st.deps.clone(), past: st.past.clone(), extra: st.extra.clone(), homes: st.homes.clone(),
 		cluster: st.cluster, quarantine: st.alloc.Quarantine(),
 	}
 	return c.write
@@ -54,6 +54,8 @@ type frozen struct {
 	tasks      *taskTable
 	deps       table[string, *Dependency]
 	past       table[revKey, *api.PastRevision]
+	extra      table[string, *api.TaskExtra]
+	homes      table[homeKey, string]
 	quarantine []*api.Quarantine
 }
 
@@ -83,6 +85,11 @@ func (f *frozen) write(w io.Writer) error {
 			cw.put(&api.SnapshotChunk{Kind: &api.SnapshotChunk_Task{Task: recordOf(f.tasks.task(id))}})
 		}
 	}
+	each(f.extra, func(x *api.TaskExtra) { cw.put(&api.SnapshotChunk{Kind: &api.SnapshotChunk_TaskExtra{TaskExtra: x}}) })
+	f.homes.from(homeKey{}, func(k homeKey, node string) bool {
+		cw.put(&api.SnapshotChunk{Kind: &api.SnapshotChunk_VolumeHome{VolumeHome: &api.VolumeHome{ServiceId: k.service, Slot: k.slot, Volume: k.volume, NodeId: node}}})
+		return true
+	})
 	for _, q := range f.quarantine {
 		cw.put(&api.SnapshotChunk{Kind: &api.SnapshotChunk_Quarantine{Quarantine: q}})
 	}
@@ -240,6 +247,11 @@ func (l *loader) load(n uint64, m *api.SnapshotChunk) error {
 		return l.loadNames(k.TaskNames)
 	case *api.SnapshotChunk_TaskColumns:
 		return l.loadColumns(k.TaskColumns)
+	case *api.SnapshotChunk_TaskExtra:
+		return s.loadExtra(k.TaskExtra)
+	case *api.SnapshotChunk_VolumeHome:
+		h := k.VolumeHome
+		s.homes.put(homeKey{h.ServiceId, h.Slot, h.Volume}, h.NodeId)
 	case *api.SnapshotChunk_Quarantine:
 		return s.alloc.RestoreQuarantine(k.Quarantine)
 	default:

@@ -22,6 +22,8 @@ type state struct {
 	tasks    *taskTable
 	deps     table[string, *Dependency]
 	past     table[revKey, *api.PastRevision] // of the services, oldest first
+	extra    table[string, *api.TaskExtra]    // by task
+	homes    table[homeKey, string]           // node ids
 
 	pastSize  map[string]int // bytes by service
 	pastTotal int
@@ -50,6 +52,8 @@ func newState() *state {
 		deps:         newTable[string, *Dependency](j, strings.Compare),
 		past:         newTable[revKey, *api.PastRevision](j, compareRevision),
 		pastSize:     map[string]int{},
+		extra:        newTable[string, *api.TaskExtra](j, strings.Compare),
+		homes:        newTable[homeKey, string](j, compareHome),
 		depNames:     map[depName]string{},
 		serviceNames: map[string]string{},
 		networkNames: map[string]string{},
@@ -78,6 +82,7 @@ func (s *state) removeTask(id rowID) {
 	s.changed(id)
 	r := s.tasks.row(id)
 	service, revision := s.tasks.lists.services.id[r.service], uint64(r.revision)
+	s.dropExtra(r)
 	s.tasks.remove(id)
 	if s.tasks.lists.used(service, revision) > 0 {
 		return
@@ -92,6 +97,7 @@ func (s *state) release(id rowID, now int64) {
 	r := s.tasks.row(id)
 	s.tasks.forms.grant(readSide(s.tasks.sideOf(id)), &s.grant)
 	s.alloc.ReleaseTask(s.tasks.lists.nodes.id[r.node], &s.grant, now)
+	s.freeGeneric(id)
 }
 
 // putService stores a service and its name and networks.
@@ -116,6 +122,7 @@ func (s *state) removeService(v *Service) {
 	}
 	allocator.Unset(s.j, s.serviceNames, v.Name)
 	s.services.del(v.Id)
+	s.forgetHomes(v.Id, 0)
 	clear(s.requests)
 	s.changedObject(KindService, v.Id)
 }

@@ -42,6 +42,8 @@ type ReadTx interface {
 	EachTaskOfService(id string, f func(TaskRef) bool) // by slot (or node id) and generation
 	EachTaskOfNode(id string, f func(TaskRef) bool)
 	CountTasks() int
+	VolumeHome(serviceID string, slot uint64, volume string) string // node id, empty if it has none
+	TaskExtra(id string) *api.TaskExtra                             // nil for most tasks
 	// NodeByPrefix etc.: id, unique id prefix (tasks: too), or name, in docker's order. Not found and ambiguous are errdefs errors.
 	FindNode(ref string) (*Node, error)
 	FindService(ref string) (*Service, error)
