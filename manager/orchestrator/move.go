@@ -122,16 +122,20 @@ func (p *pass) moveSlots() {
 	}
 }
 
-// mayMove asks the budget; slots that a rolling update has taken down count.
+// mayMove asks the budget. Slots that a rolling update has taken down count, too, but an update that does not come to an end does not
+// hold a drain up for ever.
 func (p *pass) mayMove(s *slot) bool {
-	busy := p.sum.moving
-	if p.updating() {
-		busy += p.sum.busy
-	}
 	for _, t := range s.leave {
-		if n := p.o.node(p.view, t.NodeID); n != nil {
-			return busy < p.movesAtOnce(n)
+		n := p.o.node(p.view, t.NodeID)
+		if n == nil {
+			continue
 		}
+		busy := p.sum.moving
+		if until := n.rec.Meta.GetUpdated() + int64(movePatience); p.updating() && until > p.now {
+			busy += p.sum.busy
+			p.wakeAt(until)
+		}
+		return busy < p.movesAtOnce(n)
 	}
 	return true
 }
