@@ -10,6 +10,8 @@ import (
 func (h *handlers) skeinRoutes() []route {
 	return []route{
 		{"GET /skein/net/status", h.netStatus},
+		{"GET /skein/services/{id}/revisions", h.serviceRevisions},
+		{"POST /skein/services/{id}/rollback", h.serviceRollback},
 		{"POST /skein/join-tokens", h.joinTokenCreate},
 		{"GET /skein/join-tokens", h.joinTokenList},
 		{"DELETE /skein/join-tokens/{id}", h.joinTokenRemove},

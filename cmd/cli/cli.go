@@ -77,6 +77,10 @@ func New(ver string, extra ...*cobra.Command) *cobra.Command {
 	if c := child(child(root, "swarm"), "join-token"); c != nil {
 		c.AddCommand(a.joinTokenCommands()...)
 	}
+	if c := child(root, "service"); c != nil {
+		c.AddCommand(a.historyCommand())
+		a.addRollbackTo(child(c, "rollback"))
+	}
 	for _, cmd := range append(a.ownCommands(), extra...) {
 		a.own[cmd] = true
 		root.AddCommand(cmd)

@@ -3,7 +3,11 @@ package control
 import (
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
+
+	"skein/manager/orchestrator"
 )
 
 // optionPrefix is what labels begin with that are Skein's own options of an object: docker's command line can set them like any label.
@@ -29,7 +33,29 @@ type option struct {
 
 // options is the table of all of them.
 func options() []option {
-	return []option{}
+	duration := func(v string) bool {
+		d, err := time.ParseDuration(v)
+		return err == nil && d >= 0
+	}
+	count := func(v string) bool {
+		n, err := strconv.Atoi(v)
+		return err == nil && n >= 0
+	}
+	const durations, counts = "a duration such as 30s or 2h, not negative", "a whole number, 0 for no limit"
+	var all []option
+	for _, on := range []string{onService, onNode, onCluster} {
+		all = append(all,
+			option{orchestrator.LabelDrainParallelism, on, counts, count},
+			option{orchestrator.LabelDownGrace, on, durations, duration})
+	}
+	return append(all,
+		option{orchestrator.LabelDrainOrder, onService, "stop-first or start-first", func(v string) bool { return v == "stop-first" || v == "start-first" }},
+		option{orchestrator.LabelReplaceRate, onService, counts, count},
+		option{orchestrator.LabelReplaceRate, onCluster, counts, count},
+		option{orchestrator.LabelOrphanAfter, onNode, durations, duration},
+		option{orchestrator.LabelOrphanAfter, onCluster, durations, duration},
+		option{optionComment, onService, "at most 1024 bytes of text", func(v string) bool { return len(v) <= 1024 }},
+	)
 }
 
 // validateOptions checks an object's labels, Skein's options among them: one that is not known, or has another value than it can have, is

@@ -35,6 +35,7 @@ func (s *Server) CreateService(ctx context.Context, r *api.CreateRequest) (*api.
 		if rec.SpecJson, err = encode(spec); err != nil {
 			return err
 		}
+		rec.Author = author(ctx)
 		tx.Add(expect("service", rec.Id, 0))
 		tx.Add(&api.Change{Kind: &api.Change_PutService{PutService: rec}})
 		return nil
@@ -90,8 +91,12 @@ func (s *Server) UpdateService(ctx context.Context, r *api.UpdateRequest) (*api.
 			return nil, err
 		}
 	case "previous":
+	case "revision":
+		if r.RollbackTo == 0 {
+			return nil, invalid("rollback to a revision does not name one: its numbers are in the service's history")
+		}
 	default:
-		return nil, invalid("unrecognized rollback option %q: want \"previous\"", r.Rollback)
+		return nil, invalid("unrecognized rollback option %q: want \"previous\" or \"revision\"", r.Rollback)
 	}
 	var name string
 	err := s.write(ctx, func(tx store.WriteTx) error {
@@ -103,10 +108,16 @@ func (s *Server) UpdateService(ctx context.Context, r *api.UpdateRequest) (*api.
 		if err := checkVersion("service "+old.Name, r.Version, old.Meta.GetVersion()); err != nil {
 			return err
 		}
-		rec, err := s.updated(tx, old, spec)
+		var rec *api.ServiceRecord
+		if r.Rollback == "" {
+			rec, err = s.updated(tx, old, spec)
+		} else {
+			rec, err = s.rolledBack(tx, old, r.RollbackTo)
+		}
 		if err != nil {
 			return err
 		}
+		rec.Author = author(ctx)
 		tx.Add(expect("service", old.Id, r.Version))
 		tx.Add(&api.Change{Kind: &api.Change_PutService{PutService: rec}})
 		return nil
@@ -118,37 +129,9 @@ func (s *Server) UpdateService(ctx context.Context, r *api.UpdateRequest) (*api.
 	return &api.Updated{}, nil
 }
 
-// updated is the record with the new spec; without one, with the previous one again.
+// updated is the record with the new spec.
 func (s *Server) updated(tx store.ReadTx, old *store.Service, spec *swarm.ServiceSpec) (*api.ServiceRecord, error) {
 	rec := proto.Clone(old.ServiceRecord).(*api.ServiceRecord)
-	if spec == nil {
-		if old.Previous == nil {
-			return nil, api.Errorf(errdefs.ErrFailedPrecondition, "service %s does not have a previous spec", old.Name)
-		}
-		rec.SpecJson, rec.ForceUpdate = old.PreviousSpecJson, old.Previous.TaskTemplate.ForceUpdate
-		if bytes.Equal(rec.SpecJson, old.SpecJson) {
-			return nil, api.Errorf(errdefs.ErrFailedPrecondition, "service %s: its previous spec is the same as its current one", old.Name)
-		}
-		for _, id := range store.DependencyIDs(old.Previous) {
-			if tx.Dependency(id) == nil {
-				return nil, api.Errorf(errdefs.ErrFailedPrecondition, "service %s cannot be rolled back: a secret or config of its previous spec (%s) is not there any more: update the service instead",
-					old.Name, id)
-			}
-		}
-		for _, n := range old.Previous.TaskTemplate.Networks {
-			if _, err := networkID(tx, n.Target); err != nil {
-				return nil, api.Errorf(errdefs.ErrFailedPrecondition, "service %s cannot be rolled back: network %s of its previous spec is not there any more: update the service instead",
-					old.Name, n.Target)
-			}
-		}
-		if old.Job() {
-			return rec, nil
-		}
-		rec.UpdateStatus = &api.UpdateStatus{
-			ServiceId: old.Id, State: string(swarm.UpdateStateRollbackStarted), Started: s.cfg.Now().UnixNano(), Message: "manually requested rollback",
-		}
-		return rec, nil
-	}
 	if spec.Name == "" {
 		spec.Name = old.Name
 	}
