@@ -221,6 +221,7 @@ func (a *Agent) hello(ctx context.Context) (*api.Hello, error) {
 	return &api.Hello{
 		Hostname: a.cfg.Hostname, DescriptionJson: desc, UnderlayAddr: a.cfg.UnderlayAddr, RpcAddr: a.cfg.RPCAddr,
 		Statuses: reports[:min(len(reports), api.MaxStatusReports)], Acks: a.tables.acks(true), Tables: digests, Tls: a.nodeTLS(),
+		FeatureLevel: api.FeatureLevel,
 	}, nil
 }
 

@@ -110,7 +110,7 @@ func (m *Manager) initCluster(ctx context.Context, s InitSpec) error {
 		return err
 	}
 	first := &api.NodeRecord{Id: m.cfg.NodeID, Hostname: s.Hostname, Role: api.RoleManager, Availability: s.Availability,
-		UnderlayAddr: s.UnderlayAddr, RpcAddr: m.cfg.RPCAddr, Status: &api.NodeStatus{State: "unknown"}}
+		UnderlayAddr: s.UnderlayAddr, RpcAddr: m.cfg.RPCAddr, FeatureLevel: api.FeatureLevel, Status: &api.NodeStatus{State: "unknown"}}
 	if first.Availability == "" {
 		first.Availability = "active"
 	}

@@ -57,6 +57,7 @@ func (m *Manager) term(ctx context.Context, node *consensus.Node) (stop func()) 
 		part(c.Name(), func() error { return loop.Run(ctx, m.store, c) })
 	}
 	part("keys", func() error { return loop.Run(ctx, m.store, ca.NewKeeper()) })
+	part("levels", func() error { return m.keepLevel(ctx, node) })
 	part("group", func() error { return m.keepGroup(ctx, node) })
 	m.setLeading(true)
 	m.log.Info("leading", "version", m.store.Version())

@@ -44,11 +44,14 @@ func (s *membership) noteAddress(ctx context.Context, r *api.MemberRequest) erro
 			return api.Errorf(errdefs.ErrPermissionDenied, "join the raft group: node %s is not part of the cluster", r.NodeId)
 		case n.Role != api.RoleManager:
 			return api.Errorf(errdefs.ErrPermissionDenied, "join the raft group: node %s is a %s", n.Hostname, n.Role)
-		case n.RpcAddr == r.RaftAddr:
+		case max(1, r.FeatureLevel) < tx.Cluster().GetFeatureLevel():
+			return api.Errorf(errdefs.ErrFailedPrecondition, "join the raft group: the version of skein on node %s knows feature level %d, the cluster uses level %d: "+
+				"install the version of the other managers on that node", n.Hostname, max(1, r.FeatureLevel), tx.Cluster().GetFeatureLevel())
+		case n.RpcAddr == r.RaftAddr && n.FeatureLevel == r.FeatureLevel:
 			return nil
 		}
 		moved := proto.Clone(n).(*api.NodeRecord)
-		moved.RpcAddr = r.RaftAddr
+		moved.RpcAddr, moved.FeatureLevel = r.RaftAddr, r.FeatureLevel
 		tx.Add(&api.Change{Kind: &api.Change_Expect{Expect: &api.Expect{Kind: "node", Id: n.Id, Version: n.Meta.GetVersion()}}})
 		tx.Add(&api.Change{Kind: &api.Change_PutNode{PutNode: moved}})
 		return nil
@@ -116,7 +119,7 @@ func (m *Manager) askToJoin(ctx context.Context, addr string) error {
 		return err
 	}
 	defer conn.Close()
-	_, err = api.NewMembershipClient(conn).Join(ctx, &api.MemberRequest{NodeId: m.cfg.NodeID, RaftAddr: m.cfg.RPCAddr})
+	_, err = api.NewMembershipClient(conn).Join(ctx, &api.MemberRequest{NodeId: m.cfg.NodeID, RaftAddr: m.cfg.RPCAddr, FeatureLevel: api.FeatureLevel})
 	return api.FromGRPC(err)
 }
 

@@ -1660,6 +1660,7 @@ type MemberRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	RaftAddr      string                 `protobuf:"bytes,2,opt,name=raft_addr,json=raftAddr,proto3" json:"raft_addr,omitempty"`
+	FeatureLevel  uint32                 `protobuf:"varint,3,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"` // the highest its binary knows
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1706,6 +1707,13 @@ func (x *MemberRequest) GetRaftAddr() string {
 		return x.RaftAddr
 	}
 	return ""
+}
+
+func (x *MemberRequest) GetFeatureLevel() uint32 {
+	if x != nil {
+		return x.FeatureLevel
+	}
+	return 0
 }
 
 type MemberReply struct {
@@ -2039,10 +2047,11 @@ const file_control_proto_rawDesc = "" +
 	"\n" +
 	"gossip_key\x18\x05 \x01(\fR\tgossipKey\x12\x1b\n" +
 	"\ttrust_pem\x18\x06 \x01(\fR\btrustPem\x12\x1b\n" +
-	"\tchain_pem\x18\a \x01(\fR\bchainPem\"E\n" +
+	"\tchain_pem\x18\a \x01(\fR\bchainPem\"j\n" +
 	"\rMemberRequest\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x1b\n" +
-	"\traft_addr\x18\x02 \x01(\tR\braftAddr\"D\n" +
+	"\traft_addr\x18\x02 \x01(\tR\braftAddr\x12#\n" +
+	"\rfeature_level\x18\x03 \x01(\rR\ffeatureLevel\"D\n" +
 	"\vMemberReply\x125\n" +
 	"\bmanagers\x18\x01 \x03(\v2\x19.skein.api.v1.ManagerPeerR\bmanagers\"\xb2\x01\n" +
 	"\x0fTaskLogsRequest\x12\x17\n" +

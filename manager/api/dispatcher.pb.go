@@ -162,7 +162,8 @@ type Hello struct {
 	Statuses        []*TaskReport          `protobuf:"bytes,5,rep,name=statuses,proto3" json:"statuses,omitempty"` // what runs here now: all tasks known to the agent
 	Acks            []*TableAck            `protobuf:"bytes,6,rep,name=acks,proto3" json:"acks,omitempty"`
 	Tls             *NodeTLS               `protobuf:"bytes,7,opt,name=tls,proto3" json:"tls,omitempty"`
-	Tables          []*TableDigest         `protobuf:"bytes,8,rep,name=tables,proto3" json:"tables,omitempty"` // what this node holds, applied or not
+	Tables          []*TableDigest         `protobuf:"bytes,8,rep,name=tables,proto3" json:"tables,omitempty"`                                  // what this node holds, applied or not
+	FeatureLevel    uint32                 `protobuf:"varint,9,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"` // the highest this node's binary knows
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -251,6 +252,13 @@ func (x *Hello) GetTables() []*TableDigest {
 		return x.Tables
 	}
 	return nil
+}
+
+func (x *Hello) GetFeatureLevel() uint32 {
+	if x != nil {
+		return x.FeatureLevel
+	}
+	return 0
 }
 
 // TableDigest names a table's content: a manager that has the same content only says so.
@@ -1805,7 +1813,7 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\bstatuses\x18\x03 \x01(\v2\x19.skein.api.v1.StatusBatchH\x00R\bstatuses\x12*\n" +
 	"\x03ack\x18\x04 \x01(\v2\x16.skein.api.v1.TableAckH\x00R\x03ack\x12)\n" +
 	"\x03tls\x18\x05 \x01(\v2\x15.skein.api.v1.NodeTLSH\x00R\x03tlsB\x06\n" +
-	"\x04kind\"\xcc\x02\n" +
+	"\x04kind\"\xf1\x02\n" +
 	"\x05Hello\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12)\n" +
 	"\x10description_json\x18\x02 \x01(\fR\x0fdescriptionJson\x12#\n" +
@@ -1814,7 +1822,8 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\bstatuses\x18\x05 \x03(\v2\x18.skein.api.v1.TaskReportR\bstatuses\x12*\n" +
 	"\x04acks\x18\x06 \x03(\v2\x16.skein.api.v1.TableAckR\x04acks\x12'\n" +
 	"\x03tls\x18\a \x01(\v2\x15.skein.api.v1.NodeTLSR\x03tls\x121\n" +
-	"\x06tables\x18\b \x03(\v2\x19.skein.api.v1.TableDigestR\x06tables\";\n" +
+	"\x06tables\x18\b \x03(\v2\x19.skein.api.v1.TableDigestR\x06tables\x12#\n" +
+	"\rfeature_level\x18\t \x01(\rR\ffeatureLevel\";\n" +
 	"\vTableDigest\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\x06R\x06digest\"'\n" +

@@ -1411,7 +1411,8 @@ type NodeRecord struct {
 	DescriptionJson []byte                 `protobuf:"bytes,11,opt,name=description_json,json=descriptionJson,proto3" json:"description_json,omitempty"` // moby swarm.NodeDescription
 	Status          *NodeStatus            `protobuf:"bytes,12,opt,name=status,proto3" json:"status,omitempty"`
 	Restarts        uint64                 `protobuf:"varint,13,opt,name=restarts,proto3" json:"restarts,omitempty"`
-	Tls             *NodeTLS               `protobuf:"bytes,14,opt,name=tls,proto3" json:"tls,omitempty"` // as its agent said last
+	Tls             *NodeTLS               `protobuf:"bytes,14,opt,name=tls,proto3" json:"tls,omitempty"`                                        // as its agent said last
+	FeatureLevel    uint32                 `protobuf:"varint,15,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"` // the highest its binary knows, as its agent said last; 0: not said, which is what those of level 1 do
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -1542,6 +1543,13 @@ func (x *NodeRecord) GetTls() *NodeTLS {
 		return x.Tls
 	}
 	return nil
+}
+
+func (x *NodeRecord) GetFeatureLevel() uint32 {
+	if x != nil {
+		return x.FeatureLevel
+	}
+	return 0
 }
 
 type NodeStatus struct {
@@ -4775,7 +4783,7 @@ const file_log_proto_rawDesc = "" +
 	"\tnot_after\x18\x04 \x01(\x03R\bnotAfter\"<\n" +
 	"\vRemovedNode\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x14\n" +
-	"\x05until\x18\x02 \x01(\x03R\x05until\"\x9d\x04\n" +
+	"\x05until\x18\x02 \x01(\x03R\x05until\"\xc2\x04\n" +
 	"\n" +
 	"NodeRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12&\n" +
@@ -4792,7 +4800,8 @@ const file_log_proto_rawDesc = "" +
 	"\x10description_json\x18\v \x01(\fR\x0fdescriptionJson\x120\n" +
 	"\x06status\x18\f \x01(\v2\x18.skein.api.v1.NodeStatusR\x06status\x12\x1a\n" +
 	"\brestarts\x18\r \x01(\x04R\brestarts\x12'\n" +
-	"\x03tls\x18\x0e \x01(\v2\x15.skein.api.v1.NodeTLSR\x03tls\x1a9\n" +
+	"\x03tls\x18\x0e \x01(\v2\x15.skein.api.v1.NodeTLSR\x03tls\x12#\n" +
+	"\rfeature_level\x18\x0f \x01(\rR\ffeatureLevel\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"k\n" +

@@ -755,3 +755,65 @@ func TestLeadershipIsToldInOrder(t *testing.T) {
 func TestProposer(t *testing.T) {
 	storetest.TestProposer(t, func(t *testing.T) *store.Store { return newHub().bootstrapped(t, "m1").store })
 }
+
+// TestMixedVersions: while a manager is older, nothing that it does not know is written, and it can be sent a snapshot; once the cluster's
+// level is above its own it stops, whoever takes its place with the newer version goes on from its log.
+func TestMixedVersions(t *testing.T) {
+	h := newHub()
+	calm := func(c *Config) { // it is not about elections
+		c.Timing = Timing{Heartbeat: 2 * time.Second, Election: 2 * time.Second, Lease: 2 * time.Second, Commit: 10 * time.Millisecond, RPC: 5 * time.Second}
+	}
+	old := func(c *Config) {
+		calm(c)
+		c.Store = store.NewAt(nil, api.LevelPacked-1)
+	}
+	ms := []*manager{h.bootstrapped(t, "m1", calm), h.open(t, "m2", t.TempDir(), calm)}
+	write := func(txns ...*api.Txn) {
+		t.Helper()
+		_, results, err := leader(t, ms[:2]).store.Batch(within(t), txns)
+		if err := errors.Join(append(results, err)...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	one := func(c *api.Change) *api.Txn { return &api.Txn{Changes: []*api.Change{c}} }
+	level := func(l uint32) *api.Txn {
+		return one(&api.Change{Kind: &api.Change_PutCluster{PutCluster: &api.ClusterRecord{Id: "c1", FeatureLevel: l}}})
+	}
+	tasks := func(lo, hi uint64) *api.Txn {
+		c := &api.TaskCreate{ServiceId: "s1", Revision: 1}
+		for slot := lo; slot <= hi; slot++ {
+			c.Items = append(c.Items, &api.TaskCreate_Item{Slot: slot, Generation: 1})
+		}
+		return one(&api.Change{Kind: &api.Change_CreateTasks{CreateTasks: c}})
+	}
+	write(level(api.LevelPacked-1), one(&api.Change{Kind: &api.Change_PutService{PutService: &api.ServiceRecord{Id: "s1", SpecJson: []byte(`{"Name":"s1"}`)}}}), tasks(1, 50))
+	if err := ms[0].raft.Snapshot().Error(); err != nil { // what the others join from
+		t.Fatal(err)
+	}
+	m3 := h.open(t, "m3", t.TempDir(), old)
+	for _, m := range []*manager{ms[1], m3} {
+		if err := ms[0].AddVoter(within(t), m.id, m.id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m3.store = m3.cfg.Store
+	write(tasks(51, 100))
+	same(t, append(ms, m3))
+	if m3.fatal.Load() != 0 {
+		t.Fatalf("the older manager stopped with exit code %d", m3.fatal.Load())
+	}
+	write(level(api.LevelPacked))
+	eventually(t, "the older manager's exit code", func() bool { return m3.fatal.Load() == ExitTooOld })
+	write(tasks(101, 150))
+	_ = m3.Close()
+	again := h.open(t, "m3", m3.dir, calm)
+	same(t, append(ms, again))
+	again.store.View(func(tx store.ReadTx) {
+		if tx.CountTasks() != 150 {
+			t.Errorf("%d tasks", tx.CountTasks())
+		}
+	})
+	_ = again.Close()
+	before := h.open(t, "m3", m3.dir, old) // a downgrade
+	eventually(t, "the downgraded manager's exit code", func() bool { return before.fatal.Load() == ExitTooOld })
+}

@@ -100,6 +100,10 @@ func (s *Server) UpdateNode(ctx context.Context, r *api.UpdateRequest) (*api.Emp
 				return err
 			}
 		}
+		if uses := tx.Cluster().GetFeatureLevel(); role == api.RoleManager && old.Role != role && old.FeatureLevel > 0 && old.FeatureLevel < uses {
+			return api.Errorf(errdefs.ErrFailedPrecondition, "promote node %s: its version of skein knows feature level %d, the cluster uses level %d: "+
+				"install the version of the managers on it first", old.Hostname, old.FeatureLevel, uses)
+		}
 		n := proto.Clone(old).(*api.NodeRecord)
 		n.Name, n.Labels, n.Availability, n.Role = spec.Name, spec.Labels, string(spec.Availability), role
 		tx.Add(expect("node", old.Id, r.Version))

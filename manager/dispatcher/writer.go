@@ -188,6 +188,7 @@ func describe(rec *store.Node, h *api.Hello) []*api.Change {
 	if len(h.DescriptionJson) > 0 {
 		next.DescriptionJson = h.DescriptionJson
 	}
+	next.FeatureLevel = h.FeatureLevel
 	if validTLS(h.Tls) {
 		next.Tls = h.Tls
 	}

@@ -30,7 +30,8 @@ func (s *state) putCluster(c *api.ClusterRecord) error {
 		c.FeatureLevel = max(1, s.cluster.GetFeatureLevel())
 	}
 	if c.FeatureLevel > api.FeatureLevel || c.FeatureLevel < s.cluster.GetFeatureLevel() {
-		return api.Errorf(errInvalid, "cluster %s: feature level %d is not in %d..%d", c.Id, c.FeatureLevel, s.cluster.GetFeatureLevel(), api.FeatureLevel)
+		return api.Errorf(errInvalid, "cluster %s: feature level %d is not in %d..%d: it only grows, with the versions of all managers", c.Id, c.FeatureLevel,
+			s.cluster.GetFeatureLevel(), api.FeatureLevel)
 	}
 	if err := s.alloc.SetPools(c); err != nil {
 		return err
