@@ -101,6 +101,9 @@ func (p *pass) shareOf(s *slot) share {
 				sh.up = up
 			}
 		}
+		if sh.up == 0 && p.finished(s) { // told to end before it ran, or lost with its node, and the restart policy wants no other
+			sh.up = fresh[len(fresh)-1].Updated
+		}
 		sh.busy, sh.coming = sh.up == 0, sh.up == 0
 	}
 	if s.paused && !slices.ContainsFunc(s.wanted, func(t *store.Task) bool { return t.State >= api.TaskAssigned }) {
