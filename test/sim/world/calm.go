@@ -62,7 +62,7 @@ func (w *World) settle() {
 	for _, name := range w.names {
 		w.nodes[name].pokeAll() // what hung goes on
 	}
-	w.until(w.now + 150*time.Second)
+	w.until(w.now + 400*time.Second)
 	if w.leader == nil {
 		w.fail("no leader although all managers are there")
 	}
