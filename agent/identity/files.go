@@ -1,10 +1,12 @@
 package identity
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 func ensureDir(dir string) error {
@@ -29,6 +31,22 @@ func readFile(path string) ([]byte, error) {
 		return nil, fmt.Errorf("%s: more than %d bytes", path, maxFileBytes)
 	}
 	return data, nil
+}
+
+// sweep removes what a crash left of writeFile: it may hold the node's key in plain.
+func sweep(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), ".") {
+			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // writeFile replaces dir/name durably: after a crash there is the old content or the new.

@@ -84,6 +84,9 @@ func (c *certificate) chain() []*x509.Certificate {
 // with kind not found; with an expired one with failed precondition.
 func Load(stateDir string, vault Vault) (*Identity, error) {
 	dir := filepath.Join(stateDir, dirName)
+	if err := sweep(dir); err != nil {
+		return nil, fmt.Errorf("load identity: %w", err)
+	}
 	nodePEM, err := readFile(filepath.Join(dir, nodeFile))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, api.Errorf(errdefs.ErrNotFound, "load identity: %s holds none: this node is in no cluster", dir)

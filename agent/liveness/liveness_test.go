@@ -38,6 +38,7 @@ type port struct {
 	dead    map[string]time.Time
 	cancel  context.CancelFunc
 	stopped chan struct{}
+	l       *liveness.Liveness
 }
 
 func (p *port) Close() error                       { p.once.Do(func() { close(p.closed) }); return nil }
@@ -115,6 +116,7 @@ func (w *wire) node(t *testing.T, i int) *port {
 	if err != nil {
 		t.Fatal(err)
 	}
+	p.l = l
 	ctx, cancel := context.WithCancel(context.Background())
 	p.cancel = cancel
 	go func() { defer close(p.stopped); _ = l.Run(ctx) }()

@@ -348,7 +348,9 @@ func (n *clusterNode) info(context.Context) swarm.Info {
 	for _, p := range n.agent.Managers() {
 		in.RemoteManagers = append(in.RemoteManagers, swarm.Peer{NodeID: p.NodeId, Addr: p.RpcAddr})
 	}
-	if st := n.agent.Status(); !st.Connected && st.Err != "" && time.Since(st.Since) > silentFor {
+	if _, until := n.id.Validity(); time.Now().After(until) {
+		in.Error = fmt.Sprintf("the certificate of this node expired on %s because it could not reach the managers in time: leave with \"docker swarm leave --force\" and join again", until.UTC().Format(time.RFC3339))
+	} else if st := n.agent.Status(); !st.Connected && st.Err != "" && time.Since(st.Since) > silentFor {
 		in.Error = fmt.Sprintf("no session with a manager for %s: %s", time.Since(st.Since).Round(time.Second), st.Err)
 	}
 	return in

@@ -202,6 +202,9 @@ func TestGuessingIsLimitedPerHost(t *testing.T) {
 	if _, err := f.srv.IssueCertificate(from("192.0.2.1"), request(t, nil, f.cluster().WorkerToken)); err != nil {
 		t.Errorf("a good node on another host: %v", err)
 	}
+	if _, err := f.srv.IssueCertificate(from("198.51.100.66"), request(t, nil, f.cluster().WorkerToken)); err != nil {
+		t.Errorf("a good node behind the same address: %v", err)
+	}
 	f.now = f.now.Add(2 * time.Second)
 	if _, err := f.srv.IssueCertificate(from("198.51.100.66"), request(t, nil, f.cluster().WorkerToken)); err != nil {
 		t.Errorf("a good node on the same host, 2 s later: %v", err)

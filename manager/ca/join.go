@@ -20,12 +20,10 @@ type grant struct {
 	limited string // id of the limited token; empty: an unlimited one
 }
 
-// grantOf is what a token gives, if anything. Nothing is said of a token whose secret is wrong but that it is.
+// grantOf is what a token gives, if anything. Nothing is said of a token whose secret is wrong but that it is, and to a host that sends many
+// not even that. A good token is taken from such a host, too: good nodes may share its address, and a limit adds nothing to 128 bits.
 func (s *Server) grantOf(ctx context.Context, c *store.Cluster, token string) (grant, error) {
 	caller, _ := authz.CallerFrom(ctx)
-	if wait := s.guesses.blocked(caller.Addr, s.now()); wait > 0 {
-		return grant{}, api.Errorf(errdefs.ErrResourceExhausted, "join: too many wrong tokens from %s; try again in %s", caller.Addr, wait.Round(time.Second))
-	}
 	why := ""
 	tok, err := api.ParseJoinToken(token)
 	switch {
@@ -42,6 +40,9 @@ func (s *Server) grantOf(ctx context.Context, c *store.Cluster, token string) (g
 			return grant{role: l.Role, limited: l.Id}, nil // register looks whether it is still good
 		}
 		why = "the join token's secret is wrong: it was mistyped or has been rotated; run \"docker swarm join-token worker\" (or manager) on a manager for the current one"
+	}
+	if wait := s.guesses.blocked(caller.Addr, s.now()); wait > 0 {
+		return grant{}, api.Errorf(errdefs.ErrResourceExhausted, "join: too many wrong tokens from %s; try again in %s", caller.Addr, wait.Round(time.Second))
 	}
 	s.guesses.charge(caller.Addr, s.now())
 	s.log.Info("join refused: wrong token", "addr", caller.Addr)

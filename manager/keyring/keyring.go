@@ -96,6 +96,9 @@ func Unlock(dir, unlockKey string) (*Keyring, error) {
 
 func open(dir string, unlock []byte) (*Keyring, error) {
 	k := &Keyring{path: Path(dir)}
+	if err := sweep(dir); err != nil {
+		return nil, fmt.Errorf("read data keys %s: %w", k.path, err)
+	}
 	f, err := read(k.path)
 	if err != nil {
 		return nil, fmt.Errorf("read data keys %s: %w", k.path, err)
@@ -213,10 +216,29 @@ func (k *Keyring) save(raw [][]byte, unlock []byte) error {
 	return k.use(raw)
 }
 
+// tempPrefix begins the names of files that replace has not finished.
+const tempPrefix = "." + fileName + "-"
+
+// sweep removes what a crash left of replace: it may hold the keys in another state than the file, even in plain.
+func sweep(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), tempPrefix) {
+			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // replace writes a file durably: after a crash there is the old content or the new.
 func replace(path string, b []byte) (err error) {
 	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, "."+fileName+"-*") // mode 0600
+	f, err := os.CreateTemp(dir, tempPrefix+"*") // mode 0600
 	if err != nil {
 		return err
 	}
