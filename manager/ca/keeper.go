@@ -62,18 +62,21 @@ func rotated(view store.ReadTx, now time.Time) (until time.Time, done bool) {
 	if c.Rotation == nil {
 		return time.Time{}, false
 	}
-	until = time.Unix(0, c.Rotation.Until)
-	if !now.Before(until) {
-		return time.Time{}, true
-	}
 	want := NewWanted(c)
 	for _, n := range view.Nodes() {
 		fresh := n.Tls == nil && n.Meta.GetCreated() > c.Rotation.Started // registered since, and not heard of yet
-		if !want.Has(n.Tls) && !fresh {
-			return until, false
+		if want.Has(n.Tls) || fresh {
+			continue
+		}
+		end := c.Rotation.Until
+		if said := n.Tls.GetNotAfter(); said > 0 && said < end {
+			end = said
+		}
+		if at := time.Unix(0, end); now.Before(at) && at.After(until) {
+			until = at
 		}
 	}
-	return time.Time{}, true
+	return until, until.IsZero()
 }
 
 // finishRotation makes the new root the only one. The tokens are those of the new root; limited ones, whose digest is that of the old one,

@@ -227,7 +227,7 @@ func (s *Server) shutOut(tx store.WriteTx, nodeID string) error {
 	c := proto.Clone(old).(*api.ClusterRecord)
 	c.Removed = slices.DeleteFunc(c.Removed, func(r *api.RemovedNode) bool { return r.Until < now.UnixNano() })
 	life := max(spec.CAConfig.NodeCertExpiry, DefaultClusterSpec().CAConfig.NodeCertExpiry) // it may have been shortened since
-	c.Removed = append(c.Removed, &api.RemovedNode{NodeId: nodeID, Until: now.Add(life).UnixNano()})
+	c.Removed = append(c.Removed, &api.RemovedNode{NodeId: nodeID, Until: max(now.Add(life).UnixNano(), tx.Node(nodeID).GetTls().GetNotAfter())})
 	fresh := make([]byte, len(c.GossipKey))
 	if _, err := rand.Read(fresh); err != nil {
 		return err

@@ -309,7 +309,11 @@ func clusterRows() map[string][]row {
 	}
 	all["Raft.SnapshotInterval"] = append(all["Raft.SnapshotInterval"], kept("10000"))
 	for _, l := range []string{"Protocol", "URL", "CACert", "Options{}"} {
-		all["CAConfig.ExternalCAs[]."+l] = []row{bad(`"x"`, "external certificate authorities").named("CAConfig.ExternalCAs")}
+		why := "want https://" // the first thing that is wrong
+		if l == "Protocol" {
+			why = "the only protocol is cfssl"
+		}
+		all["CAConfig.ExternalCAs[]."+l] = []row{bad(`"x"`, why).named("CAConfig.ExternalCAs")}
 	}
 	return all
 }
