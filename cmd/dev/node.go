@@ -36,6 +36,7 @@ func (c *Cluster) startDaemon(ctx context.Context, n *Node) error {
 			return err
 		}
 	}
+	c.weigh(n)
 	args := []string{"dev-enter", "--netns", netnsPath(n), "--cgroup", c.cgroup(n) + "/daemon"}
 	if mounted(c.mounts(n)) {
 		args = append(args, "--mount-ns", c.mounts(n))
@@ -68,6 +69,20 @@ func (c *Cluster) startDaemon(ctx context.Context, n *Node) error {
 		return err
 	}
 	return c.keepMounts(n)
+}
+
+// Shares of the processor, of 1024 that a process or group has unless told.
+const (
+	clustersShares = 16 << 10 // all development clusters against everything else on this machine
+	daemonShares   = 10 << 10 // a node's daemon and supervisor against each of its containers
+)
+
+// weigh keeps the node from being starved: its group would count as one process of this machine, as many as there are, and with it the
+// daemons of all nodes: with 30 busy processes beside them three managers changed their leader nine times a minute, with this not once.
+// A host that cannot weigh has nothing better.
+func (c *Cluster) weigh(n *Node) {
+	_ = cgroup.Weigh(cgroupRoot, clustersShares)
+	_ = cgroup.Weigh(c.cgroup(n)+"/daemon", daemonShares)
 }
 
 // mounts is where the node's mount namespace is kept: a machine keeps its mounts when all of Skein's processes die.

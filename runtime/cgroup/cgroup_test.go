@@ -308,6 +308,29 @@ func TestFreezeKillJoin(t *testing.T) {
 	}
 }
 
+func TestWeigh(t *testing.T) {
+	h, parent := host(t)
+	if _, v1 := h.v1["cpu"]; !v1 && !h.controllers["cpu"] {
+		t.Skip("no cpu controller")
+	}
+	if err := Weigh(parent, 10_240); err != nil {
+		t.Fatal(err)
+	}
+	g := &Group{host: h, name: parent}
+	want := "10240"
+	if mount, v1 := h.v1["cpu"]; v1 {
+		g.v1 = []Dir{{"cpu", filepath.Join(mount, parent)}}
+	} else {
+		g.v2, want = filepath.Join(h.v2, parent), "391"
+	}
+	if got := g.value(t, "cpu", "cpu.shares", "cpu.weight"); got != want {
+		t.Errorf("weight %s, want %s", got, want)
+	}
+	if err := Weigh("/", 10_240); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("weigh everything: %v", err)
+	}
+}
+
 // TestDeviceProgram attaches the filter of cgroup v2 and tries devices from inside.
 func TestDeviceProgram(t *testing.T) {
 	h, parent := host(t)
