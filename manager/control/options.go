@@ -1,6 +1,7 @@
 package control
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -8,6 +9,8 @@ import (
 	"time"
 
 	"skein/manager/orchestrator"
+	"skein/manager/placement"
+	"skein/manager/store"
 )
 
 // optionPrefix is what labels begin with that are Skein's own options of an object: docker's command line can set them like any label.
@@ -54,6 +57,10 @@ func options() []option {
 		option{orchestrator.LabelReplaceRate, onCluster, counts, count},
 		option{orchestrator.LabelOrphanAfter, onNode, durations, duration},
 		option{orchestrator.LabelOrphanAfter, onCluster, durations, duration},
+		option{placement.LabelStrategy, onService, "spread or binpack", func(v string) bool { _, ok := placement.ParseStrategy(v); return ok && v != "" }},
+		option{placement.LabelPriority, onService, fmt.Sprintf("a whole number, %d to %d", -placement.MaxPriority, placement.MaxPriority),
+			func(v string) bool { _, ok := placement.ParsePriority(v); return ok && v != "" }},
+		option{store.LabelVolumeHome, onService, "on or off", func(v string) bool { return v == "on" || v == "off" }},
 		option{optionComment, onService, "at most 1024 bytes of text", func(v string) bool { return len(v) <= 1024 }},
 	)
 }

@@ -270,6 +270,9 @@ func (p *pass) create(s *slot, startAfter int64, inherited *api.Restarts) {
 		item.Restarts = nil
 	}
 	p.out.revision = p.svc.Revision
+	if req := p.o.facts(p.svc.Spec).req; s.node != "" && req != nil {
+		p.out.later = req.Reserve != (scheduler.Resources{}) || len(req.Generic) > 0
+	}
 	p.out.create = append(p.out.create, item)
 	p.o.room--
 	if s.slot != 0 {

@@ -15,6 +15,7 @@ type writer struct {
 	expect   *api.Expect // of the service as it was seen; nil when it is gone
 	revision uint64      // of the tasks to create
 	create   []*api.TaskCreate_Item
+	later    bool // their nodes are known, but not whether what they reserve is there: placement decides
 	shutdown []string
 	remove   []string
 	run      []string
@@ -41,7 +42,7 @@ func (w *writer) flush() {
 	desire(w.run, api.TaskRunning)
 	if len(w.create) > 0 {
 		cs = append(cs, &api.Change{Kind: &api.Change_CreateTasks{CreateTasks: &api.TaskCreate{
-			ServiceId: w.expect.Id, Revision: w.revision, Items: w.create,
+			ServiceId: w.expect.Id, Revision: w.revision, Items: w.create, Defer: w.later,
 		}}})
 	}
 	w.shutdown, w.remove, w.run, w.create = nil, nil, nil, nil

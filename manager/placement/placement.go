@@ -8,6 +8,7 @@ package placement
 import (
 	"cmp"
 	"slices"
+	"strings"
 	"time"
 
 	"skein/manager/api"
@@ -57,7 +58,8 @@ type revision struct {
 
 type requirements struct {
 	*scheduler.Requirements
-	err error
+	need string // equal for revisions whose tasks find room in the same situations
+	err  error
 }
 
 // New returns a controller that knows nothing yet.
@@ -246,6 +248,9 @@ func (p *Placement) requirements(view store.ReadTx, t *store.Task) *requirements
 	} else {
 		r.Requirements = req
 	}
+	if r.need = r.NeedKey(); r.MaxPerNode > 0 {
+		r.need += t.ServiceID
+	}
 	p.reqs[key] = r
 	return r
 }
@@ -267,39 +272,50 @@ func (p *Placement) failed(t *store.Task) {
 // group is the pending tasks of one revision, or one task that belongs to a node.
 type group struct {
 	scheduler.Group
-	tasks []*store.Task
-	err   error
+	tasks    []*store.Task
+	need     string
+	home     string // volume that the node is the home of
+	priority int
+	err      error
 }
 
 func (p *Placement) schedule(view store.ReadTx, now time.Time) (loop.Changes, time.Time) {
-	groups := p.groups(view, now)
-	asked := make([]scheduler.Group, len(groups))
-	for i, g := range groups {
-		asked[i] = g.Group
-		if g.err != nil {
-			asked[i].Count = 0
-		}
-		p.rankFailures(g.Service, now)
-	}
 	w := writer{now: now}
-	for i, d := range p.sched.Schedule(asked) {
-		g := groups[i]
-		if g.err != nil {
-			d.Reason = "no suitable node (" + g.err.Error() + ")"
+	blocked := map[string]string{} // need → why nothing of it found room
+	for _, g := range p.groups(view, now) {
+		var nodes []string
+		reason, full := blocked[g.need]
+		if !full && g.err == nil {
+			p.rankFailures(g.Service, now)
+			if nodes = p.sched.Place(&g.Group); len(nodes) < g.Count {
+				reason = p.sched.Explain(&g.Group)
+				blocked[g.need] = reason
+			}
 		}
 		for k, t := range g.tasks {
-			if k < len(d.Nodes) {
-				p.held[t.ID] = scheduler.Holding{Service: t.ServiceID, Node: d.Nodes[k], Req: g.Req, Meant: true}
+			if k < len(nodes) {
+				p.held[t.ID] = scheduler.Holding{Service: t.ServiceID, Node: nodes[k], Req: g.Req, Meant: true}
 				p.decided = append(p.decided, t.ID)
-				w.add(t, d.Nodes[k], "")
+				w.add(t, nodes[k], "")
 			} else {
-				w.refuse(t, d.Reason)
+				w.refuse(t, g.why(reason))
 			}
 		}
 	}
 	w.flush()
 	p.changed = !w.wake.IsZero() // reasons held back for now
 	return w.changes, w.wake
+}
+
+// why completes the reason for which no node was found.
+func (g *group) why(reason string) string {
+	switch {
+	case g.err != nil:
+		return "no suitable node (" + g.err.Error() + ")"
+	case g.home != "":
+		return strings.TrimSuffix(reason, ")") + "; volume " + g.home + " of this task lives on node " + g.Node + " and would be empty elsewhere)"
+	}
+	return reason
 }
 
 func (p *Placement) rankFailures(service string, now time.Time) {
@@ -312,7 +328,7 @@ func (p *Placement) rankFailures(service string, now time.Time) {
 	}
 }
 
-// groups are in the order of their oldest task, so that nothing waits for ever behind what comes new.
+// groups are in the order of their priority, then of their oldest task, so that nothing waits for ever behind what comes new.
 func (p *Placement) groups(view store.ReadTx, now time.Time) []*group {
 	type key struct {
 		revision
@@ -329,11 +345,16 @@ func (p *Placement) groups(view store.ReadTx, now time.Time) []*group {
 			if now.Before(p.refused[id].until) {
 				continue
 			}
-			k := key{revision{t.ServiceID, t.Revision}, t.NodeID}
+			node, volume := t.NodeID, ""
+			if node == "" {
+				node, volume = home(view, t)
+			}
+			k := key{revision{t.ServiceID, t.Revision}, node}
 			g := byKey[k]
 			if g == nil {
 				r := p.requirements(view, t)
-				g = &group{err: r.err, Group: scheduler.Group{Service: t.ServiceID, Node: t.NodeID, Req: r.Requirements}}
+				g = &group{err: r.err, need: r.need + "\x00" + node, home: volume, Group: scheduler.Group{Service: t.ServiceID, Node: node, Req: r.Requirements}}
+				g.Strategy, g.priority = wishes(view.Service(t.ServiceID))
 				byKey[k] = g
 				out = append(out, g)
 			}
@@ -348,7 +369,7 @@ func (p *Placement) groups(view store.ReadTx, now time.Time) []*group {
 	}
 	slices.SortFunc(out, func(a, b *group) int {
 		x, y := a.tasks[0], b.tasks[0]
-		return cmp.Or(cmp.Compare(x.Created, y.Created), cmp.Compare(x.ServiceID, y.ServiceID), cmp.Compare(x.Revision, y.Revision), cmp.Compare(x.NodeID, y.NodeID))
+		return cmp.Or(cmp.Compare(b.priority, a.priority), cmp.Compare(x.Created, y.Created), cmp.Compare(x.ServiceID, y.ServiceID), cmp.Compare(x.Revision, y.Revision), cmp.Compare(x.NodeID, y.NodeID))
 	})
 	return out
 }

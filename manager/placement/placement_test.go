@@ -30,7 +30,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{t: t, st: st, now: time.Unix(1000, 0)}
 	log.SetClock(func() time.Time { return w.now })
 	w.do(&api.Change{Kind: &api.Change_PutCluster{PutCluster: &api.ClusterRecord{
-		Id: "c", SpecJson: []byte("{}"), OverlayPool: "10.0.0.0/9", MeshPool: "10.192.0.0/10", UlaPrefix: "fd00:1::/48", OverlayBits: 20}}})
+		Id: "c", SpecJson: []byte("{}"), OverlayPool: "10.0.0.0/9", MeshPool: "10.192.0.0/10", UlaPrefix: "fd00:1::/48", OverlayBits: 20, FeatureLevel: api.FeatureLevel}}})
 	w.newTerm()
 	return w
 }
@@ -270,4 +270,59 @@ func TestRequirements(t *testing.T) {
 			t.Errorf("want an error about %s, got %v", want, err)
 		}
 	}
+}
+
+func labelled(s swarm.ServiceSpec, labels ...string) swarm.ServiceSpec {
+	s.Labels = map[string]string{}
+	for i := 0; i < len(labels); i += 2 {
+		s.Labels[labels[i]] = labels[i+1]
+	}
+	return s
+}
+
+// TestWishes: a service's labels choose how it is placed and who comes first.
+func TestWishes(t *testing.T) {
+	w := newWorld(t)
+	w.node("a", 1000, "active")
+	w.node("b", 1000, "active")
+	w.service("packed", labelled(memory(300), LabelStrategy, "binpack"))
+	w.tasks("packed", 4)
+	w.settle()
+	w.want("packed", "a | a | a | b")
+	w.service("low", labelled(memory(600), LabelPriority, "-1"))
+	w.service("high", labelled(memory(600), LabelPriority, "5"))
+	w.tasks("low", 1)
+	w.tasks("high", 1)
+	w.settle()
+	w.want("high", "b")
+	w.want("low", "no suitable node (insufficient resources on 2 nodes: 600 MiB memory)")
+	for text, want := range map[string]bool{"": true, "0": true, "1000": true, "-1000": true, "1001": false, "x": false} {
+		if _, ok := ParsePriority(text); ok != want {
+			t.Errorf("priority %q: %v, want %v", text, ok, want)
+		}
+	}
+}
+
+// TestVolumeHome: a slot whose volume lives on a node waits for it with the reason, and goes elsewhere only when it is told to.
+func TestVolumeHome(t *testing.T) {
+	w := newWorld(t)
+	w.node("a", 1000, "active")
+	w.node("b", 2000, "active")
+	db := memory(10)
+	db.Mode.Replicated = &swarm.ReplicatedService{}
+	db.TaskTemplate.ContainerSpec = &swarm.ContainerSpec{Mounts: []mount.Mount{{Type: mount.TypeVolume, Source: "data"}}}
+	w.service("db", db)
+	w.tasks("db", 1)
+	w.settle()
+	w.want("db", "a")
+	w.node("a", 1000, "drain")
+	w.do(&api.Change{Kind: &api.Change_DesireTasks{DesireTasks: &api.TaskDesire{TaskIds: []string{api.TaskID("db", 1, "", 1)}, Desired: uint32(api.TaskShutdown)}}},
+		&api.Change{Kind: &api.Change_CreateTasks{CreateTasks: &api.TaskCreate{ServiceId: "db", Revision: 1, Items: []*api.TaskCreate_Item{{Slot: 1, Generation: 2}}}}})
+	w.settle()
+	w.want("db", "a | no suitable node (1 node not available for new tasks: drained; volume data of this task lives on node a and would be empty elsewhere)")
+	db.Name = "db"
+	text, _ := json.Marshal(labelled(db, store.LabelVolumeHome, "off"))
+	w.do(&api.Change{Kind: &api.Change_PutService{PutService: &api.ServiceRecord{Id: "db", SpecJson: text}}})
+	w.settle()
+	w.want("db", "a | b")
 }
