@@ -82,7 +82,10 @@ func (p *placer) fill(k int) {
 }
 
 // walk places up to k tasks on nodes that have as few tasks of the service as any: the first ones found are the best.
-func (p *placer) walk(k int) int {
+func (p *placer) walk(k int) int { return p.walkWhere(k, nil) }
+
+// walkWhere leaves out the nodes that want does not want; it is asked last, and the node it wants gets a task.
+func (p *placer) walkWhere(k int, want func(i int32) bool) int {
 	s, sv, done := p.s, p.sv, 0
 	floor := int32(0)
 	if sv.floorOf == p.class && sv.floorEpoch == s.epoch {
@@ -92,7 +95,7 @@ func (p *placer) walk(k int) int {
 		for i := s.buckets.head[b]; i >= 0; {
 			next := s.buckets.next[i]
 			if p.class.nodes.has(i) && sv.failures[i] == 0 {
-				if n := sv.count.get(i); n <= floor && s.lacking(i, p.g.Req, n) == fits {
+				if n := sv.count.get(i); n <= floor && s.lacking(i, p.g.Req, n) == fits && (want == nil || want(i)) {
 					p.take(i)
 					if done++; done == k {
 						return done

@@ -12,6 +12,14 @@ type tree struct {
 	branches []treeBranch // the first is the root
 	byValue  map[branchValue]int32
 	leaf     []int32 // by node: its branch at the end, -1 none
+
+	open map[*class]openBranches
+}
+
+// openBranches are the branches with a ready node of a class, as of an epoch of the scheduler.
+type openBranches struct {
+	epoch    uint64
+	branches []int32
 }
 
 type treeBranch struct {
@@ -33,7 +41,7 @@ func (s *Scheduler) tree(labels []string) *tree {
 	if len(s.trees) >= maxTrees {
 		clear(s.trees)
 	}
-	t := &tree{labels: labels, branches: []treeBranch{{parent: -1}}, byValue: map[branchValue]int32{}}
+	t := &tree{labels: labels, branches: []treeBranch{{parent: -1}}, byValue: map[branchValue]int32{}, open: map[*class]openBranches{}}
 	for i := range s.nodes {
 		if s.nodes[i].ID != "" {
 			t.set(int32(i), &s.nodes[i])
@@ -63,6 +71,7 @@ func (t *tree) set(i int32, n *Node) {
 		return
 	}
 	t.remove(i)
+	clear(t.open)
 	t.leaf[i] = b
 	t.branches[b].members = append(t.branches[b].members, i)
 }
@@ -71,9 +80,30 @@ func (t *tree) remove(i int32) {
 	if int(i) >= len(t.leaf) || t.leaf[i] < 0 {
 		return
 	}
+	clear(t.open)
 	m := &t.branches[t.leaf[i]].members
 	*m = slices.DeleteFunc(*m, func(j int32) bool { return j == i })
 	t.leaf[i] = -1
+}
+
+// candidates lists the branches with a ready node of the class.
+func (t *tree) candidates(s *Scheduler, c *class) []int32 {
+	if o, known := t.open[c]; known && o.epoch == s.epoch {
+		return o.branches
+	}
+	if len(t.open) >= maxClasses {
+		clear(t.open)
+	}
+	seen := make([]bool, len(t.branches))
+	var out []int32
+	c.nodes.each(s.ready, func(i int32) {
+		for b := t.leaf[i]; b >= 0 && !seen[b]; b = t.branches[b].parent {
+			seen[b] = true
+			out = append(out, b)
+		}
+	})
+	t.open[c] = openBranches{s.epoch, out}
+	return out
 }
 
 // levelling places one group over a tree. A preference is soft: branches level out by their tasks, and one without room gives its share
@@ -89,11 +119,9 @@ type levelling struct {
 func (p *placer) level() {
 	t := p.s.tree(p.g.Req.Spread)
 	l := levelling{p: p, t: t, load: make([]int, len(t.branches)), open: make([]bool, len(t.branches)), share: make([]int, len(t.branches))}
-	p.class.nodes.each(p.s.ready, func(i int32) {
-		for b := t.leaf[i]; b >= 0 && !l.open[b]; b = t.branches[b].parent {
-			l.open[b] = true
-		}
-	})
+	for _, b := range t.candidates(p.s, p.class) {
+		l.open[b] = true
+	}
 	p.sv.count.each(func(i, n int32) {
 		if int(i) < len(t.leaf) && t.leaf[i] >= 0 {
 			l.add(t.leaf[i], int(n))
@@ -101,6 +129,9 @@ func (p *placer) level() {
 	})
 	for left := p.g.Count; left > 0 && l.open[0]; {
 		l.divide(0, left)
+		if left < p.class.size/16 {
+			left -= l.walk(left)
+		}
 		for b := range l.share {
 			want := l.share[b]
 			if want == 0 {
@@ -115,6 +146,19 @@ func (p *placer) level() {
 			}
 		}
 	}
+}
+
+// walk places what it can of the shares of all leaves in one walk over the least loaded nodes.
+func (l *levelling) walk(k int) int {
+	return l.p.walkWhere(k, func(i int32) bool {
+		b := l.t.leaf[i]
+		if b < 0 || l.share[b] == 0 {
+			return false
+		}
+		l.share[b]--
+		l.add(b, 1)
+		return true
+	})
 }
 
 func (l *levelling) add(b int32, n int) {

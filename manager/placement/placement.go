@@ -2,7 +2,8 @@
 //
 // It mirrors nodes and what tasks hold there in a scheduler, corrected by dirty keys, so that a change costs what changed. Pending tasks of
 // one revision are one group; decisions go to the log as placements of several tasks, of which each may be refused alone. A task
-// without a suitable node is told why, when the reason changes. It writes nothing but placements and reasons.
+// without a suitable node is told why, when the reason changes. Tasks of a higher priority that fit nowhere make
+// room by ending less important ones. It writes nothing but placements, reasons, and the ends of those.
 package placement
 
 import (
@@ -49,6 +50,9 @@ type Placement struct {
 	failures map[string]map[string][]int64 // service → node → times
 
 	changed bool // something that may help a pending task
+
+	least      int // the lowest priority of any service, when known
+	leastKnown bool
 }
 
 type revision struct {
@@ -168,6 +172,7 @@ func (p *Placement) update(view store.ReadTx, keys []store.Key) {
 
 // forget drops what is cached of revisions that are gone.
 func (p *Placement) forget(view store.ReadTx, id string) {
+	p.leastKnown = false
 	svc := view.Service(id)
 	for r := range p.reqs {
 		if r.service == id && (svc == nil || svc.Revs[r.number] == nil) {
@@ -282,6 +287,7 @@ type group struct {
 func (p *Placement) schedule(view store.ReadTx, now time.Time) (loop.Changes, time.Time) {
 	w := writer{now: now}
 	blocked := map[string]string{} // need → why nothing of it found room
+	room := preemption{p: p, view: view, w: &w}
 	for _, g := range p.groups(view, now) {
 		var nodes []string
 		reason, full := blocked[g.need]
@@ -292,16 +298,21 @@ func (p *Placement) schedule(view store.ReadTx, now time.Time) (loop.Changes, ti
 				blocked[g.need] = reason
 			}
 		}
+		why := g.why(reason)
+		if missing := g.Count - len(nodes); missing > 0 && g.err == nil && room.makeRoom(g, missing) {
+			why += "; tasks of a lower priority end to make room"
+		}
 		for k, t := range g.tasks {
 			if k < len(nodes) {
 				p.held[t.ID] = scheduler.Holding{Service: t.ServiceID, Node: nodes[k], Req: g.Req, Meant: true}
 				p.decided = append(p.decided, t.ID)
 				w.add(t, nodes[k], "")
 			} else {
-				w.refuse(t, g.why(reason))
+				w.refuse(t, why)
 			}
 		}
 	}
+	room.done()
 	w.flush()
 	p.changed = !w.wake.IsZero() // reasons held back for now
 	return w.changes, w.wake

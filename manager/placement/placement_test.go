@@ -326,3 +326,62 @@ func TestVolumeHome(t *testing.T) {
 	w.settle()
 	w.want("db", "a | b")
 }
+
+// TestPreemption: of the least important tasks as few as needed end, each with the reason; what ends already is not made to end twice, also
+// by a new leader, and equals are never touched.
+func TestPreemption(t *testing.T) {
+	w := newWorld(t)
+	w.node("a", 1000, "active")
+	for _, s := range []struct {
+		name, priority string
+		mb             int64
+		n              int
+	}{{"low", "-5", 300, 2}, {"mid", "1", 300, 1}} {
+		w.service(s.name, labelled(memory(s.mb), LabelPriority, s.priority))
+		w.tasks(s.name, s.n)
+		w.settle()
+	}
+	w.service("equal", labelled(memory(300), LabelPriority, "-5"))
+	w.tasks("equal", 1)
+	w.settle()
+	w.want("equal", "no suitable node (insufficient resources on 1 node: 300 MiB memory)")
+	w.service("high", labelled(memory(350), LabelPriority, "7"))
+	w.tasks("high", 1)
+	w.settle()
+	told := func() (out []string) {
+		w.st.View(func(tx store.ReadTx) {
+			for _, t := range tx.Tasks() {
+				if t.Desired == api.TaskShutdown {
+					out = append(out, t.ServiceID+": "+tx.TaskExtra(t.ID).GetReason())
+				}
+			}
+		})
+		return out
+	}
+	want := []string{"low: preempted: service high (priority 7) needs its room on node a"}
+	if got := told(); fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Fatalf("told to end: %q, want %q", got, want)
+	}
+	w.want("high", "no suitable node (insufficient resources on 1 node: 350 MiB memory); tasks of a lower priority end to make room")
+	w.newTerm()
+	w.settle()
+	w.node("b", 10, "active")
+	w.now = w.now.Add(time.Minute)
+	w.settle()
+	if got := told(); len(got) != 1 {
+		t.Fatalf("told to end after a change of leaders: %q", got)
+	}
+	var victim string
+	w.st.View(func(tx store.ReadTx) {
+		for _, t := range tx.TasksByService("low") {
+			if t.Desired == api.TaskShutdown {
+				victim = t.ID
+			}
+		}
+	})
+	w.do(&api.Change{Kind: &api.Change_ReportTask{ReportTask: &api.TaskReport{TaskId: victim, State: uint32(api.TaskShutdown), NodeId: "a"}}})
+	w.settle()
+	w.want("high", "a")
+	w.want("mid", "a")
+	w.want("equal", "no suitable node (insufficient resources on 2 nodes: 300 MiB memory)")
+}
