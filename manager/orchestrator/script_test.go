@@ -16,6 +16,7 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 
 	"skein/manager/api"
+	"skein/manager/placement"
 	"skein/manager/store"
 )
 
@@ -25,7 +26,7 @@ var rewrite = flag.Bool("rewrite", false, "write the observed output into testda
 // virtual clock. Commands:
 //
 //	node NAME [ready|down|active|pause|drain|cpu=2|mem=1G|label.zone=x|remove]...
-//	service NAME [image=|replicas=|global|job=CONCURRENT/TOTAL|globaljob|restart=|delay=|attempts=|window=|constraint=|mem=|u.NAME=|r.NAME=|force=|label=]...  create or change
+//	service NAME [image=|replicas=|global|job=CONCURRENT/TOTAL|globaljob|restart=|delay=|attempts=|window=|constraint=|mem=|u.NAME=|r.NAME=|force=|label=|priority=]...  create or change
 //	rollback NAME        as control does it by hand
 //	remove NAME
 //	history N            retention limit
@@ -241,6 +242,8 @@ func setSpec(t testing.TB, spec *swarm.ServiceSpec, arg string) {
 		tt.Resources = &swarm.ResourceRequirements{Reservations: &swarm.Resources{MemoryBytes: bytesOf(value)}}
 	case "force":
 		tt.ForceUpdate = n
+	case "priority":
+		spec.Labels = map[string]string{placement.LabelPriority: value}
 	case "label":
 		spec.Labels = map[string]string{"l": value}
 	default:
