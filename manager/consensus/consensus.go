@@ -54,6 +54,7 @@ type Config struct {
 	Now               func() time.Time      // time that entries carry
 	Timing            Timing
 	SnapshotThreshold uint64 // entries after which a snapshot is taken
+	SnapshotBytes     int64  // bytes of entries after which one is taken, too; as many as the last snapshot has, if that is larger
 	TrailingLogs      uint64 // entries kept behind a snapshot for managers that lag
 }
 
@@ -95,6 +96,9 @@ func (c *Config) fill() error {
 	if c.SnapshotThreshold == 0 {
 		c.SnapshotThreshold = 8192
 	}
+	if c.SnapshotBytes == 0 {
+		c.SnapshotBytes = minGrowth
+	}
 	if c.TrailingLogs == 0 {
 		c.TrailingLogs = 4096
 	}
@@ -113,6 +117,7 @@ type Node struct {
 	progress  *progress
 	reserve   *reserve
 	queue     *queue
+	growth    *growth
 	leaders   *leadership
 	stalls    stalls
 	handed    time.Time // when the leadership was last handed over for want of room; proposeLoop's alone, as is handing
@@ -138,6 +143,7 @@ func Open(cfg Config) (*Node, error) {
 	}
 	n := &Node{cfg: cfg, log: cfg.Logger, notify: make(chan bool, 16), closed: make(chan struct{})}
 	n.progress = newProgress()
+	n.growth = newGrowth(cfg.SnapshotBytes)
 	n.reserve = newReserve(cfg, n.log)
 	var err error
 	if n.logs, err = openLogStore(filepath.Join(cfg.Dir, "raft.db"), n.progress, n.reserve, cfg.Cipher, n.die); err != nil {
@@ -182,7 +188,8 @@ func (n *Node) start() error {
 	n.queue = newQueue()
 	n.leaders = newLeadership()
 	n.stalls.look(time.Now())
-	n.wg.Add(4)
+	n.wg.Add(5)
+	go n.snapshotLoop()
 	go n.stallLoop()
 	go n.proposeLoop()
 	go n.leaderLoop()

@@ -817,3 +817,43 @@ func TestMixedVersions(t *testing.T) {
 	before := h.open(t, "m3", m3.dir, old) // a downgrade
 	eventually(t, "the downgraded manager's exit code", func() bool { return before.fatal.Load() == ExitTooOld })
 }
+
+// TestSnapshotBySize: a log of few, large entries is cut, too; and not again before it has grown as much as the snapshot is large.
+func TestSnapshotBySize(t *testing.T) {
+	h := newHub()
+	m := h.bootstrapped(t, "m1", func(c *Config) { c.SnapshotBytes = 64 << 10 })
+	fill := func(from, to int) {
+		t.Helper()
+		for i := from; i < to; i++ {
+			big := node(fmt.Sprint("n", i))
+			big.Changes[0].GetPutNode().DescriptionJson = make([]byte, 20<<10)
+			if _, _, err := m.store.Batch(within(t), []*api.Txn{big}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	snapshots := func() int {
+		list, err := m.snaps.List()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	fill(0, 3)
+	if snapshots() != 0 {
+		t.Fatal("a snapshot of a small log")
+	}
+	fill(3, 40)
+	eventually(t, "a snapshot", func() bool { return snapshots() > 0 })
+	m.growth.mu.Lock()
+	last, pending := m.growth.last, m.growth.bytes
+	m.growth.mu.Unlock()
+	if last < 60<<10 || pending > 40*21<<10 {
+		t.Errorf("snapshot of %d bytes, %d since", last, pending)
+	}
+	hash := m.store.Hash()
+	_ = m.Close()
+	if again := h.open(t, "m1", m.dir); !<-again.LeaderCh() || again.store.Hash() != hash {
+		t.Error("the restarted manager holds something else")
+	}
+}

@@ -23,6 +23,7 @@ func (m *machine) Apply(l *raft.Log) any {
 		}
 	}
 	m.n.progress.reached(l.Index)
+	m.n.growth.applied(len(l.Data))
 	return results
 }
 
@@ -39,13 +40,15 @@ func (m *machine) ApplyBatch(logs []*raft.Log) []any {
 
 // Snapshot captures the store in no time; writing it goes on beside later entries.
 func (m *machine) Snapshot() (raft.FSMSnapshot, error) {
-	return &snapshot{write: m.n.cfg.Store.Snapshot()}, nil
+	m.n.growth.begun()
+	return &snapshot{write: m.n.cfg.Store.Snapshot(), growth: m.n.growth}, nil
 }
 
 // Restore replaces the store's content.
 func (m *machine) Restore(r io.ReadCloser) error {
 	defer r.Close()
-	err := m.n.cfg.Store.Restore(r)
+	in := &counter{r: r}
+	err := m.n.cfg.Store.Restore(in)
 	var level *store.LevelError
 	if errors.As(err, &level) {
 		m.n.die(ExitTooOld, level)
@@ -53,16 +56,23 @@ func (m *machine) Restore(r io.ReadCloser) error {
 	if err != nil {
 		return fmt.Errorf("restore the store from a raft snapshot: %w", err)
 	}
+	m.n.growth.begun()
+	m.n.growth.sized(in.n)
 	m.n.progress.reached(m.n.cfg.Store.Version())
 	return nil
 }
 
-type snapshot struct{ write func(io.Writer) error }
+type snapshot struct {
+	write  func(io.Writer) error
+	growth *growth
+}
 
 func (s *snapshot) Persist(sink raft.SnapshotSink) error {
-	if err := s.write(sink); err != nil {
+	out := &counter{w: sink}
+	if err := s.write(out); err != nil {
 		return errors.Join(fmt.Errorf("write raft snapshot: %w", err), sink.Cancel())
 	}
+	s.growth.sized(out.n)
 	return sink.Close()
 }
 

@@ -54,9 +54,10 @@ func (x *dirty) everything(d *Dispatcher, tx store.ReadTx) {
 	for id := range d.spread.services {
 		x.mark(store.KindService, id)
 	}
-	for _, t := range tx.Tasks() {
-		x.mark(store.KindTask, t.ID)
-	}
+	tx.EachTask(func(t store.TaskRef) bool {
+		x.mark(store.KindTask, t.ID())
+		return true
+	})
 	for id := range d.tasks {
 		x.mark(store.KindTask, id)
 	}

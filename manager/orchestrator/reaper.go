@@ -58,9 +58,10 @@ func (r *Reaper) Step(view store.ReadTx, dirty loop.Keys, now time.Time) (loop.C
 		}
 	}
 	if all {
-		for _, t := range view.Tasks() {
-			look(t.ServiceID, t.Slot, t.NodeID)
-		}
+		view.EachTask(func(t store.TaskRef) bool {
+			look(t.ServiceID(), t.Slot(), t.NodeID())
+			return true
+		})
 		nodes = nil
 		for _, n := range view.Nodes() {
 			nodes = append(nodes, n.Id)

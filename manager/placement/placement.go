@@ -132,12 +132,14 @@ func (p *Placement) reset(view store.ReadTx) {
 	for _, n := range view.Nodes() {
 		p.sched.SetNode(NodeOf(n))
 	}
-	for _, t := range view.Tasks() {
+	view.EachTask(func(r store.TaskRef) bool { // one by one: all at once would be half a gigabyte
+		t := r.Task()
 		p.sync(view, t.ID, t)
 		if failed(t) {
 			p.failed(t)
 		}
-	}
+		return true
+	})
 }
 
 func (p *Placement) update(view store.ReadTx, keys []store.Key) {
