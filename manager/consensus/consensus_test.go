@@ -593,6 +593,18 @@ func TestFullLeaderHandsOver(t *testing.T) {
 	if err := write(lead, "n3"); err != nil {
 		t.Errorf("a write at the next leader: %v", err)
 	}
+	// It had room and leads again: the next time is no worse than the first.
+	free["m1"].Store(100 << 20)
+	if err := lead.raft.LeadershipTransferToServer("m1", "m1").Error(); err != nil {
+		t.Fatal(err)
+	}
+	if err := write(leader(t, all[:1]), "n5"); err != nil {
+		t.Fatal(err)
+	}
+	free["m1"].Store(1 << 19)
+	if err := write(all[0], "n6"); !errdefs.IsUnavailable(err) || !api.IsNotDone(err) {
+		t.Errorf("a write when the disk is full for the second time: %v, want one that may be sent again", err)
+	}
 	for _, f := range free {
 		f.Store(1 << 19)
 	}

@@ -176,6 +176,7 @@ func (n *Node) apply(batch []item) (raft.ApplyFuture, error) {
 	if err := n.reserve.check(); err != nil {
 		return nil, n.handOver(err)
 	}
+	n.handed = time.Time{} // there was room: should it end again, that is another time
 	txns := make([]*api.Txn, len(batch))
 	for i, it := range batch {
 		txns[i] = it.txn
