@@ -33,13 +33,10 @@ func quietStore(path string, die func(int, error)) (*logStore, error) {
 func (s *logStore) everything() (h held, err error) {
 	first, ferr := s.FirstIndex()
 	last, lerr := s.LastIndex()
-	h.first, h.last, err = first, last, errors.Join(ferr, lerr)
-	for i := first; i <= last && err == nil && i > 0; i++ {
-		var l raft.Log
-		err = s.GetLog(i, &l)
-		h.entries = append(h.entries, l)
+	if err := errors.Join(ferr, lerr); err != nil {
+		return h, err
 	}
-	if err != nil {
+	if h, err = s.entriesOnly(first, last); err != nil {
 		return h, err
 	}
 	term, terr := s.GetUint64([]byte("CurrentTerm"))
@@ -47,6 +44,16 @@ func (s *logStore) everything() (h held, err error) {
 	vote, cerr := s.Get([]byte("LastVoteCand"))
 	h.term, h.voted, h.vote = term, voted, string(vote)
 	return h, errors.Join(terr, verr, cerr)
+}
+
+func (s *logStore) entriesOnly(first, last uint64) (h held, err error) {
+	h.first, h.last = first, last
+	for i := first; i <= last && err == nil && i > 0; i++ {
+		var l raft.Log
+		err = s.GetLog(i, &l)
+		h.entries = append(h.entries, l)
+	}
+	return h, err
 }
 
 func equal(a, b held) bool {

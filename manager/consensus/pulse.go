@@ -43,6 +43,9 @@ func (n *Node) pulse(now time.Time) time.Duration {
 		return heartbeat / 2
 	}
 	due := last.Add(heartbeat + n.pulseDelay(id))
+	if woke := n.stalls.end(now); due.Before(woke.Add(heartbeat / 2)) {
+		due = woke.Add(heartbeat / 2) // it was us who stood still: what the leader sent meanwhile is to be read first
+	}
 	if wait := due.Sub(now); wait > 0 {
 		return max(wait, pulseMin)
 	}

@@ -37,6 +37,16 @@ func (s *stalls) recent(now time.Time) bool {
 	return now.Sub(s.last) > stallMax || (!s.seen.IsZero() && now.Sub(s.seen) < stallMemory)
 }
 
+// end is when the last stall ended: now, if it lasts. Zero: there was none.
+func (s *stalls) end(now time.Time) time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now.Sub(s.last) > stallMax {
+		return now
+	}
+	return s.seen
+}
+
 // stallLoop looks until closed.
 func (n *Node) stallLoop() {
 	defer n.wg.Done()

@@ -17,7 +17,10 @@ func TestStalls(t *testing.T) {
 	if s.recent(step(stallTick)) {
 		t.Error("a stall though it looked all the time")
 	}
-	if !s.recent(step(time.Second)) {
+	if !s.end(at).IsZero() {
+		t.Error("a stall ended though there was none")
+	}
+	if !s.recent(step(time.Second)) || !s.end(at).Equal(at) {
 		t.Error("no stall while it does not look")
 	}
 	s.look(at)
