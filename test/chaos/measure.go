@@ -79,7 +79,11 @@ func measure(ctx context.Context, args []string) (int, error) {
 	fs.Float64Var(&o.minutes, "minutes", 10, "length of the run under load")
 	fs.IntVar(&o.percent, "load", 80, "share of the processors that the run under load keeps busy")
 	_ = fs.Parse(args) // exits
-	rig, err := nemesis.NewRig(ctx, nemesis.Options{Name: o.name, Managers: o.managers, Workers: o.workers, Binary: o.binary})
+	disk := 0
+	if o.parts == "" || strings.Contains(o.parts, "disk") {
+		disk = smallDisk
+	}
+	rig, err := nemesis.NewRig(ctx, nemesis.Options{Name: o.name, Managers: o.managers, Workers: o.workers, Binary: o.binary, DiskMiB: disk})
 	if err != nil {
 		return 0, err
 	}
@@ -93,7 +97,7 @@ func (f *figures) all(ctx context.Context, o measureOptions) error {
 		return err
 	}
 	asked := func(name string) bool { return o.parts == "" || slices.Contains(strings.Split(o.parts, ","), name) }
-	for _, m := range measurements {
+	for _, m := range append(slices.Clone(measurements), diskMeasurements...) {
 		if !asked(m.name) || (o.workers == 0 && strings.HasPrefix(m.name, "worker")) {
 			continue
 		}
@@ -139,7 +143,10 @@ func (f *figures) part(ctx context.Context, m measurement, rounds int) error {
 		}
 		nemesis.Sleep(ctx, time.Duration(i%10)*97*time.Millisecond) // heartbeats and rounds do not march in step
 		d, err := m.round(ctx, f)
-		if err != nil && ctx.Err() == nil {
+		if ctx.Err() != nil {
+			break
+		}
+		if err != nil {
 			f.broken++
 			f.Say("  BROKEN: round %d: %v", i+1, err)
 			continue

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -134,6 +135,8 @@ func (x *Nemesis) Break(ctx context.Context, n *dev.Node, s Step) (undo func() e
 		return x.fill(n, s.Percent)
 	case Slow:
 		return x.slow(n)
+	case Fail:
+		return x.fail(all, n)
 	}
 	return nil, fmt.Errorf("there is no fault %q", s.Kind)
 }
@@ -229,4 +232,49 @@ func (x *Nemesis) slow(n *dev.Node) (func() error, error) {
 		return os.WriteFile(file, fmt.Appendf(nil, "%d:%d %d", unix.Major(st.Dev), unix.Minor(st.Dev), limit), 0)
 	}
 	return func() error { return set(0) }, set(slowWrites)
+}
+
+// Of failing disks.
+const (
+	ext4Shutdown = 0x8004587d // ioctl(2): from now on the file system answers EIO
+	noLogFlush   = 2          // its argument: nothing that is not on the disk yet gets there
+	exitStorage  = "exit_code=74"
+	dieTime      = 10 * time.Second // for a daemon whose log cannot be written; followers write at every entry, and leaders
+)
+
+// fail makes the node's disk fail. The daemon must end with the code of a log that cannot be written: going on could lose what it said is
+// safe. Undoing kills what is left of the node, mounts the disk anew and starts it.
+func (x *Nemesis) fail(ctx context.Context, n *dev.Node) (func() error, error) {
+	log := filepath.Join(filepath.Dir(n.StateDir), "daemon.log")
+	before, err := os.ReadFile(log)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(n.StateDir)
+	if err != nil {
+		return nil, err
+	}
+	err = unix.IoctlSetPointerInt(int(f.Fd()), ext4Shutdown, noLogFlush)
+	_ = f.Close()
+	if err != nil {
+		return nil, fmt.Errorf("shut the file system on %s down: %w", n.StateDir, err)
+	}
+	return func() error {
+		told := false
+		for begun := time.Now(); !told && time.Since(begun) < dieTime; time.Sleep(50 * time.Millisecond) {
+			after, err := os.ReadFile(log)
+			if err != nil {
+				return err
+			}
+			told = strings.Contains(string(after[min(len(before), len(after)):]), exitStorage)
+		}
+		err := x.rig.Remount(n)
+		if err == nil {
+			err = x.rig.StartDaemon(ctx, n)
+		}
+		if !told {
+			err = errors.Join(err, fmt.Errorf("%s did not end itself within %v though its disk failed (see %s)", n.Name, dieTime, log))
+		}
+		return err
+	}, nil
 }

@@ -26,10 +26,11 @@ const (
 	Fill    Kind = "fill"     // its disk is full
 	Slow    Kind = "slow"     // its disk takes 100 writes a second
 	KillAll Kind = "kill-all" // SIGKILL of all managers' daemons
+	Fail    Kind = "fail"     // its disk answers every write and sync with an error: the daemon must end itself, and is started with the disk mounted anew
 )
 
 // Needs of faults.
-var diskFaults = []Kind{Fill, Slow}
+var diskFaults = []Kind{Fill, Slow, Fail}
 
 // kinds with their weights.
 var kinds = []struct {
@@ -48,6 +49,7 @@ var kinds = []struct {
 	{Fill, 2, 2 * time.Second, 6 * time.Second},
 	{Slow, 2, 2 * time.Second, 8 * time.Second},
 	{KillAll, 1, 0, 2 * time.Second},
+	{Fail, 1, time.Second, 3 * time.Second},
 }
 
 // Lease is how long a leader leads without a word from the others: the product's default.

@@ -241,6 +241,13 @@ func (r *Rig) StartDaemon(ctx context.Context, n *dev.Node) error {
 	return err
 }
 
+// Remount kills everything of a node and mounts its disk anew.
+func (r *Rig) Remount(n *dev.Node) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return errors.Join(r.Kill(n), r.DetachDisk(n), r.AttachDisk(n))
+}
+
 // Sleep waits, unless ctx ends earlier.
 func Sleep(ctx context.Context, d time.Duration) {
 	t := time.NewTimer(d)
