@@ -21,6 +21,8 @@ import (
 const (
 	writeMin   = 150 * time.Millisecond // of writing before the power goes
 	writeMax   = 1500 * time.Millisecond
+	longEvery  = 25               // rounds between two that last
+	longTime   = 65 * time.Second // until managers have taken a snapshot and cut their logs
 	bootTime   = 30 * time.Second // to a leader that answers, on a busy machine
 	freezeTime = 20 * time.Second
 	copyTries  = 50 // a copy during which the kernel wrote to the disk is none
@@ -29,6 +31,9 @@ const (
 // lose is one loss of power.
 func (w *world) lose(ctx context.Context, round int) error {
 	d := writeMin + time.Duration(w.rand.Int64N(int64(writeMax-writeMin)))
+	if round%longEvery == longEvery-1 {
+		d += longTime
+	}
 	before := w.load.acks
 	lctx, stop := context.WithTimeout(ctx, d)
 	w.load.run(lctx)
