@@ -15,7 +15,7 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-var rotRounds = flag.Int("rot", 200, "damages of a raft log that are tried")
+var rotRounds = flag.Int("rot", 120, "damages of a raft log that are tried")
 
 // held is what a log store holds.
 type held struct {

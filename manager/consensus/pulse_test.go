@@ -35,7 +35,7 @@ func failoverTime(t *testing.T, count int) {
 		ms = append(ms, m)
 	}
 	var took []time.Duration
-	for i := range 20 {
+	for i := range 10 {
 		old := leader(t, ms)
 		time.Sleep(2*time.Second + time.Duration(i)*137*time.Millisecond)
 		term := old.raft.CurrentTerm()
