@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/moby/moby/client"
@@ -17,7 +18,10 @@ import (
 	"skein/test/nemesis"
 )
 
-const leadAttempts = 15 // to make each manager lead
+const (
+	leadAttempts = 8                       // to make each manager lead
+	lossNoticed  = 1300 * time.Millisecond // by all followers that run
+)
 
 // finish waits until all is whole after the last fault, then has every manager lead once and reads everything at all of them.
 func (w *world) finish(ctx context.Context) {
@@ -56,7 +60,8 @@ func (w *world) finish(ctx context.Context) {
 	w.whole(ctx, "at the end")
 }
 
-// depose kills the leader, and as many of the others that have led as a majority can spare, so that another one is elected.
+// depose kills the leader, and as many of the others that have led as a majority can spare. The next to lead is stopped meanwhile: the others
+// cannot elect without it, and who notices the loss last is elected.
 func (w *world) depose(ctx context.Context, lead *dev.Node, led map[string]string) error {
 	away := []*dev.Node{lead}
 	for _, m := range w.rig.Managers() {
@@ -65,8 +70,17 @@ func (w *world) depose(ctx context.Context, lead *dev.Node, led map[string]strin
 		}
 	}
 	var err error
-	for _, m := range away {
-		err = errors.Join(err, w.rig.KillDaemon(m))
+	for _, m := range w.rig.Managers() {
+		if m != lead && led[m.Name] == "" {
+			err = w.rig.Signal(m, syscall.SIGSTOP)
+			defer func() { _ = w.rig.Signal(m, syscall.SIGCONT) }()
+			for _, m := range away {
+				err = errors.Join(err, w.rig.KillDaemon(m))
+			}
+			nemesis.Sleep(ctx, lossNoticed)
+			err = errors.Join(err, w.rig.Signal(m, syscall.SIGCONT))
+			break
+		}
 	}
 	_, lerr := w.rig.Leader(ctx, 15*time.Second)
 	for _, m := range away {
