@@ -220,6 +220,62 @@ func TestHealedLinkSparesNobody(t *testing.T) {
 	})
 }
 
+// A link that is healed as soon as the node noticed that it was cut: the other managers never were silent.
+func TestShortCutSparesNobody(t *testing.T) {
+	var mu sync.Mutex
+	var sessions []time.Time
+	cut := false
+	hears := func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return !cut
+	}
+	follower := func(s stream, _ *api.Hello) error {
+		s.SetTrailer(metadata.Pairs("skein-leader", "leader"))
+		return status.Error(codes.FailedPrecondition, "not the leader")
+	}
+	script := map[string]func(stream, *api.Hello) error{"a": follower, "b": follower, "leader": func(s stream, _ *api.Hello) error {
+		mu.Lock()
+		sessions = append(sessions, time.Now())
+		mu.Unlock()
+		if err := welcome(s); err != nil {
+			return err
+		}
+		for {
+			m, err := s.Recv()
+			if err != nil {
+				return err
+			}
+			if h := m.GetHeartbeat(); h != nil && hears() {
+				if err := s.Send(&api.ManagerMessage{Kind: &api.ManagerMessage_Heartbeat{Heartbeat: &api.HeartbeatReply{Sequence: h.Sequence}}}); err != nil {
+					return err
+				}
+			}
+		}
+	}}
+	start(t, script, []string{"a", "b", "leader"}, func(_ *agent.Agent, m *managers, _ *tasktest.Executor) {
+		time.Sleep(10 * time.Second)
+		mu.Lock()
+		cut = true
+		mu.Unlock()
+		time.Sleep(3900 * time.Millisecond) // less than the lease
+		mu.Lock()
+		cut = false
+		before := len(sessions)
+		mu.Unlock()
+		healed := time.Now()
+		time.Sleep(20 * time.Second)
+		mu.Lock()
+		defer mu.Unlock()
+		if len(sessions) > before+1 {
+			t.Errorf("%d sessions after the link was healed", len(sessions)-before)
+		}
+		if len(sessions) > before && sessions[before].Sub(healed) > 2*time.Second {
+			t.Errorf("session %v after the link was healed", sessions[before].Sub(healed))
+		}
+	})
+}
+
 func TestGapBeginsANewSession(t *testing.T) {
 	var hellos []*api.Hello
 	script := map[string]func(stream, *api.Hello) error{

@@ -74,8 +74,8 @@ func (a *Agent) round(ctx context.Context, avoid map[string]time.Time) (had, sil
 		switch {
 		case had:
 			clear(avoid)
-			if errors.Is(err, errSilent) {
-				avoid[addr] = time.Now().Add(avoidFor)
+			if errors.Is(err, errSilent) { // for a whole lease: who names it as leader after that hears it
+				avoid[addr] = time.Now().Add(welcomeBound)
 			}
 			return true, false
 		case errors.Is(err, errSilent):
