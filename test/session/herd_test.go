@@ -1,6 +1,7 @@
 package session_test
 
 import (
+	"flag"
 	"fmt"
 	"testing"
 	"time"
@@ -8,9 +9,12 @@ import (
 	"skein/manager/api"
 )
 
+// agentCount is for long runs: go test ./test/session -run Herd -agents 1000 -v
+var agentCount = flag.Int("agents", 300, "agents of TestHerd")
+
 // TestHerd: a leader change with many agents moves nothing, and all are back soon.
 func TestHerd(t *testing.T) {
-	agents := 300
+	agents := *agentCount
 	if testing.Short() {
 		agents = 100
 	}

@@ -114,6 +114,11 @@ func (c *Checker) attempts(slot *slotSeen, s *seen, t *store.Task) {
 	if last == nil || !last.own || s.spec == nil || s.spec.TaskTemplate.RestartPolicy == nil {
 		return
 	}
+	for _, o := range slot.tasks {
+		if o.ended.After(last.ended) {
+			return // another is replaced, of an older revision that asks for the same
+		}
+	}
 	p := s.spec.TaskTemplate.RestartPolicy
 	slot.replaced[t.Revision] = append(slot.replaced[t.Revision], c.now)
 	switch {

@@ -80,7 +80,7 @@ func (c *Checker) updatesAfter(before []progress) {
 		}
 		for id, was := range p.healthy {
 			// An update replaces: a slot that only ends was scaled away.
-			if s := c.tasks[id]; s != nil && s.Desired == api.TaskShutdown && was == s && c.replacedBy(s, svc.rec.Revision) {
+			if s := c.tasks[id]; s != nil && s.Desired == api.TaskShutdown && was == s && c.replacedBy(s, svc.rec.Revision) && !c.runs(keyOf(s.Task)) {
 				slots[keyOf(s.Task)] = true
 			}
 		}
@@ -88,6 +88,16 @@ func (c *Checker) updatesAfter(before []progress) {
 			c.bad("I10", "the update of service %s takes %d running slots down while %d slots are not up yet, %d may be at once", p.service, retired, coming, parallelism)
 		}
 	}
+}
+
+// runs reports whether the slot still has a task that runs and shall.
+func (c *Checker) runs(k slotKey) bool {
+	for _, o := range c.slotOf(k).tasks {
+		if o.State == api.TaskRunning && o.Desired == api.TaskRunning {
+			return true
+		}
+	}
+	return false
 }
 
 func (c *Checker) replacedBy(s *seen, revision uint64) bool {

@@ -17,6 +17,7 @@ type node struct {
 	role string
 	zone string
 	mem  int64
+	cpus int64
 	up   bool // the machine
 	cut  bool // from all managers
 	boot int  // counts starts of the daemon
@@ -61,7 +62,7 @@ func (w *World) join(name, role string) *node {
 }
 
 func (w *World) machine(name, role, zone string) *node {
-	return &node{w: w, name: name, role: role, zone: zone, mem: int64(2+w.r.IntN(7)) << 30, up: true, daemon: true,
+	return &node{w: w, name: name, role: role, zone: zone, mem: int64(2+w.r.IntN(7)) << 30, cpus: 4, up: true, daemon: true,
 		skew: w.between(-2*time.Second, 2*time.Second), tasks: map[string]*task{}, deps: map[string]bool{}, holds: map[string]*container{}}
 }
 
@@ -76,7 +77,7 @@ func (n *node) description() []byte {
 		var d swarm.NodeDescription
 		d.Hostname = n.name
 		d.Platform = swarm.Platform{OS: "linux", Architecture: "x86_64"}
-		d.Resources = swarm.Resources{NanoCPUs: 4e9, MemoryBytes: n.mem}
+		d.Resources = swarm.Resources{NanoCPUs: n.cpus * 1e9, MemoryBytes: n.mem}
 		d.Engine.Labels = map[string]string{"disk": pickByName(n.name)}
 		n.desc, _ = json.Marshal(d) // plain data
 	}

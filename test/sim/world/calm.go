@@ -109,7 +109,7 @@ func (w *World) renew() {
 	})
 	for i, name := range nodes {
 		n := w.nodes[name]
-		n.mem, n.desc = 1<<40, nil
+		n.mem, n.cpus, n.desc = 1<<40, 1000, nil
 		n.restart(time.Second, true, false)
 		zone := string(rune('a' + i%3))
 		w.users.insist("node "+name, func() error {

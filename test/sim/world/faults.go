@@ -52,6 +52,9 @@ func (w *World) managerFault() {
 			members = append(members, m)
 		}
 	}
+	if len(members) == 0 {
+		return
+	}
 	m := pick(w, members)
 	if w.r.IntN(2) == 0 && w.leader != nil {
 		m = w.leader
@@ -77,6 +80,9 @@ func (w *World) managerFault() {
 }
 
 func (w *World) nodeFault() {
+	if len(w.names) == 0 {
+		return
+	}
 	n := w.nodes[pick(w, w.names)]
 	switch w.r.IntN(6) {
 	case 0, 1:

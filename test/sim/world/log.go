@@ -32,12 +32,30 @@ func newLog(w *World) *log {
 	return l
 }
 
-// init writes the cluster's record.
+// init writes the cluster's record. Some clusters come from an older version, and are raised to what this one can do on the way.
 func (l *log) init() {
+	level := uint32(api.FeatureLevel)
+	if l.w.r.IntN(4) == 0 {
+		level = 1 + uint32(l.w.r.IntN(api.FeatureLevel))
+		l.w.after(l.w.between(0, 2*l.w.cfg.Busy), l.raise)
+	}
 	l.append(epoch.UnixNano(), []*api.Txn{{Changes: []*api.Change{{Kind: &api.Change_PutCluster{PutCluster: &api.ClusterRecord{
-		Id: "c1", SpecJson: []byte("{}"), OverlayPool: "10.0.0.0/9", MeshPool: "10.192.0.0/10", UlaPrefix: "fd00:1::/48", OverlayBits: 20, DataPort: 4789, FeatureLevel: api.FeatureLevel,
-		CaCertPem: []byte("none"),
+		Id: "c1", SpecJson: []byte("{}"), OverlayPool: "10.0.0.0/9", MeshPool: "10.192.0.0/10", UlaPrefix: "fd00:1::/48", OverlayBits: 20, DataPort: 4789,
+		CaCertPem: []byte("none"), FeatureLevel: level,
 	}}}}}})
+}
+
+// raise lets the cluster use all this version can do.
+func (l *log) raise() {
+	if l.w.leader != nil {
+		var c *api.ClusterRecord
+		l.observer.View(func(tx store.ReadTx) { c = proto.Clone(tx.Cluster()).(*api.ClusterRecord) })
+		c.FeatureLevel = api.FeatureLevel
+		if _, _, err := l.w.leader.store.Batch(ctx, []*api.Txn{{Changes: []*api.Change{{Kind: &api.Change_PutCluster{PutCluster: c}}}}}); err == nil {
+			return
+		}
+	}
+	l.w.after(time.Second, l.raise)
 }
 
 // append commits an entry: from now on it happened.
