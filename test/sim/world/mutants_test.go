@@ -209,7 +209,7 @@ func TestCheckerFindsPlantedDefects(t *testing.T) {
 		})}), "I10|rest"},
 		"removed tasks stay": {mutate("orchestrator", mutant{want: each(func(_ store.ReadTx, c *api.Change) bool {
 			return c.GetDesireTasks().GetDesired() != uint32(api.TaskRemove)
-		})}), "I3|rest"},
+		})}), "I3|I4|rest"},
 		"constraints ignored": {mutate("placement", placements(func(tx store.ReadTx, p *api.TaskPlacement, i int) {
 			if p.NodeIds[i] != "" {
 				nodes := tx.Nodes()
@@ -223,7 +223,7 @@ func TestCheckerFindsPlantedDefects(t *testing.T) {
 					p.Refused[i] = ""
 				}
 			}
-		})), "I6|I7|I13"},
+		})), "I6|I7|I11|I13"},
 		"tasks without a node say nothing": {mutate("placement", mutant{want: each(func(_ store.ReadTx, c *api.Change) bool {
 			return !strings.Contains(strings.Join(c.GetPlaceTasks().GetRefused(), ""), "no suitable node")
 		})}), "I3"},
