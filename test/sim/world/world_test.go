@@ -10,7 +10,7 @@ import (
 var (
 	seeds = flag.Uint64("seeds", 0, "histories to simulate; 0: as many as fit the share of time")
 	from  = flag.Uint64("from", 1, "the first seed")
-	share = flag.Duration("share", 12*time.Second, "time for the histories of one test run")
+	share = flag.Duration("share", 8*time.Second, "time for the histories of one test run")
 )
 
 // past are seeds that found defects; each was mended with a test of its own in the package concerned.
