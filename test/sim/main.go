@@ -3,9 +3,11 @@
 package main
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"os"
+	"os/signal"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -29,6 +31,8 @@ func main() {
 }
 
 func play(from, seeds uint64, busy time.Duration, workers, keep int, trace bool) bool {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM) // then it tells how far it got
+	defer stop()
 	began := time.Now()
 	var next, entries, events, tasks, terms, done atomic.Uint64
 	var mu sync.Mutex
@@ -39,9 +43,9 @@ func play(from, seeds uint64, busy time.Duration, workers, keep int, trace bool)
 			for {
 				i := next.Add(1) - 1
 				mu.Lock()
-				stop := i >= seeds || failures >= keep
+				over := i >= seeds || failures >= keep || ctx.Err() != nil
 				mu.Unlock()
-				if stop {
+				if over {
 					return
 				}
 				r := world.Run(world.Config{Seed: from + i, Busy: busy, Trace: trace})
