@@ -36,6 +36,7 @@ const (
 // Checker follows a log entry by entry.
 type Checker struct {
 	now     time.Time
+	level   uint32    // of the cluster's features
 	term    time.Time // when the leader changed last
 	tasks   map[string]*seen
 	dead    map[string]struct{}
@@ -118,7 +119,7 @@ func (c *Checker) bad(rule, format string, args ...any) {
 
 // Entry looks at what an entry changed. Keys are the changed objects; with all, anything may have changed.
 func (c *Checker) Entry(tx store.ReadTx, keys []store.Key, all bool, now time.Time) []Violation {
-	c.found, c.now = nil, now
+	c.found, c.now, c.level = nil, now, tx.Cluster().GetFeatureLevel()
 	if all {
 		keys = everything(tx)
 	}

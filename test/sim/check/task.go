@@ -105,6 +105,9 @@ func (c *Checker) created(t *store.Task) *seen {
 
 // attempts is I11: a task of a revision is not started again more often than the policy allows.
 func (c *Checker) attempts(slot *slotSeen, s *seen, t *store.Task) {
+	if c.level < api.LevelHistory {
+		return // a cluster of that level does not count restarts
+	}
 	var last *seen
 	for _, o := range slot.tasks {
 		if o.Desired < api.TaskRemove && o.Revision == t.Revision && (last == nil || o.Generation > last.Generation) {
