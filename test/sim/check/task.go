@@ -260,7 +260,13 @@ func (c *Checker) delayed(s *seen) {
 	}
 	var last *seen
 	for _, o := range c.slotOf(keyOf(s.Task)).tasks {
-		if o != s && o.Generation < s.Generation && (last == nil || o.Generation > last.Generation) {
+		if o == s || o.Generation > s.Generation {
+			continue
+		}
+		if !ended(o.State) {
+			return // it is what is replaced: its node is lost, or an update goes on
+		}
+		if last == nil || o.Generation > last.Generation {
 			last = o
 		}
 	}
