@@ -12,9 +12,10 @@ import (
 
 	"skein/agent/task"
 	"skein/manager/api"
+	"skein/runtime"
 )
 
-// A task's secrets and configs are files with the wished owner and mode, bound read-only, and gone with the container.
+// A task's secrets and configs are files with the wished owner and mode, bound read-only, and gone when it ends.
 func TestDependencies(t *testing.T) {
 	b := newBench(t)
 	cs := &swarm.ContainerSpec{Image: "busybox", Env: []string{"COLOUR=red"},
@@ -69,10 +70,27 @@ func TestDependencies(t *testing.T) {
 	if _, err := os.Stat(orphan); err == nil {
 		t.Error("an orphan is still there")
 	}
-	if err := ctl.Remove(t.Context()); err != nil {
+	// They go when the task ends, though its container stays; also when the task ended while no daemon watched.
+	if err := ctl.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.sup.exit(ctl.Info().ContainerID, runtime.Exit{Code: 1})
+	if _, err := ctl.Wait(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(b.e.dependenciesDir()); err == nil {
-		t.Error("after the last task's removal the directory is still there")
+		t.Error("the files of the last task that ended are still there")
+	}
+	if err := os.MkdirAll(filepath.Join(b.e.dependenciesDir(), "t1"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := ctl.State(t.Context()); err != nil || !s.Ended {
+		t.Fatal(s, err)
+	}
+	if _, err := os.Stat(b.e.dependenciesDir()); err == nil {
+		t.Error("the files of a task that is found ended are still there")
+	}
+	if err := ctl.Remove(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -87,6 +87,7 @@ func (t *taskController) State(context.Context) (task.State, error) {
 	s := task.State{Created: true, Running: r.State.active()}
 	if r.State.Status == container.StateExited {
 		s.Ended, s.Exit = true, exitOf(r)
+		t.dropFiles()
 	}
 	return s, nil
 }
@@ -441,8 +442,24 @@ func lastProbe(h *container.Health) string {
 	return fmt.Sprintf("last probe exited with %d: %s", l.ExitCode, strings.TrimSpace(l.Output))
 }
 
-// Wait returns when the container's process ended, or when its health check gave it up.
+// Wait returns when the container's process ended, or when its health check gave it up. Its secrets are gone then, though the container stays
+// as long as the task's history is kept.
 func (t *taskController) Wait(ctx context.Context) (task.Exit, error) {
+	x, err := t.ended(ctx)
+	if err == nil {
+		t.dropFiles()
+	}
+	return x, err
+}
+
+// dropFiles removes the secrets and configs of a task that has ended: it is never started again.
+func (t *taskController) dropFiles() {
+	if err := t.e.removeFiles(t.a.TaskId); err != nil {
+		t.e.log.Warn("remove the secrets of an ended task", "task", t.a.TaskId, "err", err)
+	}
+}
+
+func (t *taskController) ended(ctx context.Context) (task.Exit, error) {
 	c, err := t.mustContainer()
 	if err != nil {
 		return task.Exit{}, err
