@@ -10,6 +10,8 @@ import (
 func (h *handlers) skeinRoutes() []route {
 	return []route{
 		{"GET /skein/net/status", h.netStatus},
+		{"GET /skein/rebalance", h.rebalance},
+		{"POST /skein/rebalance", h.rebalance},
 		{"GET /skein/services/{id}/revisions", h.serviceRevisions},
 		{"POST /skein/services/{id}/rollback", h.serviceRollback},
 		{"POST /skein/join-tokens", h.joinTokenCreate},

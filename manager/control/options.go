@@ -61,6 +61,7 @@ func options() []option {
 		option{placement.LabelPriority, onService, fmt.Sprintf("a whole number, %d to %d", -placement.MaxPriority, placement.MaxPriority),
 			func(v string) bool { _, ok := placement.ParsePriority(v); return ok && v != "" }},
 		option{store.LabelVolumeHome, onService, "on or off", func(v string) bool { return v == "on" || v == "off" }},
+		option{placement.LabelRebalance, onService, "on or off", func(v string) bool { return v == "on" || v == "off" }},
 		option{optionComment, onService, "at most 1024 bytes of text", func(v string) bool { return len(v) <= 1024 }},
 	)
 }

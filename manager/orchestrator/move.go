@@ -29,7 +29,13 @@ func (p *pass) shallLeave(t *store.Task) bool {
 		return false
 	}
 	n := p.o.node(p.view, t.NodeID)
-	return n != nil && n.node.State == scheduler.Drained && p.movesGently(t, n)
+	return n != nil && ((n.node.State == scheduler.Drained && p.movesGently(t, n)) || (n.node.State == scheduler.Ready && p.asked(t)))
+}
+
+// asked reports whether the task is to be replaced elsewhere to level the nodes. Such a task runs until its successor does, however long
+// that takes.
+func (p *pass) asked(t *store.Task) bool {
+	return t.Slot != 0 && !p.svc.Job() && p.view.TaskExtra(t.ID).GetMoving() && p.conditionAllows(p.policy(t), t)
 }
 
 // movesGently: what runs on a drained node is replaced before it ends, unless nothing could replace it or all shall go at once.
@@ -80,7 +86,7 @@ func (p *pass) startFirst() bool {
 func (p *pass) mustWait(s *slot) bool {
 	for _, t := range s.leave {
 		if !s.ending[t] {
-			return !p.startFirst()
+			return !p.startFirst() && !p.asked(t)
 		}
 	}
 	return false
@@ -135,7 +141,11 @@ func (p *pass) mayMove(s *slot) bool {
 			busy += p.sum.busy
 			p.wakeAt(until)
 		}
-		return busy < p.movesAtOnce(n)
+		limit := p.movesAtOnce(n)
+		if limit == 0 { // of a node that is drained all go at once; who is only asked to move has time
+			limit = max(1, p.replicas()/defaultMoves)
+		}
+		return busy < limit
 	}
 	return true
 }
@@ -150,7 +160,7 @@ func (p *pass) move(s *slot) (waits, moving bool) {
 		return len(s.leave) > 0 && len(s.lost) == 0, len(s.lost) > 0 && p.onItsWay(s, s.lost[len(s.lost)-1])
 	}
 	next := s.wanted[len(s.wanted)-1]
-	if next.State == api.TaskRunning || (next.State >= api.TaskReady && p.mustWait(s)) || (len(s.leave) > 0 && !p.onItsWay(s, next)) {
+	if next.State == api.TaskRunning || (next.State >= api.TaskReady && p.mustWait(s)) || (len(s.leave) > 0 && !p.onItsWay(s, next) && !p.asked(s.leave[0])) {
 		p.shutdown(s, s.leave...)
 		p.out.cut()
 	}

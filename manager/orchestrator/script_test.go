@@ -34,6 +34,7 @@ var rewrite = flag.Bool("rewrite", false, "write the observed output into testda
 //	agents               agents bring every task where it shall be
 //	advance DURATION [agents]
 //	leader               another manager takes over
+//	rebalance            lists the moves that level the nodes, and asks for them
 //	tasks [NAME]         list
 func TestScripts(t *testing.T) {
 	files, _ := filepath.Glob("testdata/*.txt")
@@ -134,6 +135,8 @@ func (sc *script) command(line string) {
 		}
 	case "leader":
 		sc.newTerm()
+	case "rebalance":
+		sc.rebalance()
 	case "tasks":
 		for _, t := range sc.tasks() {
 			if len(args) < 2 || t.ServiceID == args[1] {
@@ -381,4 +384,17 @@ func (sc *script) pretty(message string) string {
 		message = strings.ReplaceAll(message, id, name)
 	}
 	return message
+}
+
+func (sc *script) rebalance() {
+	var ids []string
+	sc.view(func(tx store.ReadTx) {
+		for _, m := range placement.Plan(tx, "") {
+			fmt.Fprintf(&sc.out, "  move %s from %s to %s\n", sc.name(m.Task), m.Task.NodeID, m.To)
+			ids = append(ids, m.Task.ID)
+		}
+	})
+	if len(ids) > 0 {
+		sc.do(&api.Change{Kind: &api.Change_MoveTasks{MoveTasks: &api.TaskMove{TaskIds: ids, Reason: "level"}}})
+	}
 }
