@@ -85,13 +85,13 @@ func change(c ...*api.Change) *api.Txn { return &api.Txn{Changes: c} }
 // world makes cluster, nodes, network and services.
 func (f *filler) world(ctx context.Context) error {
 	c := &api.ClusterRecord{Id: "c1", OverlayPool: "10.0.0.0/9", MeshPool: "10.128.0.0/9", OverlayBits: 20, UlaPrefix: "fd12:3456:789a::/48", FeatureLevel: api.FeatureLevel}
-	err := f.do(ctx, change(&api.Change{Kind: &api.Change_PutCluster{PutCluster: c}}))
+	txns := []*api.Txn{change(&api.Change{Kind: &api.Change_PutCluster{PutCluster: c}})}
 	for i, id := range f.nodes {
 		n := &api.NodeRecord{Id: id, Hostname: fmt.Sprint("node", i), Role: api.RoleWorker, Availability: "active"}
-		err = errors.Join(err, f.do(ctx, change(&api.Change{Kind: &api.Change_PutNode{PutNode: n}})))
+		txns = append(txns, change(&api.Change{Kind: &api.Change_PutNode{PutNode: n}}))
 	}
 	net := &api.NetworkRecord{Id: f.id(), Name: "net", Subnet4: "10.0.0.0/11"}
-	err = errors.Join(err, f.do(ctx, change(&api.Change{Kind: &api.Change_PutNetwork{PutNetwork: net}})))
+	txns = append(txns, change(&api.Change{Kind: &api.Change_PutNetwork{PutNetwork: net}}))
 	for i, id := range f.services {
 		spec := swarm.ServiceSpec{Annotations: swarm.Annotations{Name: fmt.Sprint("service", i)}}
 		spec.TaskTemplate.ContainerSpec = &swarm.ContainerSpec{Image: "app:1"}
@@ -100,10 +100,13 @@ func (f *filler) world(ctx context.Context) error {
 		} else {
 			spec.TaskTemplate.Networks = []swarm.NetworkAttachmentConfig{{Target: store.NetworkNone}}
 		}
-		b, jerr := json.Marshal(spec)
-		err = errors.Join(err, jerr, f.do(ctx, change(&api.Change{Kind: &api.Change_PutService{PutService: &api.ServiceRecord{Id: id, SpecJson: b}}})))
+		b, err := json.Marshal(spec)
+		if err != nil {
+			return err
+		}
+		txns = append(txns, change(&api.Change{Kind: &api.Change_PutService{PutService: &api.ServiceRecord{Id: id, SpecJson: b}}}))
 	}
-	return err
+	return f.do(ctx, txns...)
 }
 
 // place creates and places the tasks from slot lo to hi of a service.
@@ -286,7 +289,9 @@ func managers(ctx context.Context, dir string) (leader *store.Store, stop func()
 		}
 		s := store.New(nil)
 		n, err := consensus.Open(consensus.Config{NodeID: fmt.Sprint("m", i), Dir: filepath.Join(dir, fmt.Sprint("m", i)), Stream: loopback{l}, Advertise: l.Addr().String(),
-			Store: s, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), Fatal: func(code int, err error) { fmt.Fprintln(os.Stderr, "manager must end:", code, err) }})
+			// What else runs on this machine shall not cost the leadership: it is not what is measured.
+			Timing: consensus.Timing{Heartbeat: 5 * time.Second, Election: 5 * time.Second, Lease: 5 * time.Second, Commit: 25 * time.Millisecond, RPC: 10 * time.Second},
+			Store:  s, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), Fatal: func(code int, err error) { fmt.Fprintln(os.Stderr, "manager must end:", code, err) }})
 		if err != nil {
 			return nil, stop, err
 		}
