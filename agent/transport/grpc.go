@@ -19,6 +19,8 @@ const (
 	keepaliveTimeout = 3 * time.Second
 	maxHeaderBytes   = 32 << 10
 	maxStreams       = 4096 // per connection; a forwarding follower and its users share one
+	// A session's connection is idle most of the time, and a leader has thousands: the default buffers would take 64 KiB of each.
+	bufferBytes = 8 << 10
 )
 
 // ServerOptions are the options of a gRPC server on the GRPC listener: its connections' TLS state, size and stream bounds, keepalive.
@@ -27,6 +29,9 @@ func ServerOptions() []grpc.ServerOption {
 		grpc.Creds(muxCredentials{}),
 		grpc.MaxRecvMsgSize(api.MaxMessageBytes),
 		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.ReadBufferSize(bufferBytes),
+		grpc.WriteBufferSize(bufferBytes),
+		grpc.SharedWriteBuffer(true),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.InTapHandle((&streamCount{open: map[string]int{}}).admit),
 		grpc.ConnectionTimeout(handshakeTimeout),

@@ -68,7 +68,7 @@ type Cipher interface {
 type Timing struct {
 	Heartbeat time.Duration // without a word from the leader: start an election
 	Election  time.Duration
-	Lease     time.Duration // without a word from a majority: step down
+	Lease     time.Duration // without a word from a majority: step down; at most Heartbeat
 	Commit    time.Duration // idle followers hear of commits at least this often
 	RPC       time.Duration // one round trip to another manager
 }
@@ -90,7 +90,7 @@ func (c *Config) fill() error {
 		c.FreeSpace = func() (int64, error) { return freeSpace(c.Dir) }
 	}
 	if c.Timing == (Timing{}) {
-		c.Timing = Timing{Heartbeat: 800 * time.Millisecond, Election: 800 * time.Millisecond, Lease: 400 * time.Millisecond,
+		c.Timing = Timing{Heartbeat: 800 * time.Millisecond, Election: 800 * time.Millisecond, Lease: 750 * time.Millisecond,
 			Commit: 25 * time.Millisecond, RPC: 5 * time.Second}
 	}
 	if c.SnapshotThreshold == 0 {

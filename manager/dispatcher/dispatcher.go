@@ -37,10 +37,14 @@ const (
 	orphanCheck = time.Minute
 	helloBound  = 5 * time.Second
 	// gather is the least time between two rounds of updates: a burst of reports becomes one table version. A round that had much to do is
-	// followed by a pause of its own length, up to the limit, so that under load each message carries more.
+	// followed by a pause of its own length or of what sending costs, up to the limit, so that under load each message carries more.
 	gather      = 10 * time.Millisecond
+	messageCost = 200 * time.Microsecond
 	gatherLimit = 250 * time.Millisecond
-	greetsBound = 64   // sessions that are sent everything in one round
+	// tellBound and greetsBound are how many nodes are sent changes, and everything, in one round: a burst to thousands would come before
+	// everything else that this process has to do, and before its word to the other managers.
+	tellBound   = 256
+	greetsBound = 64
 	callsBound  = 1024 // functions waiting for Run; agents wait behind them
 	pingTimeout = 700 * time.Millisecond
 	pingTries   = 2
@@ -100,6 +104,7 @@ type Dispatcher struct {
 	managersSize int
 	templates    map[templateKey]*template
 	flushAt      *time.Timer
+	told         int           // nodes that the round sent something
 	flushed      time.Time     // when the last round ended
 	pause        time.Duration // before the next one
 }

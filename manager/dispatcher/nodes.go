@@ -36,6 +36,7 @@ type node struct {
 	nets    map[string]int // live tasks here per network: the tables it needs
 	changed []string       // tasks whose assignment may have changed
 	removed []string       // tasks that it was sent and that are not its any more
+	listed  bool           // among those that are to be told
 }
 
 // allowance lets sessions of a node begin in a burst, then one in a while: an agent that loses each at once, or two machines with one

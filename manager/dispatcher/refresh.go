@@ -85,15 +85,16 @@ type taskEntry struct {
 // flush is one round: look at what changed, tell tables before the assignments that need them, then greet some of the new sessions.
 func (d *Dispatcher) flush() {
 	began := time.Now()
+	d.told = 0
 	d.dirty.add(d.watcher.Take())
 	x := d.dirty
-	if x.all || x.drains || x.count > 0 || len(d.greets) > 0 {
+	if x.all || x.drains || x.count > 0 || len(d.greets)+len(d.spread.reassign) > 0 {
 		d.dirty = dirty{}
 		d.cfg.Store.View(func(tx store.ReadTx) { d.round(tx, &x) })
 	}
 	d.flushed = time.Now()
-	d.pause = min(max(gather, d.flushed.Sub(began)), gatherLimit)
-	if len(d.greets) > 0 {
+	d.pause = min(max(gather, d.flushed.Sub(began), time.Duration(d.told)*messageCost), gatherLimit)
+	if len(d.greets)+len(d.spread.reassign) > 0 {
 		d.schedule()
 	}
 }
@@ -121,6 +122,7 @@ func (d *Dispatcher) round(tx store.ReadTx, x *dirty) {
 		n := d.greets[0]
 		d.greets = d.greets[1:]
 		if n.session != nil && !n.session.greeted && d.nodes[n.id] == n {
+			d.told++
 			d.greet(tx, n)
 		}
 	}
@@ -267,7 +269,7 @@ func (d *Dispatcher) drop(e *taskEntry, id string) {
 		n.session.release(e.template)
 	}
 	n.removed = append(n.removed, id)
-	d.spread.reassign[n] = struct{}{}
+	d.spread.tell(n)
 }
 
 // entryOf is false for a task that no node has to know.
@@ -315,6 +317,6 @@ func (d *Dispatcher) touch(e *taskEntry, task string) {
 	if n := e.node; !e.queued && n.session != nil && n.session.greeted {
 		e.queued = true
 		n.changed = append(n.changed, task)
-		d.spread.reassign[n] = struct{}{}
+		d.spread.tell(n)
 	}
 }

@@ -258,7 +258,12 @@ func (d *Dispatcher) leastAcked(table string) uint64 {
 
 // sendAssignments sends the nodes concerned what changed for them.
 func (d *Dispatcher) sendAssignments(tx store.ReadTx) {
-	for n := range d.spread.reassign {
+	now := d.spread.reassign
+	if len(now) > tellBound {
+		now = now[:tellBound]
+	}
+	for _, n := range now {
+		n.listed = false
 		if n.session != nil && n.session.greeted {
 			d.sendChanged(tx, n)
 		}
@@ -269,7 +274,18 @@ func (d *Dispatcher) sendAssignments(tx store.ReadTx) {
 		}
 		n.changed, n.removed = nil, nil
 	}
-	clear(d.spread.reassign)
+	d.told += len(now)
+	if d.spread.reassign = d.spread.reassign[len(now):]; len(d.spread.reassign) == 0 {
+		d.spread.reassign = nil
+	}
+}
+
+// tell has a node looked at in its turn.
+func (s *spread) tell(n *node) {
+	if !n.listed {
+		n.listed = true
+		s.reassign = append(s.reassign, n)
+	}
 }
 
 // outgoing gathers assignments for one session and cuts them into messages.

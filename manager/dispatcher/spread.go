@@ -24,13 +24,13 @@ type spread struct {
 	services    map[string]map[string]*api.ServiceEndpoint // service → table → record
 	stopping    map[string]struct{}                        // tasks whose drain is not settled
 	resubscribe map[*node]struct{}                         // nodes whose needed tables may have changed
-	reassign    map[*node]struct{}                         // nodes with changed assignments
+	reassign    []*node                                    // nodes with changed assignments, in their turn
 }
 
 func newSpread() *spread {
 	s := &spread{
 		tables: map[string]*table{}, nodes: map[uint32]*api.NodeEndpoint{}, services: map[string]map[string]*api.ServiceEndpoint{},
-		stopping: map[string]struct{}{}, resubscribe: map[*node]struct{}{}, reassign: map[*node]struct{}{},
+		stopping: map[string]struct{}{}, resubscribe: map[*node]struct{}{},
 	}
 	s.tables[api.MeshTable] = newTable(api.MeshTable)
 	return s

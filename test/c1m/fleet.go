@@ -19,7 +19,7 @@ import (
 // Every node and every task is alike.
 const (
 	maxNodes    = 1 << 16
-	joinsAtOnce = 32
+	joinsAtOnce = 16
 
 	nodeCPUs   = 64
 	nodeMemory = 256 << 30

@@ -26,10 +26,14 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"runtime/debug"
 	"runtime/pprof"
 	"syscall"
 	"time"
 )
+
+// memoryLimit makes the collector work harder beyond it: managers and agents together are to stay below 6 GiB.
+const memoryLimit = 5 << 30
 
 // options of a run.
 type options struct {
@@ -38,6 +42,7 @@ type options struct {
 	prepare                    time.Duration
 	start                      time.Duration
 	limit                      time.Duration
+	gc                         int
 	dir                        string
 	cpu                        string
 	mem                        string
@@ -55,6 +60,7 @@ func Main(args []string) error {
 	fs.DurationVar(&o.prepare, "prepare", 100*time.Millisecond, "how long a container takes to be prepared")
 	fs.DurationVar(&o.start, "start", 50*time.Millisecond, "how long it takes to start")
 	fs.DurationVar(&o.limit, "limit", 30*time.Minute, "give up after this time")
+	fs.IntVar(&o.gc, "gc", 120, "GOGC of the process, within 5 GiB")
 	fs.StringVar(&o.dir, "dir", "", "directory of the managers' disks (default: a temporary one)")
 	fs.StringVar(&o.cpu, "cpuprofile", "", "write CPU profiles to this path with .sessions (until all sessions stand) and .tasks (until all containers run)")
 	fs.StringVar(&o.mem, "memprofile", "", "write a heap profile at the end")
@@ -65,6 +71,8 @@ func Main(args []string) error {
 	if o.agents < 1 || o.services < 1 || o.replicas < 1 {
 		return errors.New("c1m: agents, services and replicas must be at least 1")
 	}
+	debug.SetGCPercent(o.gc)
+	debug.SetMemoryLimit(memoryLimit)
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
 	ctx, cancel = context.WithTimeout(ctx, o.limit)
