@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"skein/manager/dispatcher"
 	"skein/manager/orchestrator"
 	"skein/manager/placement"
 	"skein/manager/store"
@@ -62,6 +63,11 @@ func options() []option {
 			func(v string) bool { _, ok := placement.ParsePriority(v); return ok && v != "" }},
 		option{store.LabelVolumeHome, onService, "on or off", func(v string) bool { return v == "on" || v == "off" }},
 		option{placement.LabelRebalance, onService, "on or off", func(v string) bool { return v == "on" || v == "off" }},
+		option{dispatcher.LabelDownShare, onCluster, "a whole number of percent from 0 to 100, 100 for no limit", func(v string) bool {
+			n, err := strconv.Atoi(v)
+			return err == nil && n >= 0 && n <= 100
+		}},
+		option{dispatcher.LabelDownHold, onCluster, "a duration such as 30s or 2h, above zero", func(v string) bool { return duration(v) && v != "0" && v != "0s" }},
 		option{optionComment, onService, "at most 1024 bytes of text", func(v string) bool { return len(v) <= 1024 }},
 	)
 }

@@ -24,9 +24,10 @@ const (
 	// settleWithin is how much later than the first of them others may have been heard that went at the same time.
 	settleWithin = heartbeat + heartbeat/4
 
-	// Labels of the cluster that set the share and the time after which nodes that are held back count as down.
-	labelDownShare = "skein.node.down-share"
-	labelDownHold  = "skein.node.down-hold"
+	// LabelDownShare and LabelDownHold are labels of the cluster: the share of nodes in percent that may be declared down at once, and the time
+	// after which those that are held back count as down all the same.
+	LabelDownShare = "skein.node.down-share"
+	LabelDownHold  = "skein.node.down-hold"
 
 	defaultDownShare = 33 // percent
 	defaultDownHold  = 10 * time.Minute
@@ -41,10 +42,10 @@ type caution struct {
 // cautionOf reads the labels; control has checked them.
 func cautionOf(labels map[string]string) caution {
 	c := caution{share: defaultDownShare, hold: defaultDownHold}
-	if v, err := strconv.Atoi(labels[labelDownShare]); err == nil && v >= 0 && v <= 100 {
+	if v, err := strconv.Atoi(labels[LabelDownShare]); err == nil && v >= 0 && v <= 100 {
 		c.share = v
 	}
-	if v, err := time.ParseDuration(labels[labelDownHold]); err == nil && v > 0 {
+	if v, err := time.ParseDuration(labels[LabelDownHold]); err == nil && v > 0 {
 		c.hold = v
 	}
 	return c
@@ -89,7 +90,7 @@ func (d *Dispatcher) absent(n *node, why string, now time.Time) {
 	}
 	if !n.held {
 		d.hold(n, fmt.Sprintf("%s; not declared down, since %d of %d nodes are silent at once, more than %d %%: their tasks stay for %v; drain or remove the nodes that are dead, or set the cluster's label %s",
-			why, gone, of, d.caution.share, d.caution.hold, labelDownShare))
+			why, gone, of, d.caution.share, d.caution.hold, LabelDownShare))
 	}
 }
 

@@ -14,8 +14,10 @@ import (
 )
 
 const (
-	reportEvery = 50 * time.Millisecond // as the product's agent
-	retryMin    = 100 * time.Millisecond
+	reportEvery = 50 * time.Millisecond  // as the product's agent
+	retryMin    = 100 * time.Millisecond // between rounds over the managers, with jitter below a bound that doubles
+	retryFirst  = time.Second
+	retryMax    = 8 * time.Second
 	maxMessage  = 64 << 20
 )
 
@@ -55,7 +57,7 @@ func newAgent(f *fleet, number int) *agent {
 
 // run keeps a session with the leader until ctx ends.
 func (a *agent) run(ctx context.Context) {
-	lost := time.Now()
+	limit := retryFirst
 	for ctx.Err() == nil {
 		members := a.f.c.members()
 		rand.Shuffle(len(members), func(i, j int) { members[i], members[j] = members[j], members[i] })
@@ -66,15 +68,15 @@ func (a *agent) run(ctx context.Context) {
 			}
 			if had {
 				a.f.lost(err)
-				lost = time.Now()
+				limit = retryFirst
 				break
 			}
 		}
-		limit := min(max(time.Since(lost)/4, 3*retryMin), 3*time.Second)
 		select {
 		case <-ctx.Done():
 		case <-time.After(retryMin + rand.N(limit)):
 		}
+		limit = min(2*limit, retryMax)
 	}
 }
 

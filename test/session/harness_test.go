@@ -122,10 +122,13 @@ func (c *cluster) node(name, role, addr string) {
 }
 
 // lead begins a term on a manager.
-func (c *cluster) lead(name string) {
+func (c *cluster) lead(name string) { c.leadIn(name, 0) }
+
+// leadIn begins a term of a number.
+func (c *cluster) leadIn(name string, number uint64) {
 	c.unlead()
 	d := dispatcher.New(dispatcher.Config{
-		Store: c.store, NodeID: id(name),
+		Store: c.store, NodeID: id(name), Term: number,
 		Identify: func(ctx context.Context) (string, error) {
 			md, _ := metadata.FromIncomingContext(ctx)
 			return md.Get("node")[0], nil
