@@ -1,6 +1,7 @@
 package dockerapi
 
 import (
+	"context"
 	"net/http"
 
 	"skein/manager/api"
@@ -36,11 +37,9 @@ func (d dependencies) list(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	objs, err := ctl.ListDependencies(r.Context(), &api.DependencyListRequest{Kind: d.kind, Filters: listRequest(f, false).Filters})
-	if err != nil {
-		return err
-	}
-	return writeRawList(w, objs.GetJson())
+	return writeList(r.Context(), w, listRequest(f, false), func(ctx context.Context, l *api.ListRequest) (*api.Objects, error) {
+		return ctl.ListDependencies(ctx, &api.DependencyListRequest{Kind: d.kind, Filters: l.Filters, After: l.After, PageBytes: l.PageBytes})
+	})
 }
 
 func (d dependencies) create(w http.ResponseWriter, r *http.Request) error {

@@ -71,17 +71,18 @@ func (h *handlers) clusterNetworks(ctx context.Context) ([]network.Inspect, erro
 	if err != nil {
 		return nil, err
 	}
-	objs, err := ctl.ListNetworks(ctx, &api.ListRequest{})
-	if err != nil {
-		return nil, err
-	}
-	list := make([]network.Inspect, len(objs.GetJson()))
-	for i, raw := range objs.GetJson() {
-		if err := decodeObject(raw, &list[i], "a network"); err != nil {
-			return nil, err
+	var list []network.Inspect
+	err = api.EachPage(ctx, &api.ListRequest{}, lists(ctl.ListNetworks), func(objects [][]byte) error {
+		for _, raw := range objects {
+			var n network.Inspect
+			if err := decodeObject(raw, &n, "a network"); err != nil {
+				return err
+			}
+			list = append(list, n)
 		}
-	}
-	return list, nil
+		return nil
+	})
+	return list, err
 }
 
 func (h *handlers) networkList(w http.ResponseWriter, r *http.Request) error {

@@ -91,19 +91,18 @@ func (h *handlers) serviceLogs(w http.ResponseWriter, r *http.Request) error {
 	}
 	cs := svc.Spec.TaskTemplate.ContainerSpec
 	list := func(ctx context.Context) ([]logTask, error) {
-		objs, err := ctl.ListTasks(ctx, listRequest(Filters{"service": {svc.ID}}, false))
-		if err != nil {
-			return nil, err
-		}
 		var tasks []logTask
-		for _, raw := range objs.GetJson() {
-			var t logTask
-			if err := decodeObject(raw, &t, "a task of service "+ref); err != nil {
-				return nil, err
+		err := api.EachPage(ctx, listRequest(Filters{"service": {svc.ID}}, false), lists(ctl.ListTasks), func(objects [][]byte) error {
+			for _, raw := range objects {
+				var t logTask
+				if err := decodeObject(raw, &t, "a task of service "+ref); err != nil {
+					return err
+				}
+				tasks = append(tasks, t)
 			}
-			tasks = append(tasks, t)
-		}
-		return tasks, nil
+			return nil
+		})
+		return tasks, err
 	}
 	return h.streamTaskLogs(w, r, q, cs != nil && cs.TTY, list, q.Follow)
 }

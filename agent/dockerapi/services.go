@@ -31,11 +31,7 @@ func (h *handlers) serviceList(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	objs, err := ctl.ListServices(r.Context(), listRequest(f, boolQuery(q, "status")))
-	if err != nil {
-		return err
-	}
-	return writeRawList(w, objs.GetJson())
+	return writeList(r.Context(), w, listRequest(f, boolQuery(q, "status")), lists(ctl.ListServices))
 }
 
 // readServiceSpec returns the spec as the client sent it, so that nothing of it is lost, once it is known to be one.
@@ -148,11 +144,7 @@ func (h *handlers) taskList(w http.ResponseWriter, r *http.Request) error {
 	if err := h.resolveTaskFilters(r.Context(), ctl, f); err != nil {
 		return err
 	}
-	objs, err := ctl.ListTasks(r.Context(), listRequest(f, false))
-	if err != nil {
-		return err
-	}
-	return writeRawList(w, objs.GetJson())
+	return writeList(r.Context(), w, listRequest(f, false), lists(ctl.ListTasks))
 }
 
 // resolveTaskFilters turns names of services and nodes into ids, as docker does before it asks the managers. Ids pass without a look-up.

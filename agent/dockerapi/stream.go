@@ -3,6 +3,7 @@ package dockerapi
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -15,6 +16,9 @@ import (
 	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/api/types"
 	"github.com/moby/moby/api/types/jsonstream"
+	"google.golang.org/grpc"
+
+	"skein/manager/api"
 )
 
 func writeJSON(w http.ResponseWriter, code int, v any) error {
@@ -29,17 +33,36 @@ func encodeJSON(w io.Writer, v any) error {
 	return enc.Encode(v)
 }
 
-// writeRawList answers with a JSON array of objects that are JSON already.
-func writeRawList(w http.ResponseWriter, objects [][]byte) error {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(http.StatusOK)
-	bw := bufio.NewWriterSize(w, 32<<10)
-	bw.WriteByte('[')
-	for i, o := range objects {
-		if i > 0 {
-			bw.WriteByte(',')
+// lister asks the managers for a page of a list.
+type lister func(context.Context, *api.ListRequest) (*api.Objects, error)
+
+// lists adapts a method of the control client.
+func lists(f func(context.Context, *api.ListRequest, ...grpc.CallOption) (*api.Objects, error)) lister {
+	return func(ctx context.Context, r *api.ListRequest) (*api.Objects, error) { return f(ctx, r) }
+}
+
+// writeList answers with a JSON array of objects that are JSON already, page by page, so that no list is too long. An error before the first
+// page is an answer; one behind it cuts the answer short.
+func writeList(ctx context.Context, w http.ResponseWriter, req *api.ListRequest, list lister) error {
+	bw, n := bufio.NewWriterSize(w, 32<<10), 0
+	err := api.EachPage(ctx, req, list, func(objects [][]byte) error {
+		if !began(w) {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusOK)
+			bw.WriteByte('[')
 		}
-		bw.Write(o)
+		for _, o := range objects {
+			if n++; n > 1 {
+				bw.WriteByte(',')
+			}
+			if _, err := bw.Write(o); err != nil {
+				return err // the client is gone
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	bw.WriteString("]\n")
 	return bw.Flush() // bufio keeps the first error

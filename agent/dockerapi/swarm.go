@@ -151,11 +151,7 @@ func (h *handlers) nodeList(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	objs, err := ctl.ListNodes(r.Context(), listRequest(f, false))
-	if err != nil {
-		return err
-	}
-	return writeRawList(w, objs.GetJson())
+	return writeList(r.Context(), w, listRequest(f, false), lists(ctl.ListNodes))
 }
 
 func listRequest(f Filters, status bool) *api.ListRequest {

@@ -120,21 +120,19 @@ func (h *handlers) addCluster(ctx context.Context, s *swarm.Info) {
 		if s.Nodes != 0 {
 			return nil
 		}
-		objs, err := ctl.ListNodes(ctx, &api.ListRequest{})
-		if err != nil {
-			return err
-		}
-		for _, raw := range objs.GetJson() {
-			var n struct{ Spec struct{ Role swarm.NodeRole } }
-			if err := json.Unmarshal(raw, &n); err != nil {
-				return err
+		return api.EachPage(ctx, &api.ListRequest{}, lists(ctl.ListNodes), func(nodes [][]byte) error {
+			for _, raw := range nodes {
+				var n struct{ Spec struct{ Role swarm.NodeRole } }
+				if err := json.Unmarshal(raw, &n); err != nil {
+					return err
+				}
+				s.Nodes++
+				if n.Spec.Role == swarm.NodeRoleManager {
+					s.Managers++
+				}
 			}
-			s.Nodes++
-			if n.Spec.Role == swarm.NodeRoleManager {
-				s.Managers++
-			}
-		}
-		return nil
+			return nil
+		})
 	}()
 	if err != nil && s.Error == "" {
 		_, s.Error = statusOf(err)

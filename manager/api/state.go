@@ -62,4 +62,5 @@ const (
 	MaxSpecBytes     = 1 << 20 // of one object's spec JSON
 	MaxMessageBytes  = 4 << 20 // of one gRPC message
 	MaxStatusReports = 1000    // of one StatusBatch
+	ListPageBytes    = 1 << 20 // of the objects of one answer to a list request, but for the last of them
 )

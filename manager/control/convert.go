@@ -104,7 +104,7 @@ func taskObject(tx store.ReadTx, t *store.Task, soft *api.TaskReport) swarm.Task
 		}
 		if svc.Job() {
 			o.JobIteration = jobIteration(t.Revision)
-			o.DesiredState = swarm.TaskState(shownDesire(svc, t).String())
+			o.DesiredState = swarm.TaskState(shownDesire(svc, t.Desired).String())
 			o.Slot = max(o.Slot-1, 0) // docker counts the slots of jobs from 0
 		}
 	}
@@ -134,11 +134,11 @@ func taskObject(tx store.ReadTx, t *store.Task, soft *api.TaskReport) swarm.Task
 }
 
 // shownDesire is the state that docker shows as wanted: tasks of jobs are wanted to complete.
-func shownDesire(svc *store.Service, t *store.Task) api.TaskState {
-	if svc != nil && svc.Job() && t.Desired == api.TaskRunning {
+func shownDesire(svc *store.Service, desired api.TaskState) api.TaskState {
+	if svc != nil && svc.Job() && desired == api.TaskRunning {
 		return api.TaskComplete
 	}
-	return t.Desired
+	return desired
 }
 
 func taskStatus(t *store.Task, soft *api.TaskReport) swarm.TaskStatus {

@@ -206,9 +206,9 @@ func (s *Server) ListDependencies(ctx context.Context, r *api.DependencyListRequ
 	if err != nil {
 		return nil, err
 	}
-	out := &api.Objects{}
+	p := newPage(r.After, r.PageBytes)
 	err = s.read(ctx, func(tx store.ReadTx) error {
-		for _, d := range tx.Dependencies(r.Kind) {
+		for _, d := range behind(tx.Dependencies(r.Kind), r.After, func(d *store.Dependency) string { return d.Id }) {
 			var spec dependencySpec
 			if err := json.Unmarshal(d.SpecJson, &spec); err != nil {
 				return api.Errorf(errdefs.ErrDataLoss, "%s %s: its spec is not JSON: %v", d.Kind, d.Name, err)
@@ -216,18 +216,21 @@ func (s *Server) ListDependencies(ctx context.Context, r *api.DependencyListRequ
 			if !f.prefix("id", d.Id) || !f.prefix("name", d.Name) || !f.exact("names", d.Name) || !f.labels("label", spec.Labels) {
 				continue
 			}
+			if p.full() {
+				return nil
+			}
 			b, err := dependencyJSON(d)
 			if err != nil {
 				return err
 			}
-			out.Json = append(out.Json, b)
+			p.addJSON(d.Id, b)
 		}
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	return out, nil
+	return p.out, nil
 }
 
 func dependencyJSON(d *store.Dependency) ([]byte, error) {

@@ -190,9 +190,9 @@ func (s *Server) ListNetworks(ctx context.Context, r *api.ListRequest) (*api.Obj
 	if err := f.oneOf("type", "custom", "builtin"); err != nil {
 		return nil, err
 	}
-	var out []network.Inspect
+	p := newPage(r.After, r.PageBytes)
 	err = s.read(ctx, func(tx store.ReadTx) error {
-		for _, n := range tx.Networks() {
+		for _, n := range behind(tx.Networks(), r.After, func(n *store.Network) string { return n.Id }) {
 			kind := "custom"
 			if n.Ingress {
 				kind = "builtin"
@@ -200,7 +200,12 @@ func (s *Server) ListNetworks(ctx context.Context, r *api.ListRequest) (*api.Obj
 			used := n.Ingress || len(tx.ServicesUsing(n.Id)) > 0
 			if f.prefix("id", n.Id) && f.substring("name", n.Name) && f.labels("label", n.Labels) && f.exact("driver", n.Driver) &&
 				f.exact("scope", scopeSwarm) && f.exact("type", kind) && f.match("dangling", func(w string) bool { return (w == "true" || w == "1") != used }) {
-				out = append(out, networkObject(n))
+				if p.full() {
+					return nil
+				}
+				if err := p.add(n.Id, networkObject(n)); err != nil {
+					return err
+				}
 			}
 		}
 		return nil
@@ -208,7 +213,7 @@ func (s *Server) ListNetworks(ctx context.Context, r *api.ListRequest) (*api.Obj
 	if err != nil {
 		return nil, err
 	}
-	return objects(out)
+	return p.out, nil
 }
 
 func networkObject(n *store.Network) network.Inspect {

@@ -50,9 +50,9 @@ func (s *Server) ListNodes(ctx context.Context, r *api.ListRequest) (*api.Object
 	if err := f.oneOf("membership", "accepted", "pending"); err != nil {
 		return nil, err
 	}
-	var out []swarm.Node
+	p := newPage(r.After, r.PageBytes)
 	err = s.read(ctx, func(tx store.ReadTx) error {
-		for _, n := range tx.Nodes() {
+		for _, n := range behind(tx.Nodes(), r.After, func(n *store.Node) string { return n.Id }) {
 			o := s.nodeObject(tx.Cluster(), n)
 			names := []string{o.Description.Hostname}
 			if n.Name != "" {
@@ -61,7 +61,12 @@ func (s *Server) ListNodes(ctx context.Context, r *api.ListRequest) (*api.Object
 			engine := o.Description.Engine.Labels
 			if f.prefix("id", n.Id) && f.prefix("name", names...) && f.labels("label", engine) && f.labels("engine.label", engine) &&
 				f.labels("node.label", n.Labels) && f.exact("role", n.Role) && f.exact("membership", "accepted") {
-				out = append(out, o)
+				if p.full() {
+					return nil
+				}
+				if err := p.add(n.Id, o); err != nil {
+					return err
+				}
 			}
 		}
 		return nil
@@ -69,7 +74,7 @@ func (s *Server) ListNodes(ctx context.Context, r *api.ListRequest) (*api.Object
 	if err != nil {
 		return nil, err
 	}
-	return objects(out)
+	return p.out, nil
 }
 
 // UpdateNode changes a node's availability, labels, name and role. The role is a wish: the leader and the node follow it.

@@ -202,25 +202,30 @@ func (s *Server) ListServices(ctx context.Context, r *api.ListRequest) (*api.Obj
 	if err != nil {
 		return nil, err
 	}
-	var out []swarm.Service
+	p := newPage(r.After, r.PageBytes)
 	err = s.read(ctx, func(tx store.ReadTx) error {
-		for _, svc := range tx.Services() {
+		for _, svc := range behind(tx.Services(), r.After, func(s *store.Service) string { return s.Id }) {
 			if !f.prefix("id", svc.Id) || !f.prefix("name", svc.Name) || !f.labels("label", svc.Spec.Labels) ||
 				!f.exact("mode", modeOf(svc.Spec)) || !f.exact("runtime", "container") {
 				continue
+			}
+			if p.full() {
+				return nil
 			}
 			o := serviceObject(tx, svc)
 			if r.Status {
 				o.ServiceStatus = s.serviceStatus(tx, svc)
 			}
-			out = append(out, o)
+			if err := p.add(svc.Id, o); err != nil {
+				return err
+			}
 		}
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	return objects(out)
+	return p.out, nil
 }
 
 // serviceStatus counts as docker does: running are tasks that run and shall.
@@ -232,32 +237,37 @@ func (s *Server) serviceStatus(tx store.ReadTx, svc *store.Service) *swarm.Servi
 	if m := svc.Spec.Mode.Replicated; m != nil && m.Replicas != nil {
 		st.DesiredTasks = *m.Replicas
 	}
-	for _, t := range tx.TasksByService(svc.Id) {
-		if svc.Spec.Mode.Global != nil && t.Desired <= api.TaskRunning {
-			st.DesiredTasks++
+	global := svc.Spec.Mode.Global != nil
+	tx.EachTaskOfService(svc.Id, func(t store.TaskRef) bool {
+		if t.Desired() <= api.TaskRunning {
+			if global {
+				st.DesiredTasks++
+			}
+			if t.State() == api.TaskRunning {
+				st.RunningTasks++
+			}
 		}
-		if t.State == api.TaskRunning && t.Desired <= api.TaskRunning {
-			st.RunningTasks++
-		}
-	}
+		return true
+	})
 	return st
 }
 
 // jobStatus counts the current execution; wanted are tasks that shall run now, completed ones not among them.
 func jobStatus(tx store.ReadTx, svc *store.Service) *swarm.ServiceStatus {
 	st := &swarm.ServiceStatus{}
-	for _, t := range tx.TasksByService(svc.Id) {
+	tx.EachTaskOfService(svc.Id, func(t store.TaskRef) bool {
 		switch {
-		case t.Revision != svc.Revision:
-		case t.State == api.TaskComplete:
+		case t.Revision() != svc.Revision:
+		case t.State() == api.TaskComplete:
 			st.CompletedTasks++
-		case t.Desired <= api.TaskRunning:
+		case t.Desired() <= api.TaskRunning:
 			st.DesiredTasks++
-			if t.State == api.TaskRunning {
+			if t.State() == api.TaskRunning {
 				st.RunningTasks++
 			}
 		}
-	}
+		return true
+	})
 	if j := svc.Spec.Mode.ReplicatedJob; j != nil {
 		st.DesiredTasks = min(*j.MaxConcurrent, *j.TotalCompletions-min(*j.TotalCompletions, st.CompletedTasks))
 	}

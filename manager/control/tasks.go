@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"strconv"
+	"strings"
 
 	"github.com/moby/moby/api/types/swarm"
 
@@ -45,21 +46,29 @@ func (s *Server) ListTasks(ctx context.Context, r *api.ListRequest) (*api.Object
 	if err := f.oneOf("desired-state", "running", "shutdown", "accepted", "ready", "remove", "complete"); err != nil {
 		return nil, err
 	}
-	var out []swarm.Task
-	o := s.observer()
-	err = s.read(ctx, func(tx store.ReadTx) error {
+	after, err := parsePlace(r.After)
+	if err != nil {
+		return nil, err
+	}
+	p, o := newPage(r.After, r.PageBytes), s.observer()
+	err = s.read(ctx, func(tx store.ReadTx) (err error) {
 		l := lister{tx: tx, f: f, fresh: map[string]map[uint64]bool{}}
-		for _, t := range l.candidates() {
-			if l.matches(t) {
-				out = append(out, taskObject(tx, t, softState(o, t.ID)))
+		l.eachTask(after, func(t store.TaskRef) bool {
+			if !l.matches(t) {
+				return true
 			}
-		}
-		return nil
+			if p.full() {
+				return false
+			}
+			err = p.add(placeOf(t).String(), taskObject(tx, t.Task(), softState(o, t.ID())))
+			return err == nil
+		})
+		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	return objects(out)
+	return p.out, nil
 }
 
 // lister is one ListTasks.
@@ -69,41 +78,39 @@ type lister struct {
 	fresh map[string]map[uint64]bool // service → revision → its tasks are what the current spec asks for
 }
 
-// candidates narrows by an index where a filter allows it.
-func (l *lister) candidates() []*store.Task {
-	if want := l.f["service"]; len(want) == 1 {
-		if svc, err := l.tx.FindService(want[0]); err == nil {
-			return l.tx.TasksByService(svc.Id)
-		}
-		return l.tx.TasksByService(want[0]) // of a service that was removed
-	}
-	if want := l.f["node"]; len(want) == 1 {
-		if n, err := l.tx.FindNode(want[0]); err == nil {
-			return l.tx.TasksByNode(n.Id)
-		}
-	}
-	return l.tx.Tasks()
-}
-
-func (l *lister) matches(t *store.Task) bool {
-	svc := l.tx.Service(t.ServiceID)
-	name := ""
-	var labels map[string]string
+func (l *lister) matches(t store.TaskRef) bool {
+	svc, name := l.tx.Service(t.ServiceID()), ""
 	if svc != nil {
 		name = svc.Name
-		if spec := svc.Revs[t.Revision]; spec != nil && spec.TaskTemplate.ContainerSpec != nil {
+	}
+	return l.f.exact("service", t.ServiceID(), name) && l.f.match("node", func(ref string) bool { return l.onNode(t, ref) }) &&
+		l.f.match("id", func(want string) bool { return strings.HasPrefix(t.ID(), want) }) && l.named(t, name) && l.labelled(t, svc) &&
+		l.f.exact("desired-state", shownDesire(svc, t.Desired()).String()) && l.f.exact("runtime", "container") &&
+		(!l.f.on("_up-to-date") || (svc != nil && l.upToDate(svc, t.Revision())))
+}
+
+// named matches a task's name: that of its service, its slot or node, its id.
+func (l *lister) named(t store.TaskRef, service string) bool {
+	return l.f.match("name", func(want string) bool {
+		where := t.NodeID()
+		if t.Slot() != 0 {
+			where = strconv.FormatUint(t.Slot(), 10)
+		}
+		return strings.HasPrefix(service+"."+where+"."+t.ID(), want)
+	})
+}
+
+func (l *lister) labelled(t store.TaskRef, svc *store.Service) bool {
+	if len(l.f["label"]) == 0 {
+		return true
+	}
+	var labels map[string]string
+	if svc != nil {
+		if spec := svc.Revs[t.Revision()]; spec != nil && spec.TaskTemplate.ContainerSpec != nil {
 			labels = spec.TaskTemplate.ContainerSpec.Labels
 		}
 	}
-	where := strconv.FormatUint(t.Slot, 10)
-	if t.Slot == 0 {
-		where = t.NodeID
-	}
-	full := name + "." + where + "." + t.ID
-	return l.f.prefix("id", t.ID) && l.f.prefix("name", full) && l.f.labels("label", labels) &&
-		l.f.exact("service", t.ServiceID, name) && l.f.match("node", func(ref string) bool { return l.onNode(t, ref) }) &&
-		l.f.exact("desired-state", shownDesire(svc, t).String()) && l.f.exact("runtime", "container") &&
-		(!l.f.on("_up-to-date") || (svc != nil && l.upToDate(svc, t.Revision)))
+	return l.f.labels("label", labels)
 }
 
 // on reports whether a flag-like filter is on.
@@ -111,12 +118,12 @@ func (f filters) on(key string) bool {
 	return len(f[key]) > 0 && (f[key][0] == "true" || f[key][0] == "1")
 }
 
-func (l *lister) onNode(t *store.Task, ref string) bool {
-	if t.NodeID == ref {
+func (l *lister) onNode(t store.TaskRef, ref string) bool {
+	if t.NodeID() == ref {
 		return true
 	}
 	n, err := l.tx.FindNode(ref)
-	return err == nil && n.Id == t.NodeID
+	return err == nil && n.Id == t.NodeID()
 }
 
 // upToDate: a spec that differs only in what tasks are not made of leaves them up to date.
