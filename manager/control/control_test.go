@@ -46,7 +46,7 @@ func (o observer) NetStatus(context.Context) ([]*api.NetStatusRow, error) {
 }
 
 type fixture struct {
-	t    *testing.T
+	t    testing.TB
 	st   *store.Store
 	m    *managers
 	soft observer
@@ -54,7 +54,7 @@ type fixture struct {
 	node [2]string // manager and worker
 }
 
-func setup(t *testing.T) *fixture {
+func setup(t testing.TB) *fixture {
 	t.Helper()
 	st, _ := storetest.New()
 	f := &fixture{t: t, st: st, m: &managers{member: map[string]bool{}, leader: map[string]bool{}, reachable: map[string]bool{}}, soft: observer{}}

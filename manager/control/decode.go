@@ -39,18 +39,6 @@ func object(v any) (*api.Object, error) {
 	return &api.Object{Json: b}, nil
 }
 
-func objects[T any](list []T) (*api.Objects, error) {
-	out := &api.Objects{Json: make([][]byte, 0, len(list))}
-	for i := range list {
-		b, err := encode(list[i])
-		if err != nil {
-			return nil, err
-		}
-		out.Json = append(out.Json, b)
-	}
-	return out, nil
-}
-
 // checkRegistryAuth refuses credentials: services have no place for them yet, and dropping them would fail later and elsewhere.
 func checkRegistryAuth(encoded string) error {
 	if encoded == "" {
