@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"google.golang.org/protobuf/proto"
@@ -110,7 +111,11 @@ func readFrame(r io.Reader) (frame, int64, error) {
 func appendFrame(b []byte, f frame) ([]byte, error) {
 	start := len(b)
 	b = append(b, make([]byte, frameHeader)...)
-	b, err := proto.MarshalOptions{}.MarshalAppend(b, f.msg)
+	msg := f.msg
+	if f.kind == frameManager {
+		msg = withoutSecrets(msg)
+	}
+	b, err := proto.MarshalOptions{}.MarshalAppend(b, msg)
 	if err != nil {
 		return nil, err
 	}
@@ -138,6 +143,23 @@ func (j *journal) write(change func() ([]frame, bool), all func() []frame, log *
 		log.Error("write the agent's journal: a restart without managers would know less", "path", j.path, "err", err)
 	}
 	j.failed = err != nil
+}
+
+// withoutSecrets is a message as it may be on a disk: without credentials of registries, which managers send again.
+func withoutSecrets(m proto.Message) proto.Message {
+	u := m.(*api.ManagerMessage).GetAssignments()
+	if !slices.ContainsFunc(u.GetSet(), func(a *api.Assignment) bool { return len(a.RegistryAuth) > 0 }) &&
+		!slices.ContainsFunc(u.GetTemplates(), func(t *api.Template) bool { return len(t.RegistryAuth) > 0 }) {
+		return m
+	}
+	c := proto.Clone(u).(*api.AssignmentUpdate)
+	for _, a := range c.Set {
+		a.RegistryAuth = nil
+	}
+	for _, t := range c.Templates {
+		t.RegistryAuth = nil
+	}
+	return &api.ManagerMessage{Kind: &api.ManagerMessage_Assignments{Assignments: c}}
 }
 
 func (j *journal) append(frames []frame) error {

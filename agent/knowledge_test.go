@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -140,7 +141,10 @@ func TestJournal(t *testing.T) {
 	for i := range 20000 { // far more than its bound
 		say(tableUpdate(&api.TableUpdate{Table: "mesh", Version: uint64(i + 2), Endpoints: []*api.TaskEndpoint{{TaskId: "t", Addr4: fmt.Sprintf("10.0.%d.%d", i/256, i%256), Names: []string{"a name of some length that fills the journal"}}}}))
 	}
-	say(assignments(&api.AssignmentUpdate{Sequence: 2, Set: []*api.Assignment{{TaskId: "b"}}}))
+	say(assignments(&api.AssignmentUpdate{Sequence: 2, Set: []*api.Assignment{{TaskId: "b", RegistryAuth: []byte("hunter2")}}, Templates: []*api.Template{{RegistryAuth: []byte("hunter2")}}}))
+	if raw, err := os.ReadFile(path); err != nil || strings.Contains(string(raw), "hunter2") || string(k.assignments["b"].RegistryAuth) != "hunter2" {
+		t.Errorf("the journal keeps credentials of a registry, or the memory does not: %v", err)
+	}
 	j.close()
 	fi, err := os.Stat(path)
 	if err != nil || fi.Size() > 2*minGrowthBytes {

@@ -1,6 +1,7 @@
 package dockerapi
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"strconv"
@@ -42,11 +43,7 @@ func (h *handlers) serviceRevisions(w http.ResponseWriter, r *http.Request) erro
 	if err != nil {
 		return err
 	}
-	list, err := ctl.ListRevisions(r.Context(), req)
-	if err != nil {
-		return err
-	}
-	return writeRawList(w, list.GetJson())
+	return writeList(r.Context(), w, &api.ListRequest{}, func(ctx context.Context, _ *api.ListRequest) (*api.Objects, error) { return ctl.ListRevisions(ctx, req) })
 }
 
 // serviceRollback answers POST /skein/services/{id}/rollback.

@@ -97,17 +97,16 @@ func (h *handlers) serviceUpdate(w http.ResponseWriter, r *http.Request) error {
 		return invalid("invalid value for \"rollback\": %q, there are \"previous\" and \"none\"", rollback)
 	}
 	auth := r.Header.Get(registry.AuthHeader)
+	authFrom := ""
 	switch from := swarm.RegistryAuthSource(q.Get("registryAuthFrom")); from {
 	case "", swarm.RegistryAuthFromSpec:
 	case swarm.RegistryAuthFromPreviousSpec:
-		if auth == "" && rollback == "" {
-			return notBuilt("taking the registry credentials from the previous spec (registryAuthFrom=previous-spec) is not built yet: send them with --with-registry-auth")
-		}
+		authFrom = string(from)
 	default:
 		return invalid("invalid value for \"registryAuthFrom\": %q", string(from))
 	}
 	upd, err := ctl.UpdateService(r.Context(), &api.UpdateRequest{
-		Ref: ref, Version: version, SpecJson: withoutParameters(raw), RegistryAuth: auth, Rollback: rollback,
+		Ref: ref, Version: version, SpecJson: withoutParameters(raw), RegistryAuth: auth, RegistryAuthFrom: authFrom, Rollback: rollback,
 	})
 	if err != nil {
 		return err

@@ -14,6 +14,7 @@ import (
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/swarm"
 
 	"skein/agent/dockerapi"
@@ -153,7 +154,13 @@ func (t *taskController) image(ctx context.Context) (image.Image, error) {
 	if !cerrdefs.IsNotFound(err) {
 		return image.Image{}, err
 	}
-	img, err = t.e.cfg.Images.Pull(ctx, ref, image.PullOptions{})
+	var auth registry.AuthConfig
+	if len(t.a.RegistryAuth) > 0 {
+		if err := json.Unmarshal(t.a.RegistryAuth, &auth); err != nil {
+			return img, task.Fatal{Err: fmt.Errorf("task %s: its registry credentials cannot be read", t.a.TaskId)} // without them in the text
+		}
+	}
+	img, err = t.e.cfg.Images.Pull(ctx, ref, image.PullOptions{Auth: storeAuth(&auth)})
 	if cerrdefs.IsNotFound(err) || cerrdefs.IsInvalidArgument(err) {
 		return img, task.Fatal{Err: fmt.Errorf("No such image: %s: %w", ref, err)}
 	}

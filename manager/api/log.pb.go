@@ -1890,6 +1890,7 @@ type PastRevision struct {
 	Prefix        uint32                 `protobuf:"varint,6,opt,name=prefix,proto3" json:"prefix,omitempty"`
 	Suffix        uint32                 `protobuf:"varint,7,opt,name=suffix,proto3" json:"suffix,omitempty"`
 	Middle        []byte                 `protobuf:"bytes,8,opt,name=middle,proto3" json:"middle,omitempty"`
+	RegistryAuth  []byte                 `protobuf:"bytes,9,opt,name=registry_auth,json=registryAuth,proto3" json:"registry_auth,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1976,6 +1977,13 @@ func (x *PastRevision) GetSuffix() uint32 {
 func (x *PastRevision) GetMiddle() []byte {
 	if x != nil {
 		return x.Middle
+	}
+	return nil
+}
+
+func (x *PastRevision) GetRegistryAuth() []byte {
+	if x != nil {
+		return x.RegistryAuth
 	}
 	return nil
 }
@@ -4836,7 +4844,7 @@ const file_log_proto_rawDesc = "" +
 	"\acreated\x18\x03 \x01(\x03R\acreated\x12\x16\n" +
 	"\x06author\x18\x04 \x01(\tR\x06author\x12\x12\n" +
 	"\x04note\x18\x05 \x01(\tR\x04note\x12#\n" +
-	"\rregistry_auth\x18\x06 \x01(\fR\fregistryAuth\"\xd3\x01\n" +
+	"\rregistry_auth\x18\x06 \x01(\fR\fregistryAuth\"\xf8\x01\n" +
 	"\fPastRevision\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x01 \x01(\tR\tserviceId\x12\x16\n" +
@@ -4846,7 +4854,8 @@ const file_log_proto_rawDesc = "" +
 	"\x04note\x18\x05 \x01(\tR\x04note\x12\x16\n" +
 	"\x06prefix\x18\x06 \x01(\rR\x06prefix\x12\x16\n" +
 	"\x06suffix\x18\a \x01(\rR\x06suffix\x12\x16\n" +
-	"\x06middle\x18\b \x01(\fR\x06middle\"P\n" +
+	"\x06middle\x18\b \x01(\fR\x06middle\x12#\n" +
+	"\rregistry_auth\x18\t \x01(\fR\fregistryAuth\"P\n" +
 	"\x03VIP\x12\x1d\n" +
 	"\n" +
 	"network_id\x18\x01 \x01(\tR\tnetworkId\x12\x14\n" +

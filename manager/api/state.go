@@ -44,7 +44,7 @@ const (
 	FormatV1 = 1
 	// FeatureLevel is the highest level this binary writes and reads.
 	FeatureLevel = 3
-	// LevelHistory is the level from which services keep all their revisions, writes name their authors, nodes know since when they
+	// LevelHistory is the level from which services keep all their revisions with their registry credentials, writes name their authors, nodes know since when they
 	// have their status, and restarts are counted on tasks.
 	LevelHistory = 2
 	// LevelPacked is the level from which changes of many tasks are packed in the log, and tasks are columns of snapshots.

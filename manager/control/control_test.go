@@ -2,7 +2,6 @@ package control_test
 
 import (
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"log/slog"
 	"strings"
@@ -318,10 +317,6 @@ func TestBadServices(t *testing.T) {
 	}
 	if o := list2[swarm.Service](f.srv.ListServices(t.Context(), &api.ListRequest{})); len(o) != 1 {
 		t.Errorf("%d services after bad requests, want 1", len(o))
-	}
-	auth := base64.URLEncoding.EncodeToString([]byte(`{"username":"u","password":"p"}`))
-	if _, err := f.srv.CreateService(t.Context(), &api.CreateRequest{SpecJson: []byte(with("Name", `"web"`)), RegistryAuth: auth}); !errdefs.IsNotImplemented(err) {
-		t.Errorf("registry credentials: %v, want not implemented", err)
 	}
 	if _, err := f.srv.CreateService(t.Context(), &api.CreateRequest{SpecJson: []byte(with("Name", `""`)), RegistryAuth: "e30="}); err != nil {
 		t.Errorf("empty credentials and no name: %v", err)

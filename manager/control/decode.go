@@ -6,8 +6,13 @@ import (
 	"reflect"
 	"strings"
 
+	"github.com/moby/moby/api/types/registry"
+
 	"skein/manager/api"
 )
+
+// maxRegistryAuth is what the store keeps of credentials.
+const maxRegistryAuth = 16 << 10
 
 // decode reads one JSON object strictly: bounded, no unknown fields, nothing behind it.
 func decode(what string, data []byte, into any) error {
@@ -39,23 +44,35 @@ func object(v any) (*api.Object, error) {
 	return &api.Object{Json: b}, nil
 }
 
-// checkRegistryAuth refuses credentials: services have no place for them yet, and dropping them would fail later and elsewhere.
-func checkRegistryAuth(encoded string) error {
+// registryAuth reads the header that clients give credentials for an image's registry in; nil without one, "{}" for none. An error does not
+// repeat what is in it.
+func registryAuth(encoded string) ([]byte, error) {
 	if encoded == "" {
-		return nil
+		return nil, nil
 	}
-	var auth map[string]any
 	raw, err := base64.URLEncoding.DecodeString(encoded)
 	if err != nil {
 		raw, err = base64.RawURLEncoding.DecodeString(encoded)
 	}
+	var auth registry.AuthConfig
 	if err != nil || json.Unmarshal(raw, &auth) != nil {
-		return invalid("registry auth: want base64url of a JSON object")
+		return nil, invalid("registry auth: want base64url of a JSON object with username and password, identitytoken or registrytoken")
 	}
-	for _, k := range []string{"username", "password", "auth", "identitytoken", "registrytoken"} {
-		if v, _ := auth[k].(string); v != "" {
-			return notBuilt("registry credentials of a service (--with-registry-auth)")
+	if auth == (registry.AuthConfig{ServerAddress: auth.ServerAddress}) {
+		return []byte("{}"), nil
+	}
+	if auth.Auth != "" && auth.Username == "" && auth.Password == "" {
+		pair, err := base64.StdEncoding.DecodeString(auth.Auth)
+		name, password, ok := strings.Cut(string(pair), ":")
+		if err != nil || !ok {
+			return nil, invalid("registry auth: its field auth is not base64 of USERNAME:PASSWORD")
 		}
+		auth.Username, auth.Password = name, password
 	}
-	return nil
+	auth.Auth = ""
+	b, err := json.Marshal(auth)
+	if err == nil && len(b) > maxRegistryAuth {
+		return nil, invalid("registry auth: %d bytes are more than the limit of %d", len(b), maxRegistryAuth)
+	}
+	return b, err
 }

@@ -84,7 +84,7 @@ func (s *Server) ListRevisions(ctx context.Context, r *api.RevisionsRequest) (*a
 	if err != nil {
 		return nil, err
 	}
-	var out []Revision
+	out := newPage("", 0)
 	for i, rev := range found {
 		if !asked(r, rev.Number) || (i == len(found)-1 && len(found) > limit) {
 			continue
@@ -98,9 +98,11 @@ func (s *Server) ListRevisions(ctx context.Context, r *api.RevisionsRequest) (*a
 		if len(r.Numbers) > 0 {
 			one.Spec = rev.SpecJson
 		}
-		out = append(out, one)
+		if err := out.add("", one); err != nil {
+			return nil, err
+		}
 	}
-	return objects(out)
+	return out.out, nil
 }
 
 // pick takes the revisions a request is about, and after each the one before it.

@@ -15,18 +15,25 @@ import (
 
 // CreateService stores a new service.
 func (s *Server) CreateService(ctx context.Context, r *api.CreateRequest) (*api.Created, error) {
-	spec, err := s.decodeService(r.SpecJson, r.RegistryAuth)
+	spec, err := s.decodeService(r.SpecJson)
+	if err != nil {
+		return nil, err
+	}
+	auth, err := registryAuth(r.RegistryAuth)
 	if err != nil {
 		return nil, err
 	}
 	named := spec.Name != ""
-	rec := &api.ServiceRecord{Id: api.NewID()}
+	rec := &api.ServiceRecord{Id: api.NewID(), RegistryAuth: auth}
 	err = s.write(ctx, func(tx store.WriteTx) error {
 		if !named {
 			spec.Name = freeName(tx)
 		}
 		if tx.ServiceByName(spec.Name) != nil {
 			return api.Errorf(errdefs.ErrAlreadyExists, "name conflicts with an existing object: service %s already exists", spec.Name)
+		}
+		if err := mayKeep(tx, auth); err != nil {
+			return err
 		}
 		if err := resolveNetworks(tx, spec); err != nil {
 			return err
@@ -48,10 +55,7 @@ func (s *Server) CreateService(ctx context.Context, r *api.CreateRequest) (*api.
 }
 
 // decodeService reads and checks all of a spec that needs no look at other objects.
-func (s *Server) decodeService(specJSON []byte, registryAuth string) (*swarm.ServiceSpec, error) {
-	if err := checkRegistryAuth(registryAuth); err != nil {
-		return nil, err
-	}
+func (s *Server) decodeService(specJSON []byte) (*swarm.ServiceSpec, error) {
 	wire := struct {
 		swarm.ServiceSpec
 		// Networks is where clients of old put what belongs into the task template.
@@ -87,7 +91,7 @@ func (s *Server) UpdateService(ctx context.Context, r *api.UpdateRequest) (*api.
 	switch r.Rollback {
 	case "":
 		var err error
-		if spec, err = s.decodeService(r.SpecJson, r.RegistryAuth); err != nil {
+		if spec, err = s.decodeService(r.SpecJson); err != nil {
 			return nil, err
 		}
 	case "previous":
@@ -98,13 +102,20 @@ func (s *Server) UpdateService(ctx context.Context, r *api.UpdateRequest) (*api.
 	default:
 		return nil, invalid("unrecognized rollback option %q: want \"previous\" or \"revision\"", r.Rollback)
 	}
+	auth, err := registryAuth(r.RegistryAuth)
+	if err != nil {
+		return nil, err
+	}
 	var name string
-	err := s.write(ctx, func(tx store.WriteTx) error {
+	err = s.write(ctx, func(tx store.WriteTx) error {
 		old, err := tx.FindService(r.Ref)
 		if err != nil {
 			return err
 		}
 		name = old.Name
+		if err := mayKeep(tx, auth); err != nil {
+			return err
+		}
 		if err := checkVersion("service "+old.Name, r.Version, old.Meta.GetVersion()); err != nil {
 			return err
 		}
@@ -118,6 +129,11 @@ func (s *Server) UpdateService(ctx context.Context, r *api.UpdateRequest) (*api.
 			return err
 		}
 		rec.Author = author(ctx)
+		if rec.RegistryAuth = auth; auth == nil && r.RegistryAuthFrom == string(swarm.RegistryAuthFromPreviousSpec) && r.Rollback == "" {
+			if rec.RegistryAuth = old.RegistryAuth(old.ServiceRecord.Previous); rec.RegistryAuth == nil {
+				rec.RegistryAuth = []byte("{}")
+			}
+		}
 		tx.Add(expect("service", old.Id, r.Version))
 		tx.Add(&api.Change{Kind: &api.Change_PutService{PutService: rec}})
 		return nil
@@ -127,6 +143,15 @@ func (s *Server) UpdateService(ctx context.Context, r *api.UpdateRequest) (*api.
 	}
 	s.log.Info("service updated", "name", name, "rollback", r.Rollback != "")
 	return &api.Updated{}, nil
+}
+
+// mayKeep refuses credentials that a manager of an older version would drop.
+func mayKeep(tx store.ReadTx, auth []byte) error {
+	if len(auth) <= len("{}") || tx.Cluster().GetFeatureLevel() >= api.LevelHistory {
+		return nil
+	}
+	return api.Errorf(errdefs.ErrFailedPrecondition, "registry credentials of a service (--with-registry-auth) need feature level %d, the cluster has %d: upgrade all managers first",
+		api.LevelHistory, tx.Cluster().GetFeatureLevel())
 }
 
 // updated is the record with the new spec.

@@ -44,7 +44,7 @@ func bubble(t *testing.T, f func(l *lab)) {
 		s, _ := storetest.New()
 		l := &lab{t: t, ctx: t.Context(), store: s, front: dispatcher.NewFront(func() string { return "elsewhere" })}
 		l.apply(&api.Change{Kind: &api.Change_PutCluster{PutCluster: &api.ClusterRecord{
-			Id: id("c"), SpecJson: []byte("{}"), OverlayPool: "10.0.0.0/9", MeshPool: "10.192.0.0/10", OverlayBits: 20, DataPort: 4789, FeatureLevel: 1,
+			Id: id("c"), SpecJson: []byte("{}"), OverlayPool: "10.0.0.0/9", MeshPool: "10.192.0.0/10", OverlayBits: 20, DataPort: 4789, FeatureLevel: api.LevelHistory,
 		}}})
 		lis, srv := bufconn.Listen(1<<16), grpc.NewServer()
 		api.RegisterDispatcherServer(srv, l.front)
@@ -100,7 +100,7 @@ func (l *lab) tasks(service string, nodes ...string) []string {
 	}
 	changes := []*api.Change{
 		{Kind: &api.Change_PutNetwork{PutNetwork: &api.NetworkRecord{Id: id("net"), Name: "net", Driver: "overlay", SpecJson: []byte("{}")}}},
-		{Kind: &api.Change_PutService{PutService: &api.ServiceRecord{Id: id(service), Name: service, SpecJson: b}}},
+		{Kind: &api.Change_PutService{PutService: &api.ServiceRecord{Id: id(service), Name: service, SpecJson: b, RegistryAuth: []byte(`{"username":"` + service + `"}`)}}},
 	}
 	create, place := &api.TaskCreate{ServiceId: id(service), Revision: 1}, &api.TaskPlacement{}
 	for i, n := range nodes {
@@ -358,8 +358,8 @@ func TestDependenciesGoWhereTheyAreNeeded(t *testing.T) {
 		if names, u := got(p1); !slices.Equal(names, []string{"sec1"}) || len(u.Set) != 2 || !slices.Equal(u.Templates[0].Dependencies, []string{id("sec1")}) {
 			t.Errorf("w1 got %v", names)
 		}
-		if names, _ := got(p2); !slices.Equal(names, []string{"sec1", "sec2"}) {
-			t.Errorf("w2 got %v", names)
+		if names, u := got(p2); !slices.Equal(names, []string{"sec1", "sec2"}) || !strings.Contains(u.String(), `"{\"username\":\"api\"}"`) || strings.Contains(u.String(), `username\":\"web`) {
+			t.Errorf("w2 got %v and %v, want the registry credentials of its own task and no others", names, u)
 		}
 		// A third task needs nothing new; when all of them are gone the agent has forgotten, and a later one needs it again.
 		l.deps = []string{"sec1"}

@@ -432,6 +432,9 @@ func (d *Dispatcher) assignment(tx store.ReadTx, t *store.Task, e *taskEntry) *a
 		return a
 	}
 	a.Templated = true
+	if svc := tx.Service(t.ServiceID); svc != nil && t.State < api.TaskRunning { // not in the template: they may be replaced within a revision
+		a.RegistryAuth = svc.RegistryAuth(t.Revision)
+	}
 	a.Attachments = t.Attachments
 	a.Gateway4, a.Gateway6 = plain(t.Gateway4), plain(t.Gateway6)
 	a.Generic = tx.TaskExtra(t.ID).GetGeneric()

@@ -190,8 +190,12 @@ func (s *state) revise(rec *api.ServiceRecord, old *Service, job bool) error {
 	if len(fresh.Author) > maxAuthor || len(fresh.Note) > maxNote {
 		return api.Errorf(errInvalid, "service %s: its author has %d bytes, its note %d: the limits are %d and %d", rec.Name, len(fresh.Author), len(fresh.Note), maxAuthor, maxNote)
 	}
+	var err error
+	if fresh.RegistryAuth, err = s.credentials(rec, old); err != nil {
+		return err
+	}
 	forget := rec.ForgetPrevious && s.level() >= api.LevelHistory
-	rec.Author, rec.Note, rec.ForgetPrevious = "", "", false
+	rec.Author, rec.Note, rec.ForgetPrevious, rec.RegistryAuth = "", "", false, nil
 	if old == nil {
 		rec.Revisions = []*api.Revision{fresh}
 		return nil
@@ -216,6 +220,10 @@ func (s *state) revise(rec *api.ServiceRecord, old *Service, job bool) error {
 	}
 	if changed {
 		rec.Revisions = append(rec.Revisions, fresh)
+	} else if last := len(rec.Revisions) - 1; !bytes.Equal(rec.Revisions[last].RegistryAuth, fresh.RegistryAuth) { // new credentials make no new tasks
+		now := proto.Clone(rec.Revisions[last]).(*api.Revision)
+		now.RegistryAuth = fresh.RegistryAuth
+		rec.Revisions[last] = now
 	}
 	return nil
 }

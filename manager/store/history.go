@@ -20,7 +20,7 @@ func (s *state) level() uint32 { return max(1, s.cluster.GetFeatureLevel()) }
 // remember keeps the current revision of a service, which the one with the given spec follows.
 func (s *state) remember(old *Service, next []byte) {
 	r := old.ServiceRecord.Revisions[len(old.ServiceRecord.Revisions)-1] // the current one is always the last
-	p := &api.PastRevision{ServiceId: old.Id, Number: r.Number, Created: r.Created, Author: r.Author, Note: r.Note}
+	p := &api.PastRevision{ServiceId: old.Id, Number: r.Number, Created: r.Created, Author: r.Author, Note: r.Note, RegistryAuth: r.RegistryAuth}
 	p.Prefix, p.Suffix = common(r.SpecJson, next)
 	p.Middle = bytes.Clone(r.SpecJson[p.Prefix : len(r.SpecJson)-int(p.Suffix)])
 	s.putPast(p)
@@ -62,7 +62,7 @@ func (s *state) forgetPast(service string) {
 }
 
 func sizeOf(r *api.PastRevision) int {
-	return pastOverhead + len(r.Middle) + len(r.Author) + len(r.Note)
+	return pastOverhead + len(r.Middle) + len(r.Author) + len(r.Note) + len(r.RegistryAuth)
 }
 
 func (s *state) countPast(service string, by int) {
@@ -97,8 +97,45 @@ func (v view) Revisions(service string, f func(*api.Revision) bool) {
 		older := make([]byte, 0, int(r.Prefix)+len(r.Middle)+int(r.Suffix))
 		older = append(append(append(older, spec[:r.Prefix]...), r.Middle...), spec[len(spec)-int(r.Suffix):]...)
 		spec = older
-		return f(&api.Revision{Number: r.Number, SpecJson: spec, Created: r.Created, Author: r.Author, Note: r.Note})
+		return f(&api.Revision{Number: r.Number, SpecJson: spec, Created: r.Created, Author: r.Author, Note: r.Note, RegistryAuth: r.RegistryAuth})
 	})
+}
+
+// maxRegistryAuth bounds the credentials of one revision: tokens may be long.
+const maxRegistryAuth = 16 << 10
+
+// RegistryAuth is what nodes authenticate with for the image of a revision that is kept, JSON of moby registry.AuthConfig; nil for nothing.
+func (v *Service) RegistryAuth(revision uint64) []byte {
+	for _, r := range v.ServiceRecord.Revisions {
+		if r.Number == revision {
+			return r.RegistryAuth
+		}
+	}
+	return nil
+}
+
+// credentials are what nodes authenticate with at the registry of a service whose record is written: the given ones, else those of the newest
+// revision with the same spec, to which a rollback returns, else those of the current one.
+func (s *state) credentials(rec *api.ServiceRecord, old *Service) ([]byte, error) {
+	given := rec.RegistryAuth
+	switch {
+	case s.level() < api.LevelHistory || string(given) == "{}":
+		return nil, nil
+	case len(given) > maxRegistryAuth:
+		return nil, api.Errorf(errInvalid, "service %s: its registry credentials have %d bytes, %d are possible", rec.Name, len(given), maxRegistryAuth)
+	case len(given) > 0 || old == nil:
+		return given, nil
+	}
+	var found []byte
+	current, same := true, false
+	view{s}.Revisions(old.Id, func(r *api.Revision) bool {
+		if same = bytes.Equal(r.SpecJson, rec.SpecJson); same || current {
+			found = r.RegistryAuth
+		}
+		current = false
+		return !same
+	})
+	return found, nil
 }
 
 // common is the length of what two specs begin with, and of what they end with beside that.

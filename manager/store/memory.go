@@ -121,7 +121,7 @@ func trim(txns []*api.Txn) []*api.Txn {
 			}
 			slim := &api.ServiceRecord{Id: rec.Id, Name: rec.Name, SpecJson: rec.SpecJson, UpdateStatus: rec.UpdateStatus,
 				ForceUpdate: rec.ForceUpdate, PendingRollback: rec.PendingRollback,
-				Author: rec.Author, Note: rec.Note, ForgetPrevious: rec.ForgetPrevious}
+				Author: rec.Author, Note: rec.Note, ForgetPrevious: rec.ForgetPrevious, RegistryAuth: rec.RegistryAuth}
 			slim.ProtoReflect().SetUnknown(rec.ProtoReflect().GetUnknown())
 			out[i].Changes[j] = &api.Change{Kind: &api.Change_PutService{PutService: slim}}
 		}
