@@ -43,7 +43,9 @@ func (h *handlers) serviceRevisions(w http.ResponseWriter, r *http.Request) erro
 	if err != nil {
 		return err
 	}
-	return writeList(r.Context(), w, &api.ListRequest{}, func(ctx context.Context, _ *api.ListRequest) (*api.Objects, error) { return ctl.ListRevisions(ctx, req) })
+	return writeList(r.Context(), w, &api.ListRequest{}, func(ctx context.Context, _ *api.ListRequest) (*api.Objects, error) {
+		return ctl.ListRevisions(ctx, req)
+	})
 }
 
 // serviceRollback answers POST /skein/services/{id}/rollback.
