@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/swarm"
 	"google.golang.org/grpc"
 
@@ -61,6 +62,8 @@ type Config struct {
 	Certificate func() *tls.Certificate
 	// Disconnect cuts all accepted connections of a node that was removed or lost its role.
 	Disconnect func(nodeID string)
+	// Events is told what happens to services, nodes, networks, secrets and configs; may be nil. It must not block.
+	Events func(events.Message)
 	// Fatal must end the process: going on would break a guarantee.
 	Fatal  func(exitCode int, err error)
 	Logger *slog.Logger
@@ -171,6 +174,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	wg.Go(func() { m.belong(ctx) })
 	wg.Go(func() { m.guard(ctx) })
 	wg.Go(func() { m.keepLocked(ctx) })
+	wg.Go(func() { m.proclaim(ctx) })
 	m.lead(ctx, node)
 	return nil
 }

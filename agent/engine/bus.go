@@ -27,6 +27,13 @@ func newBus() *bus { return &bus{subs: map[chan events.Message]struct{}{}} }
 func (b *bus) publish(m events.Message) {
 	now := time.Now()
 	m.Scope, m.Time, m.TimeNano = "local", now.Unix(), now.UnixNano()
+	b.add(m)
+}
+
+// ClusterEvent tells listeners what the managers say happened to an object of the cluster.
+func (e *Engine) ClusterEvent(m events.Message) { e.events.add(m) }
+
+func (b *bus) add(m events.Message) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.history) == eventHistory {
@@ -138,6 +145,8 @@ func eventMatches(m events.Message, f dockerapi.Filters) bool {
 				ok = ok || m.Actor.ID == w || m.Actor.Attributes["image"] == w || m.Actor.Attributes["name"] == w
 			case "network":
 				ok = ok || m.Type == events.NetworkEventType && (m.Actor.ID == w || m.Actor.Attributes["name"] == w)
+			case "service", "node", "secret", "config", "volume", "daemon":
+				ok = ok || string(m.Type) == key && (m.Actor.ID == w || m.Actor.Attributes["name"] == w)
 			case "label":
 				ok = ok || labelMatches(m.Actor.Attributes, w)
 			case "scope":

@@ -411,12 +411,24 @@ func (t *taskController) Ready(ctx context.Context) (string, error) {
 			tick.Stop()
 		case <-limit.C:
 			tick.Stop()
-			return fmt.Sprintf("not all published ports had a listener after %v", readyWait), nil
+			return fmt.Sprintf("nothing listens on %s after %v: the target port is another, or the process does not listen", silent(want, have), readyWait), nil
 		case <-ctx.Done():
 			tick.Stop()
 			return "", ctx.Err()
 		}
 	}
+}
+
+// silent names the ports that nothing listens on.
+func silent(want, have map[portKey]bool) string {
+	var out []string
+	for p := range want {
+		if !have[p] {
+			out = append(out, fmt.Sprintf("port %d/%s", p.port, p.proto))
+		}
+	}
+	slices.Sort(out)
+	return strings.Join(out, ", ")
 }
 
 func (t *taskController) awaitHealthy(ctx context.Context, c *entry) error {

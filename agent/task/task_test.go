@@ -99,7 +99,7 @@ func TestLifeOfATask(t *testing.T) {
 		after := time.Now().Add(3 * time.Second).UnixNano()
 		n.m.Update([]*api.Assignment{assign("t1", api.TaskRunning, meshed, func(a *api.Assignment) { a.StartAfter = after })}, nil, nil)
 		time.Sleep(10 * time.Second)
-		n.want(`+8s t1 starting "starting"`, `+10s t1 running "started: no port listens"`)
+		n.want(`+8s t1 starting "starting"`, `+10s t1 running "started: no port listens" err="no port listens"`)
 		n.m.Update([]*api.Assignment{assign("t1", api.TaskShutdown, meshed)}, nil, nil)
 		time.Sleep(5 * time.Second)
 		n.want("") // not drained yet

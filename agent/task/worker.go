@@ -146,12 +146,11 @@ func (w *worker) serve(ctx context.Context) stage {
 	case err != nil:
 		return w.unready(ctx, err)
 	}
-	if note != "" {
-		note = "started: " + note
+	if note != "" { // clients show the error of a task that runs, too, and no message
+		w.report(api.TaskRunning, "started: "+note, errors.New(note))
 	} else {
-		note = "started"
+		w.report(api.TaskRunning, "started", nil)
 	}
-	w.report(api.TaskRunning, note, nil)
 	return (*worker).observe
 }
 

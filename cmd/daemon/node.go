@@ -155,6 +155,7 @@ func (n *clusterNode) managerConfig(m *membership) manager.Config {
 		DialRaft:     func(ctx context.Context, addr string) (net.Conn, error) { return n.mux.Dial(ctx, addr, api.ALPNRaft) },
 		DialManager:  n.dialManager, DialNode: n.dialNode, Join: n.settings.Seeds, Known: n.managers, Disconnect: n.mux.Disconnect,
 		Reserve: m.cfg.reserve, Keys: m.keys, Certificate: n.id.Certificate,
+		Events: m.eng.ClusterEvent,
 		Fatal: func(code int, err error) {
 			n.log.Error("this node's manager cannot go on", "err", err)
 			os.Exit(code)
