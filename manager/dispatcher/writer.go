@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// batchBound is how many transactions go to the store at once; while they are on their way the next ones gather.
-	batchBound = 1000
+	// batchBound is how many transactions go to the store at once, some entries in flight; meanwhile the next ones gather.
+	batchBound = 8000
 	writeRetry = 100 * time.Millisecond
 )
 
