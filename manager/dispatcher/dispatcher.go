@@ -31,11 +31,8 @@ const (
 	heartbeat = time.Second
 	lease     = 4 * time.Second
 	// grace is how long a new leader waits for nodes it has not heard of yet: they look for it once a second or faster.
-	grace = 5 * time.Second
-	// orphanAfter is how long a node may be down before its tasks count as lost for good.
-	orphanAfter = 24 * time.Hour
-	orphanCheck = time.Minute
-	helloBound  = 5 * time.Second
+	grace      = 5 * time.Second
+	helloBound = 5 * time.Second
 	// gather is the least time between two rounds of updates: a burst of reports becomes one table version. A round that had much to do is
 	// followed by a pause of its own length or of what sending costs, up to the limit, so that under load each message carries more.
 	gather      = 10 * time.Millisecond
@@ -150,8 +147,6 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 }
 
 func (d *Dispatcher) loop(ctx context.Context) {
-	orphans := time.NewTicker(orphanCheck)
-	defer orphans.Stop()
 	turn := time.NewTicker(wheelStep)
 	defer turn.Stop()
 	for {
@@ -166,8 +161,6 @@ func (d *Dispatcher) loop(ctx context.Context) {
 			d.flush()
 		case <-turn.C:
 			d.expire()
-		case <-orphans.C:
-			d.orphan()
 		}
 	}
 }

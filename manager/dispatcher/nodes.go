@@ -229,22 +229,3 @@ func (d *Dispatcher) ping(ctx context.Context, addr string) error {
 	_, err = api.NewAgentClient(conn).Ping(ctx, &api.Empty{})
 	return err
 }
-
-// orphan gives up the tasks of nodes that have been down for long.
-func (d *Dispatcher) orphan() {
-	for _, n := range d.nodes {
-		if !n.fenced || time.Since(n.since) < orphanAfter {
-			continue
-		}
-		d.cfg.Store.View(func(tx store.ReadTx) {
-			for _, t := range tx.TasksByNode(n.id) {
-				if t.Live() {
-					d.writer.report(&api.TaskReport{
-						TaskId: t.ID, State: uint32(api.TaskOrphaned), Time: time.Now().UnixNano(), NodeId: n.id,
-						Message: "orphaned", Err: fmt.Sprintf("node %s has been down for %v", n.id, orphanAfter),
-					})
-				}
-			}
-		})
-	}
-}

@@ -109,7 +109,7 @@ func (p *pass) inheritUpdate(r *api.Restarts, t *store.Task) {
 
 func (p *pass) countRestart(r *api.Restarts, t *store.Task) {
 	r.Attempts++
-	if t.Updated-t.Created > int64(shortLife) {
+	if t.Started != 0 && t.Updated-t.Started > int64(shortLife) {
 		r.Crashes = 0
 	} else {
 		r.Crashes++

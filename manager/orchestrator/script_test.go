@@ -110,6 +110,13 @@ func (sc *script) command(line string) {
 		text, _ := json.Marshal(swarm.Spec{Orchestration: swarm.OrchestrationConfig{TaskHistoryRetentionLimit: &n}})
 		sc.do(&api.Change{Kind: &api.Change_PutCluster{PutCluster: &api.ClusterRecord{
 			Id: rec.Id, SpecJson: text, OverlayPool: rec.OverlayPool, MeshPool: rec.MeshPool, UlaPrefix: rec.UlaPrefix, OverlayBits: rec.OverlayBits, DataPort: rec.DataPort}}})
+	case "cluster": // a label of the cluster: NAME=VALUE
+		name, value, _ := strings.Cut(args[1], "=")
+		var rec *api.ClusterRecord
+		sc.view(func(tx store.ReadTx) { rec = tx.Cluster() })
+		text, _ := json.Marshal(swarm.Spec{Annotations: swarm.Annotations{Labels: map[string]string{name: value}}})
+		sc.do(&api.Change{Kind: &api.Change_PutCluster{PutCluster: &api.ClusterRecord{
+			Id: rec.Id, SpecJson: text, OverlayPool: rec.OverlayPool, MeshPool: rec.MeshPool, UlaPrefix: rec.UlaPrefix, OverlayBits: rec.OverlayBits, DataPort: rec.DataPort}}})
 	case "status":
 		sc.status(args[1], args[2], strings.Join(args[3:], " "))
 	case "agents":
@@ -168,6 +175,9 @@ func (sc *script) node(name string, args []string) {
 			d.Resources.MemoryBytes = bytesOf(value)
 		case strings.HasPrefix(key, "label."):
 			n.Labels[key[len("label."):]] = value
+		case key == "option":
+			name, v, _ := strings.Cut(value, "=")
+			n.Labels[name] = v
 		case key == "remove":
 			sc.do(&api.Change{Kind: &api.Change_DeleteNode{DeleteNode: name}})
 			delete(sc.nodes, name)
@@ -247,6 +257,9 @@ func setSpec(t testing.TB, spec *swarm.ServiceSpec, arg string) {
 		tt.ForceUpdate = n
 	case "priority":
 		spec.Labels = map[string]string{placement.LabelPriority: value}
+	case "option":
+		name, v, _ := strings.Cut(value, "=")
+		spec.Labels = map[string]string{name: v}
 	case "label":
 		spec.Labels = map[string]string{"l": value}
 	default:
