@@ -44,7 +44,6 @@ type slot struct {
 func (o *Orchestrator) newPass(view store.ReadTx, svc *store.Service, sum *summary, now int64) *pass {
 	p := &pass{o: o, view: view, svc: svc, sum: sum, now: now, classes: map[uint64]class{}, opts: o.facts(svc.Spec).opts}
 	p.counts = view.Cluster().GetFeatureLevel() >= api.LevelHistory
-	p.out.later = svc.Spec.Mode.Global != nil || svc.Spec.Mode.GlobalJob != nil
 	p.out.expect = &api.Expect{Kind: "service", Id: svc.Id, Version: svc.Meta.Version}
 	return p
 }

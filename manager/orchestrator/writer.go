@@ -14,7 +14,6 @@ type writer struct {
 	service  string
 	expect   *api.Expect // of the service as it was seen; nil when it is gone
 	revision uint64      // of the tasks to create
-	later    bool        // they are placed once it is known that their nodes have what they reserve
 	create   []*api.TaskCreate_Item
 	later    bool // their nodes are known, but not whether what they reserve is there: placement decides
 	shutdown []string
