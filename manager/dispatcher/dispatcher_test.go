@@ -461,19 +461,3 @@ func TestNodeRecordFollowsTheAgent(t *testing.T) {
 		}
 	})
 }
-
-func TestTasksOfALostNodeAreOrphaned(t *testing.T) {
-	bubble(t, func(l *lab) {
-		l.node("w1")
-		tasks := l.tasks("web", "w1")
-		time.Sleep(23 * time.Hour)
-		if got := l.task(tasks[0]).State; got != api.TaskAssigned {
-			t.Fatalf("after 23 hours the task is %s", got)
-		}
-		time.Sleep(2 * time.Hour)
-		synctest.Wait()
-		if got := l.task(tasks[0]); got.State != api.TaskOrphaned {
-			t.Errorf("after 25 hours the task is %s", got.State)
-		}
-	})
-}

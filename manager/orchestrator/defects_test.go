@@ -190,6 +190,18 @@ func TestNodeTimersEndWithTheirLeader(t *testing.T) {
 	}
 }
 
+// Without a setting it takes a day until what a dead node held is given up; what was told to go goes with it.
+func TestDeadNodeIsGivenUpAfterADay(t *testing.T) {
+	sc := play(t, "node a", "node b", "service web replicas=1", "agents", "node a down", "remove web", "advance 23h")
+	if n := sc.count("web", (*store.Task).Live); n != 1 {
+		t.Fatalf("%d tasks are held after 23 hours", n)
+	}
+	sc.play("leader", "advance 1h1m")
+	if n := len(sc.tasks()); n != 0 {
+		t.Errorf("%d tasks are left after a day", n)
+	}
+}
+
 // After an automatic rollback there is no previous spec, as with Swarm: a rollback by hand must not bring back what failed.
 func TestNothingToRollBackToAfterAutomaticRollback(t *testing.T) {
 	sc := play(t, "node a", "service web delay=0s u.action=rollback", "agents", "service web image=bad", "agents", "status web.1 FAILED x", "advance 1m agents")
