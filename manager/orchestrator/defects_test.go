@@ -192,7 +192,7 @@ func TestNodeTimersEndWithTheirLeader(t *testing.T) {
 
 // Without a setting it takes a day until what a dead node held is given up; what was told to go goes with it.
 func TestDeadNodeIsGivenUpAfterADay(t *testing.T) {
-	sc := play(t, "node a", "node b", "service web replicas=1", "agents", "node a down", "remove web", "advance 23h")
+	sc := play(t, "node a", "node b", "service web replicas=1", "agents", "node a down", "remove web", "agents", "advance 23h")
 	if n := sc.count("web", (*store.Task).Live); n != 1 {
 		t.Fatalf("%d tasks are held after 23 hours", n)
 	}
