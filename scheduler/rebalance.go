@@ -77,3 +77,8 @@ func (s *Scheduler) loads(i int32, g *Group, sv *service) []int {
 	}
 	return append(out, int(sv.count.get(i)), int(s.tasks[i]))
 }
+
+// HoldsAs reports whether tasks of both hold the same on their nodes.
+func (r *Requirements) HoldsAs(o *Requirements) bool {
+	return r.Reserve == o.Reserve && slices.Equal(r.Generic, o.Generic) && slices.Equal(r.Ports, o.Ports)
+}

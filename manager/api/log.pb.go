@@ -836,6 +836,7 @@ type ClusterRecord struct {
 	ForceRotate    uint64                 `protobuf:"varint,18,opt,name=force_rotate,json=forceRotate,proto3" json:"force_rotate,omitempty"` // the spec's CAConfig.ForceRotate that was followed last
 	LimitedTokens  []*LimitedToken        `protobuf:"bytes,19,rep,name=limited_tokens,json=limitedTokens,proto3" json:"limited_tokens,omitempty"`
 	GossipRotation *GossipRotation        `protobuf:"bytes,20,opt,name=gossip_rotation,json=gossipRotation,proto3" json:"gossip_rotation,omitempty"` // under way; absent: gossip_key alone is good
+	LevelledUntil  int64                  `protobuf:"varint,21,opt,name=levelled_until,json=levelledUntil,proto3" json:"levelled_until,omitempty"`   // services that wish so were levelled for nodes that joined until then (unix nanos); 0: none wishes it
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1008,6 +1009,13 @@ func (x *ClusterRecord) GetGossipRotation() *GossipRotation {
 		return x.GossipRotation
 	}
 	return nil
+}
+
+func (x *ClusterRecord) GetLevelledUntil() int64 {
+	if x != nil {
+		return x.LevelledUntil
+	}
+	return 0
 }
 
 // RootRotation replaces the root certificate. Meanwhile nodes trust both roots, certificates are issued under the new one, and those who do
@@ -1413,6 +1421,7 @@ type NodeRecord struct {
 	Restarts        uint64                 `protobuf:"varint,13,opt,name=restarts,proto3" json:"restarts,omitempty"`
 	Tls             *NodeTLS               `protobuf:"bytes,14,opt,name=tls,proto3" json:"tls,omitempty"`                                        // as its agent said last
 	FeatureLevel    uint32                 `protobuf:"varint,15,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"` // the highest its binary knows, as its agent said last; 0: not said, which is what those of level 1 do
+	ActiveSince     int64                  `protobuf:"varint,17,opt,name=active_since,json=activeSince,proto3" json:"active_since,omitempty"`    // unix nanos: when its availability was changed to active; 0: it was not
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -1548,6 +1557,13 @@ func (x *NodeRecord) GetTls() *NodeTLS {
 func (x *NodeRecord) GetFeatureLevel() uint32 {
 	if x != nil {
 		return x.FeatureLevel
+	}
+	return 0
+}
+
+func (x *NodeRecord) GetActiveSince() int64 {
+	if x != nil {
+		return x.ActiveSince
 	}
 	return 0
 }
@@ -4734,7 +4750,7 @@ const file_log_proto_rawDesc = "" +
 	"\x04Meta\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x18\n" +
 	"\acreated\x18\x02 \x01(\x03R\acreated\x12\x18\n" +
-	"\aupdated\x18\x03 \x01(\x03R\aupdated\"\x86\x06\n" +
+	"\aupdated\x18\x03 \x01(\x03R\aupdated\"\xad\x06\n" +
 	"\rClusterRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12&\n" +
 	"\x04meta\x18\x02 \x01(\v2\x12.skein.api.v1.MetaR\x04meta\x12\x1b\n" +
@@ -4760,7 +4776,8 @@ const file_log_proto_rawDesc = "" +
 	"\brotation\x18\x11 \x01(\v2\x1a.skein.api.v1.RootRotationR\brotation\x12!\n" +
 	"\fforce_rotate\x18\x12 \x01(\x04R\vforceRotate\x12A\n" +
 	"\x0elimited_tokens\x18\x13 \x03(\v2\x1a.skein.api.v1.LimitedTokenR\rlimitedTokens\x12E\n" +
-	"\x0fgossip_rotation\x18\x14 \x01(\v2\x1c.skein.api.v1.GossipRotationR\x0egossipRotation\"\xd7\x01\n" +
+	"\x0fgossip_rotation\x18\x14 \x01(\v2\x1c.skein.api.v1.GossipRotationR\x0egossipRotation\x12%\n" +
+	"\x0elevelled_until\x18\x15 \x01(\x03R\rlevelledUntil\"\xd7\x01\n" +
 	"\fRootRotation\x12\x19\n" +
 	"\bcert_pem\x18\x01 \x01(\fR\acertPem\x12\x17\n" +
 	"\akey_pem\x18\x02 \x01(\fR\x06keyPem\x12\x1b\n" +
@@ -4791,7 +4808,7 @@ const file_log_proto_rawDesc = "" +
 	"\tnot_after\x18\x04 \x01(\x03R\bnotAfter\"<\n" +
 	"\vRemovedNode\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x14\n" +
-	"\x05until\x18\x02 \x01(\x03R\x05until\"\xc2\x04\n" +
+	"\x05until\x18\x02 \x01(\x03R\x05until\"\xe5\x04\n" +
 	"\n" +
 	"NodeRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12&\n" +
@@ -4809,7 +4826,8 @@ const file_log_proto_rawDesc = "" +
 	"\x06status\x18\f \x01(\v2\x18.skein.api.v1.NodeStatusR\x06status\x12\x1a\n" +
 	"\brestarts\x18\r \x01(\x04R\brestarts\x12'\n" +
 	"\x03tls\x18\x0e \x01(\v2\x15.skein.api.v1.NodeTLSR\x03tls\x12#\n" +
-	"\rfeature_level\x18\x0f \x01(\rR\ffeatureLevel\x1a9\n" +
+	"\rfeature_level\x18\x0f \x01(\rR\ffeatureLevel\x12!\n" +
+	"\factive_since\x18\x11 \x01(\x03R\vactiveSince\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"k\n" +

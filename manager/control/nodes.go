@@ -111,6 +111,9 @@ func (s *Server) UpdateNode(ctx context.Context, r *api.UpdateRequest) (*api.Emp
 		}
 		n := proto.Clone(old).(*api.NodeRecord)
 		n.Name, n.Labels, n.Availability, n.Role = spec.Name, spec.Labels, string(spec.Availability), role
+		if n.Availability != old.Availability && spec.Availability == swarm.NodeAvailabilityActive {
+			n.ActiveSince = s.cfg.Now().UnixNano()
+		}
 		tx.Add(expect("node", old.Id, r.Version))
 		tx.Add(&api.Change{Kind: &api.Change_PutNode{PutNode: n}})
 		return nil

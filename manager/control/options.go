@@ -46,6 +46,7 @@ func options() []option {
 		return err == nil && n >= 0
 	}
 	const durations, counts = "a duration such as 30s or 2h, not negative", "a whole number, 0 for no limit"
+	const rebalances = "on, join or off"
 	var all []option
 	for _, on := range []string{onService, onNode, onCluster} {
 		all = append(all,
@@ -62,7 +63,8 @@ func options() []option {
 		option{placement.LabelPriority, onService, fmt.Sprintf("a whole number, %d to %d", -placement.MaxPriority, placement.MaxPriority),
 			func(v string) bool { _, ok := placement.ParsePriority(v); return ok && v != "" }},
 		option{store.LabelVolumeHome, onService, "on or off", func(v string) bool { return v == "on" || v == "off" }},
-		option{placement.LabelRebalance, onService, "on or off", func(v string) bool { return v == "on" || v == "off" }},
+		option{placement.LabelRebalance, onService, rebalances, placement.ValidRebalance},
+		option{placement.LabelRebalance, onCluster, rebalances, placement.ValidRebalance},
 		option{dispatcher.LabelDownShare, onCluster, "a whole number of percent from 0 to 100, 100 for no limit", func(v string) bool {
 			n, err := strconv.Atoi(v)
 			return err == nil && n >= 0 && n <= 100

@@ -170,6 +170,9 @@ func (sc *script) node(name string, args []string) {
 		case key == "ready" || key == "down" || key == "unknown":
 			n.Status = &api.NodeStatus{NodeId: name, State: key}
 		case key == "active" || key == "pause" || key == "drain":
+			if key == "active" && n.Availability != key { // as control does it
+				n.ActiveSince = sc.now.UnixNano()
+			}
 			n.Availability = key
 		case key == "mem":
 			d.Resources.MemoryBytes = bytesOf(value)

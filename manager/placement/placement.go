@@ -3,7 +3,8 @@
 // It mirrors nodes and what tasks hold there in a scheduler, corrected by dirty keys, so that a change costs what changed. Pending tasks of
 // one revision are one group; decisions go to the log as placements of several tasks, of which each may be refused alone. A task
 // without a suitable node is told why, when the reason changes. Tasks of a higher priority that fit nowhere make
-// room by ending less important ones. It writes nothing but placements, reasons, and the ends of those.
+// room by ending less important ones. It writes nothing but placements, reasons, the ends of those, and which tasks
+// shall move when nodes join.
 package placement
 
 import (
@@ -50,6 +51,7 @@ type Placement struct {
 	failures map[string]map[string][]int64 // service → node → times
 
 	changed bool // something that may help a pending task
+	joins   joins
 
 	least      int // the lowest priority of any service, when known
 	leastKnown bool
@@ -74,7 +76,7 @@ func (p *Placement) Name() string { return "placement" }
 
 // Kinds implements loop.Controller.
 func (p *Placement) Kinds() []store.Kind {
-	return []store.Kind{store.KindNode, store.KindService, store.KindTask}
+	return []store.Kind{store.KindCluster, store.KindNode, store.KindService, store.KindTask}
 }
 
 // Step implements loop.Controller.
@@ -85,16 +87,23 @@ func (p *Placement) Step(view store.ReadTx, dirty loop.Keys, now time.Time) (loo
 		p.update(view, dirty.Keys)
 	}
 	again := p.noteRefused(view, now)
+	changes, wake := p.levelJoins(view, dirty, now)
+	again = earlier(again, wake)
 	if len(p.pending) == 0 || !p.changed {
 		// Reasons that had to wait are written with the next change that matters.
-		return nil, again
+		return changes, again
 	}
 	p.changed = false
-	changes, wake := p.schedule(view, now)
-	if wake.IsZero() || (!again.IsZero() && again.Before(wake)) {
-		wake = again
+	placed, wake := p.schedule(view, now)
+	return append(changes, placed...), earlier(again, wake)
+}
+
+// earlier is the earlier of two instants, of which zero is never.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || (!b.IsZero() && b.Before(a)) {
+		return b
 	}
-	return changes, wake
+	return a
 }
 
 // noteRefused gives those of the last Step's decisions that were not carried out a pause. It returns the end of the next one, and forgets those

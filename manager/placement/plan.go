@@ -8,8 +8,12 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 )
 
-// LabelRebalance on a service, "off", keeps its tasks where they are; "on" lets also a service with one replica move.
+// LabelRebalance on a service says when its tasks may move to level the nodes: "off" never, "on" when that is asked for, also with one
+// replica, "join" also by itself when nodes join. On the cluster it speaks for services that say nothing.
 const LabelRebalance = "skein.rebalance"
+
+// ValidRebalance reports whether LabelRebalance can have the value.
+func ValidRebalance(v string) bool { return v == "on" || v == "join" || v == "off" }
 
 // maxMoves bounds the moves of one service in one plan.
 const maxMoves = 1000
@@ -27,8 +31,9 @@ func Plan(view store.ReadTx, service string) []Move {
 	p.reset(view)
 	var moves []Move
 	for _, svc := range view.Services() {
-		if (service == "" || svc.Id == service) && mayMove(svc) {
-			moves = append(moves, p.level(view, svc)...)
+		if service == "" || svc.Id == service {
+			more, _ := p.level(view, svc)
+			moves = append(moves, more...)
 		}
 	}
 	return moves
@@ -39,41 +44,37 @@ func mayMove(svc *store.Service) bool {
 	label := svc.Spec.Labels[LabelRebalance]
 	strategy, _ := wishes(svc)
 	r := svc.Spec.Mode.Replicated
-	if label == "off" || strategy != scheduler.Spread || r == nil || r.Replicas == nil || (*r.Replicas < 2 && label != "on") || len(store.HomeVolumes(svc, svc.Revision)) > 0 {
-		return false
-	}
-	state := swarm.UpdateState(svc.UpdateStatus.GetState())
-	return state != swarm.UpdateStateUpdating && state != swarm.UpdateStateRollbackStarted
+	return label != "off" && strategy == scheduler.Spread && r != nil && r.Replicas != nil && (*r.Replicas > 1 || label != "") &&
+		len(store.HomeVolumes(svc, svc.Revision)) == 0
 }
 
-func (p *Placement) level(view store.ReadTx, svc *store.Service) []Move {
+// level lists the moves of one service, and holds them in the mirror as if they were done. A service that is busy can be levelled later.
+func (p *Placement) level(view store.ReadTx, svc *store.Service) (moves []Move, busy bool) {
+	if !mayMove(svc) {
+		return nil, false
+	}
+	if state := swarm.UpdateState(svc.UpdateStatus.GetState()); state == swarm.UpdateStateUpdating || state == swarm.UpdateStateRollbackStarted {
+		return nil, true
+	}
 	tasks, movable := map[string][]*store.Task{}, map[string]int{}
-	var req *requirements
+	req := p.requirements(view, &store.Task{ServiceID: svc.Id, Revision: svc.Revision}) // successors are of this revision
 	for _, t := range view.TasksByService(svc.Id) {
 		if t.Desired > api.TaskRunning {
 			continue
 		}
 		if t.State != api.TaskRunning || t.Desired != api.TaskRunning || t.Slot == 0 || view.TaskExtra(t.ID).GetMoving() {
-			return nil // something of it is on the way
+			return nil, true // something of it is on the way
 		}
-		r := p.requirements(view, t)
-		if req == nil {
-			req = r
-		}
-		if r.err != nil || r.need != req.need {
-			return nil
+		if r := p.requirements(view, t); r.err != nil || req.err != nil || !r.HoldsAs(req.Requirements) {
+			return nil, false
 		}
 		tasks[t.NodeID] = append(tasks[t.NodeID], t)
 		movable[t.NodeID]++
 	}
-	if req == nil {
-		return nil
-	}
-	var moves []Move
 	for _, m := range p.sched.Level(scheduler.Group{Service: svc.Id, Req: req.Requirements}, movable, maxMoves) {
 		last := len(tasks[m.From]) - 1
 		moves = append(moves, Move{tasks[m.From][last], m.To})
 		tasks[m.From] = tasks[m.From][:last]
 	}
-	return moves
+	return moves, len(moves) == maxMoves
 }
