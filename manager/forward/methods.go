@@ -64,6 +64,7 @@ func methods() map[string]method {
 		api.Control_RemoveNetwork_FullMethodName: write[api.Empty](),
 		api.Control_NetStatus_FullMethodName:     read[api.NetStatusReply](),
 		api.Control_Rebalance_FullMethodName:     idempotent[api.RebalanceReply](),
+		api.Control_ListRevisions_FullMethodName: read[api.Objects](),
 
 		api.Control_CreateJoinToken_FullMethodName: write[api.TokenInfo](),
 		api.Control_ListJoinTokens_FullMethodName:  read[api.TokenInfos](),
