@@ -93,7 +93,7 @@ func (t *taskController) content(w dependencyFile) ([]byte, error) {
 	if err != nil || !templated {
 		return data, err
 	}
-	x := expander{a: t.a, hostname: t.e.cfg.Hostname, lookup: t.lookup, env: t.spec.ContainerSpec.Env}
+	x := expander{a: t.a, hostname: t.e.cfg.Hostname, lookup: t.lookup, env: t.spec.ContainerSpec.Env, secret: w.kind == "secret"}
 	text := x.expand(string(data))
 	if x.err != nil {
 		return nil, fmt.Errorf("%s %s: %w", w.kind, w.name, x.err)

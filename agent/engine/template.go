@@ -2,7 +2,6 @@ package engine
 
 import (
 	"strings"
-	"text/template"
 
 	"skein/manager/api"
 )
@@ -16,48 +15,51 @@ type expander struct {
 	// In the content of configs and secrets:
 	lookup func(kind, target string) (string, error) // the task's own; nil elsewhere
 	env    []string
+	secret bool // what is expanded shall not be in errors
 }
 
 // funcs are those that swarm's templates of contents know.
-func (x *expander) funcs() template.FuncMap {
+func (x *expander) funcs() map[string]func(string) (string, error) {
 	if x.lookup == nil {
 		return nil
 	}
-	return template.FuncMap{
+	return map[string]func(string) (string, error){
 		"secret": func(target string) (string, error) { return x.lookup("secret", target) },
 		"config": func(target string) (string, error) { return x.lookup("config", target) },
-		"env": func(name string) string {
+		"env": func(name string) (string, error) {
 			for _, kv := range x.env {
 				if v, ok := strings.CutPrefix(kv, name+"="); ok {
-					return v
+					return v, nil
 				}
 			}
-			return ""
+			return "", nil
 		},
 	}
 }
 
 func (x *expander) expand(s string) string {
-	if x.err != nil || !strings.Contains(s, "{{") {
+	if x.err != nil {
 		return s
 	}
-	t, err := template.New("").Option("missingkey=error").Funcs(x.funcs()).Parse(s)
-	var b strings.Builder
-	if err == nil {
-		slot := any(x.a.Slot)
-		if x.a.Slot == 0 {
-			slot = x.a.NodeId
-		}
-		type m = map[string]any
-		err = t.Execute(&b, m{
-			"Service": m{"ID": x.a.ServiceId, "Name": x.a.ServiceName},
-			"Node":    m{"ID": x.a.NodeId, "Hostname": x.hostname, "Platform": m{"Architecture": machine(), "OS": "linux"}},
-			"Task":    m{"ID": x.a.TaskId, "Slot": slot, "Name": x.a.ServiceName + "." + toString(slot) + "." + x.a.TaskId},
-		})
+	slot := any(x.a.Slot)
+	if x.a.Slot == 0 {
+		slot = x.a.NodeId
 	}
-	if err != nil {
+	type m = map[string]any
+	text, err := api.ExpandTemplate(s, m{
+		"Service": m{"ID": x.a.ServiceId, "Name": x.a.ServiceName},
+		"Node":    m{"ID": x.a.NodeId, "Hostname": x.hostname, "Platform": m{"Architecture": machine(), "OS": "linux"}},
+		"Task":    m{"ID": x.a.TaskId, "Slot": slot, "Name": x.a.ServiceName + "." + toString(slot) + "." + x.a.TaskId},
+	}, x.funcs())
+	switch {
+	case err == nil:
+		return text
+	case x.secret:
+		x.err = invalid("its template cannot be expanded: the error is not shown, as it could hold some of the secret; loops, variables and templates within it are not possible")
+	case x.lookup != nil:
+		x.err = invalid("its template cannot be expanded: %v", err)
+	default:
 		x.err = invalid("template %q cannot be expanded: %v", s, err)
-		return s
 	}
-	return b.String()
+	return s
 }
