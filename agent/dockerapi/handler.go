@@ -164,7 +164,11 @@ func (h *handlers) fail(w http.ResponseWriter, r *http.Request, err error) {
 		return
 	}
 	if code >= http.StatusInternalServerError && !errdefs.IsNotImplemented(err) && !errors.Is(err, context.Canceled) {
-		h.Logger.Error("api request failed", "method", r.Method, "path", r.URL.Path, "status", code, "err", err)
+		level := slog.LevelError
+		if code != http.StatusInternalServerError { // the cluster has no leader, or takes too long: that is not this daemon's failure
+			level = slog.LevelWarn
+		}
+		h.Logger.Log(r.Context(), level, "api request failed", "method", r.Method, "path", r.URL.Path, "status", code, "err", err)
 	}
 	_ = writeJSON(w, code, common.ErrorResponse{Message: text})
 }
