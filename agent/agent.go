@@ -69,12 +69,17 @@ type Agent struct {
 	tables *applier
 	file   *journal
 	tls    chan struct{} // capacity 1: Config.TLS says something else now
+	going  func()        // closes leaving, once
+	left   chan struct{} // closed when no session comes any more
 
-	mu     sync.Mutex
-	known  *knowledge
-	status Status
-	term   uint64    // highest of a leader that we had a session with
-	termAt time.Time // when that was heard last
+	leaving chan struct{} // closed by Leave
+
+	mu      sync.Mutex
+	known   *knowledge
+	status  Status
+	term    uint64    // highest of a leader that we had a session with
+	termAt  time.Time // when that was heard last
+	goodbye bool      // was said: no session follows
 }
 
 // Status tells how the session stands.
@@ -93,7 +98,8 @@ func New(cfg Config) (*Agent, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	a := &Agent{cfg: cfg, outbox: newOutbox(), known: newKnowledge(), tls: make(chan struct{}, 1)}
+	a := &Agent{cfg: cfg, outbox: newOutbox(), known: newKnowledge(), tls: make(chan struct{}, 1), left: make(chan struct{}), leaving: make(chan struct{})}
+	a.going = sync.OnceFunc(func() { close(a.leaving) })
 	a.tables = newApplier(cfg.Network, a.currentTables, cfg.Log)
 	a.tasks = task.New(task.Config{Executor: gatedExecutor{cfg.Executor, a.tables}, Report: a.report, Dependency: a.dependency, Log: cfg.Log})
 	file, err := openJournal(filepath.Join(cfg.StateDir, "agent.journal"), a.replay)
@@ -125,6 +131,18 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { return a.tasks.Run(ctx) })
 	g.Go(func() error { return a.connect(ctx) })
 	return g.Wait()
+}
+
+// Leave tells the managers that this node leaves the cluster, so that it is down for them at once. It returns when they ended the session;
+// there is none any more after that. Without a session it waits for one until ctx ends.
+func (a *Agent) Leave(ctx context.Context) error {
+	a.going()
+	select {
+	case <-a.left:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("say goodbye to the managers: %w", context.Cause(ctx))
+	}
 }
 
 // Status returns how the session and the tables stand.

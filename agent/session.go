@@ -46,6 +46,11 @@ func (a *Agent) connect(ctx context.Context) error {
 	avoid := map[string]time.Time{}
 	for ctx.Err() == nil {
 		had, silent := a.round(ctx, avoid)
+		if had && a.saidGoodbye() {
+			close(a.left)
+			<-ctx.Done()
+			break
+		}
 		if had {
 			lost = time.Now()
 		}
@@ -252,6 +257,7 @@ func (a *Agent) send(ctx context.Context, stream sessionStream, every time.Durat
 	defer hold.Stop()
 	<-hold.C
 	var sequence uint64
+	leaving := a.leaving
 	for {
 		var m *api.AgentMessage
 		select {
@@ -267,6 +273,12 @@ func (a *Agent) send(ctx context.Context, stream sessionStream, every time.Durat
 				}
 			}
 			continue
+		case <-leaving:
+			leaving = nil
+			a.mu.Lock()
+			a.goodbye = true
+			a.mu.Unlock()
+			m = &api.AgentMessage{Kind: &api.AgentMessage_Goodbye{Goodbye: &api.Goodbye{}}}
 		case <-a.tls:
 			m = &api.AgentMessage{Kind: &api.AgentMessage_Tls{Tls: a.nodeTLS()}}
 		case <-a.outbox.wake:
@@ -287,6 +299,12 @@ func (a *Agent) send(ctx context.Context, stream sessionStream, every time.Durat
 			return err
 		}
 	}
+}
+
+func (a *Agent) saidGoodbye() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.goodbye
 }
 
 func (a *Agent) connected(addr string, w *api.Welcome) {

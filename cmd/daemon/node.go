@@ -31,6 +31,7 @@ import (
 const (
 	managerReady = 30 * time.Second // to open and replay the log
 	joinWait     = 30 * time.Second // until the cluster takes the new node
+	goodbyeWait  = 3 * time.Second  // for the leader to hear that the node goes
 	leaveWait    = 10 * time.Second // for the group to let a manager go
 	silentFor    = 8 * time.Second  // without a session: an election is over by then
 )
@@ -310,15 +311,22 @@ func (n *clusterNode) joined(ctx context.Context) error {
 	}
 }
 
-// leave tells the group that this manager goes. The cluster goes on without a worker by itself.
+// leave tells the group that this manager goes, and the leader that the node does.
 func (n *clusterNode) leave(ctx context.Context) {
-	if n.manager == nil || len(n.manager.Managers()) == 1 {
+	if n.manager != nil && len(n.manager.Managers()) == 1 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, leaveWait)
+	if n.manager != nil {
+		ctx, cancel := context.WithTimeout(ctx, leaveWait)
+		defer cancel()
+		if err := n.manager.Leave(ctx); err != nil {
+			n.log.Warn("leaving without the group's consent", "err", err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, goodbyeWait)
 	defer cancel()
-	if err := n.manager.Leave(ctx); err != nil {
-		n.log.Warn("leaving without the group's consent", "err", err)
+	if err := n.agent.Leave(ctx); err != nil {
+		n.log.Warn("leaving without a goodbye: the managers notice when the lease of this node ends", "err", err)
 	}
 }
 

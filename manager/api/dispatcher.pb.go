@@ -32,6 +32,7 @@ type AgentMessage struct {
 	//	*AgentMessage_Statuses
 	//	*AgentMessage_Ack
 	//	*AgentMessage_Tls
+	//	*AgentMessage_Goodbye
 	Kind          isAgentMessage_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -119,6 +120,15 @@ func (x *AgentMessage) GetTls() *NodeTLS {
 	return nil
 }
 
+func (x *AgentMessage) GetGoodbye() *Goodbye {
+	if x != nil {
+		if x, ok := x.Kind.(*AgentMessage_Goodbye); ok {
+			return x.Goodbye
+		}
+	}
+	return nil
+}
+
 type isAgentMessage_Kind interface {
 	isAgentMessage_Kind()
 }
@@ -143,6 +153,10 @@ type AgentMessage_Tls struct {
 	Tls *NodeTLS `protobuf:"bytes,5,opt,name=tls,proto3,oneof"` // when it has changed
 }
 
+type AgentMessage_Goodbye struct {
+	Goodbye *Goodbye `protobuf:"bytes,6,opt,name=goodbye,proto3,oneof"`
+}
+
 func (*AgentMessage_Hello) isAgentMessage_Kind() {}
 
 func (*AgentMessage_Heartbeat) isAgentMessage_Kind() {}
@@ -152,6 +166,46 @@ func (*AgentMessage_Statuses) isAgentMessage_Kind() {}
 func (*AgentMessage_Ack) isAgentMessage_Kind() {}
 
 func (*AgentMessage_Tls) isAgentMessage_Kind() {}
+
+func (*AgentMessage_Goodbye) isAgentMessage_Kind() {}
+
+// Goodbye is the last message of a node that leaves the cluster: it is down at once, nobody waits for its lease. The manager answers by
+// ending the session.
+type Goodbye struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Goodbye) Reset() {
+	*x = Goodbye{}
+	mi := &file_dispatcher_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Goodbye) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Goodbye) ProtoMessage() {}
+
+func (x *Goodbye) ProtoReflect() protoreflect.Message {
+	mi := &file_dispatcher_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Goodbye.ProtoReflect.Descriptor instead.
+func (*Goodbye) Descriptor() ([]byte, []int) {
+	return file_dispatcher_proto_rawDescGZIP(), []int{1}
+}
 
 type Hello struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
@@ -170,7 +224,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_dispatcher_proto_msgTypes[1]
+	mi := &file_dispatcher_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -182,7 +236,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[1]
+	mi := &file_dispatcher_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -195,7 +249,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{1}
+	return file_dispatcher_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Hello) GetHostname() string {
@@ -272,7 +326,7 @@ type TableDigest struct {
 
 func (x *TableDigest) Reset() {
 	*x = TableDigest{}
-	mi := &file_dispatcher_proto_msgTypes[2]
+	mi := &file_dispatcher_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -284,7 +338,7 @@ func (x *TableDigest) String() string {
 func (*TableDigest) ProtoMessage() {}
 
 func (x *TableDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[2]
+	mi := &file_dispatcher_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -297,7 +351,7 @@ func (x *TableDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableDigest.ProtoReflect.Descriptor instead.
 func (*TableDigest) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{2}
+	return file_dispatcher_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *TableDigest) GetTable() string {
@@ -323,7 +377,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_dispatcher_proto_msgTypes[3]
+	mi := &file_dispatcher_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -335,7 +389,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[3]
+	mi := &file_dispatcher_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -348,7 +402,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{3}
+	return file_dispatcher_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Heartbeat) GetSequence() uint64 {
@@ -367,7 +421,7 @@ type StatusBatch struct {
 
 func (x *StatusBatch) Reset() {
 	*x = StatusBatch{}
-	mi := &file_dispatcher_proto_msgTypes[4]
+	mi := &file_dispatcher_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -379,7 +433,7 @@ func (x *StatusBatch) String() string {
 func (*StatusBatch) ProtoMessage() {}
 
 func (x *StatusBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[4]
+	mi := &file_dispatcher_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -392,7 +446,7 @@ func (x *StatusBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusBatch.ProtoReflect.Descriptor instead.
 func (*StatusBatch) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{4}
+	return file_dispatcher_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *StatusBatch) GetReports() []*TaskReport {
@@ -414,7 +468,7 @@ type TableAck struct {
 
 func (x *TableAck) Reset() {
 	*x = TableAck{}
-	mi := &file_dispatcher_proto_msgTypes[5]
+	mi := &file_dispatcher_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -426,7 +480,7 @@ func (x *TableAck) String() string {
 func (*TableAck) ProtoMessage() {}
 
 func (x *TableAck) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[5]
+	mi := &file_dispatcher_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -439,7 +493,7 @@ func (x *TableAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableAck.ProtoReflect.Descriptor instead.
 func (*TableAck) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{5}
+	return file_dispatcher_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *TableAck) GetTable() string {
@@ -481,7 +535,7 @@ type ManagerMessage struct {
 
 func (x *ManagerMessage) Reset() {
 	*x = ManagerMessage{}
-	mi := &file_dispatcher_proto_msgTypes[6]
+	mi := &file_dispatcher_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -493,7 +547,7 @@ func (x *ManagerMessage) String() string {
 func (*ManagerMessage) ProtoMessage() {}
 
 func (x *ManagerMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[6]
+	mi := &file_dispatcher_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -506,7 +560,7 @@ func (x *ManagerMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManagerMessage.ProtoReflect.Descriptor instead.
 func (*ManagerMessage) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{6}
+	return file_dispatcher_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ManagerMessage) GetKind() isManagerMessage_Kind {
@@ -637,7 +691,7 @@ type Credentials struct {
 
 func (x *Credentials) Reset() {
 	*x = Credentials{}
-	mi := &file_dispatcher_proto_msgTypes[7]
+	mi := &file_dispatcher_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -649,7 +703,7 @@ func (x *Credentials) String() string {
 func (*Credentials) ProtoMessage() {}
 
 func (x *Credentials) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[7]
+	mi := &file_dispatcher_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -662,7 +716,7 @@ func (x *Credentials) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credentials.ProtoReflect.Descriptor instead.
 func (*Credentials) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{7}
+	return file_dispatcher_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Credentials) GetTrustPem() []byte {
@@ -697,7 +751,7 @@ type DependencyUpdate struct {
 
 func (x *DependencyUpdate) Reset() {
 	*x = DependencyUpdate{}
-	mi := &file_dispatcher_proto_msgTypes[8]
+	mi := &file_dispatcher_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -709,7 +763,7 @@ func (x *DependencyUpdate) String() string {
 func (*DependencyUpdate) ProtoMessage() {}
 
 func (x *DependencyUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[8]
+	mi := &file_dispatcher_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -722,7 +776,7 @@ func (x *DependencyUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DependencyUpdate.ProtoReflect.Descriptor instead.
 func (*DependencyUpdate) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{8}
+	return file_dispatcher_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DependencyUpdate) GetSet() []*DependencyRecord {
@@ -748,7 +802,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_dispatcher_proto_msgTypes[9]
+	mi := &file_dispatcher_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -760,7 +814,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[9]
+	mi := &file_dispatcher_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -773,7 +827,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{9}
+	return file_dispatcher_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Welcome) GetSessionId() string {
@@ -841,7 +895,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_dispatcher_proto_msgTypes[10]
+	mi := &file_dispatcher_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -853,7 +907,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[10]
+	mi := &file_dispatcher_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -866,7 +920,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{10}
+	return file_dispatcher_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *HeartbeatReply) GetSequence() uint64 {
@@ -885,7 +939,7 @@ type ManagerList struct {
 
 func (x *ManagerList) Reset() {
 	*x = ManagerList{}
-	mi := &file_dispatcher_proto_msgTypes[11]
+	mi := &file_dispatcher_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -897,7 +951,7 @@ func (x *ManagerList) String() string {
 func (*ManagerList) ProtoMessage() {}
 
 func (x *ManagerList) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[11]
+	mi := &file_dispatcher_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -910,7 +964,7 @@ func (x *ManagerList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManagerList.ProtoReflect.Descriptor instead.
 func (*ManagerList) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{11}
+	return file_dispatcher_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ManagerList) GetManagers() []*ManagerPeer {
@@ -931,7 +985,7 @@ type ManagerPeer struct {
 
 func (x *ManagerPeer) Reset() {
 	*x = ManagerPeer{}
-	mi := &file_dispatcher_proto_msgTypes[12]
+	mi := &file_dispatcher_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -943,7 +997,7 @@ func (x *ManagerPeer) String() string {
 func (*ManagerPeer) ProtoMessage() {}
 
 func (x *ManagerPeer) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[12]
+	mi := &file_dispatcher_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -956,7 +1010,7 @@ func (x *ManagerPeer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManagerPeer.ProtoReflect.Descriptor instead.
 func (*ManagerPeer) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{12}
+	return file_dispatcher_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ManagerPeer) GetNodeId() string {
@@ -998,7 +1052,7 @@ type AssignmentUpdate struct {
 
 func (x *AssignmentUpdate) Reset() {
 	*x = AssignmentUpdate{}
-	mi := &file_dispatcher_proto_msgTypes[13]
+	mi := &file_dispatcher_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1010,7 +1064,7 @@ func (x *AssignmentUpdate) String() string {
 func (*AssignmentUpdate) ProtoMessage() {}
 
 func (x *AssignmentUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[13]
+	mi := &file_dispatcher_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1023,7 +1077,7 @@ func (x *AssignmentUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignmentUpdate.ProtoReflect.Descriptor instead.
 func (*AssignmentUpdate) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{13}
+	return file_dispatcher_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AssignmentUpdate) GetSequence() uint64 {
@@ -1100,7 +1154,7 @@ type Template struct {
 
 func (x *Template) Reset() {
 	*x = Template{}
-	mi := &file_dispatcher_proto_msgTypes[14]
+	mi := &file_dispatcher_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1112,7 +1166,7 @@ func (x *Template) String() string {
 func (*Template) ProtoMessage() {}
 
 func (x *Template) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[14]
+	mi := &file_dispatcher_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1125,7 +1179,7 @@ func (x *Template) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Template.ProtoReflect.Descriptor instead.
 func (*Template) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{14}
+	return file_dispatcher_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Template) GetServiceId() string {
@@ -1214,7 +1268,7 @@ type Assignment struct {
 
 func (x *Assignment) Reset() {
 	*x = Assignment{}
-	mi := &file_dispatcher_proto_msgTypes[15]
+	mi := &file_dispatcher_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1226,7 +1280,7 @@ func (x *Assignment) String() string {
 func (*Assignment) ProtoMessage() {}
 
 func (x *Assignment) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[15]
+	mi := &file_dispatcher_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1239,7 +1293,7 @@ func (x *Assignment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assignment.ProtoReflect.Descriptor instead.
 func (*Assignment) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{15}
+	return file_dispatcher_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Assignment) GetTaskId() string {
@@ -1408,7 +1462,7 @@ type TableUpdate struct {
 
 func (x *TableUpdate) Reset() {
 	*x = TableUpdate{}
-	mi := &file_dispatcher_proto_msgTypes[16]
+	mi := &file_dispatcher_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1420,7 +1474,7 @@ func (x *TableUpdate) String() string {
 func (*TableUpdate) ProtoMessage() {}
 
 func (x *TableUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[16]
+	mi := &file_dispatcher_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1433,7 +1487,7 @@ func (x *TableUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableUpdate.ProtoReflect.Descriptor instead.
 func (*TableUpdate) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{16}
+	return file_dispatcher_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TableUpdate) GetTable() string {
@@ -1553,7 +1607,7 @@ type NodeEndpoint struct {
 
 func (x *NodeEndpoint) Reset() {
 	*x = NodeEndpoint{}
-	mi := &file_dispatcher_proto_msgTypes[17]
+	mi := &file_dispatcher_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1565,7 +1619,7 @@ func (x *NodeEndpoint) String() string {
 func (*NodeEndpoint) ProtoMessage() {}
 
 func (x *NodeEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[17]
+	mi := &file_dispatcher_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1578,7 +1632,7 @@ func (x *NodeEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeEndpoint.ProtoReflect.Descriptor instead.
 func (*NodeEndpoint) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{17}
+	return file_dispatcher_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *NodeEndpoint) GetIndex() uint32 {
@@ -1625,7 +1679,7 @@ type ServiceEndpoint struct {
 
 func (x *ServiceEndpoint) Reset() {
 	*x = ServiceEndpoint{}
-	mi := &file_dispatcher_proto_msgTypes[18]
+	mi := &file_dispatcher_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1637,7 +1691,7 @@ func (x *ServiceEndpoint) String() string {
 func (*ServiceEndpoint) ProtoMessage() {}
 
 func (x *ServiceEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[18]
+	mi := &file_dispatcher_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1650,7 +1704,7 @@ func (x *ServiceEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceEndpoint.ProtoReflect.Descriptor instead.
 func (*ServiceEndpoint) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{18}
+	return file_dispatcher_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ServiceEndpoint) GetServiceId() string {
@@ -1718,7 +1772,7 @@ type TaskEndpoint struct {
 
 func (x *TaskEndpoint) Reset() {
 	*x = TaskEndpoint{}
-	mi := &file_dispatcher_proto_msgTypes[19]
+	mi := &file_dispatcher_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1730,7 +1784,7 @@ func (x *TaskEndpoint) String() string {
 func (*TaskEndpoint) ProtoMessage() {}
 
 func (x *TaskEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[19]
+	mi := &file_dispatcher_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1743,7 +1797,7 @@ func (x *TaskEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskEndpoint.ProtoReflect.Descriptor instead.
 func (*TaskEndpoint) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{19}
+	return file_dispatcher_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TaskEndpoint) GetTaskId() string {
@@ -1806,14 +1860,16 @@ var File_dispatcher_proto protoreflect.FileDescriptor
 
 const file_dispatcher_proto_rawDesc = "" +
 	"\n" +
-	"\x10dispatcher.proto\x12\fskein.api.v1\x1a\tlog.proto\"\x8c\x02\n" +
+	"\x10dispatcher.proto\x12\fskein.api.v1\x1a\tlog.proto\"\xbf\x02\n" +
 	"\fAgentMessage\x12+\n" +
 	"\x05hello\x18\x01 \x01(\v2\x13.skein.api.v1.HelloH\x00R\x05hello\x127\n" +
 	"\theartbeat\x18\x02 \x01(\v2\x17.skein.api.v1.HeartbeatH\x00R\theartbeat\x127\n" +
 	"\bstatuses\x18\x03 \x01(\v2\x19.skein.api.v1.StatusBatchH\x00R\bstatuses\x12*\n" +
 	"\x03ack\x18\x04 \x01(\v2\x16.skein.api.v1.TableAckH\x00R\x03ack\x12)\n" +
-	"\x03tls\x18\x05 \x01(\v2\x15.skein.api.v1.NodeTLSH\x00R\x03tlsB\x06\n" +
-	"\x04kind\"\xf1\x02\n" +
+	"\x03tls\x18\x05 \x01(\v2\x15.skein.api.v1.NodeTLSH\x00R\x03tls\x121\n" +
+	"\agoodbye\x18\x06 \x01(\v2\x15.skein.api.v1.GoodbyeH\x00R\agoodbyeB\x06\n" +
+	"\x04kind\"\t\n" +
+	"\aGoodbye\"\xf1\x02\n" +
 	"\x05Hello\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12)\n" +
 	"\x10description_json\x18\x02 \x01(\fR\x0fdescriptionJson\x12#\n" +
@@ -1973,78 +2029,80 @@ func file_dispatcher_proto_rawDescGZIP() []byte {
 	return file_dispatcher_proto_rawDescData
 }
 
-var file_dispatcher_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_dispatcher_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_dispatcher_proto_goTypes = []any{
 	(*AgentMessage)(nil),     // 0: skein.api.v1.AgentMessage
-	(*Hello)(nil),            // 1: skein.api.v1.Hello
-	(*TableDigest)(nil),      // 2: skein.api.v1.TableDigest
-	(*Heartbeat)(nil),        // 3: skein.api.v1.Heartbeat
-	(*StatusBatch)(nil),      // 4: skein.api.v1.StatusBatch
-	(*TableAck)(nil),         // 5: skein.api.v1.TableAck
-	(*ManagerMessage)(nil),   // 6: skein.api.v1.ManagerMessage
-	(*Credentials)(nil),      // 7: skein.api.v1.Credentials
-	(*DependencyUpdate)(nil), // 8: skein.api.v1.DependencyUpdate
-	(*Welcome)(nil),          // 9: skein.api.v1.Welcome
-	(*HeartbeatReply)(nil),   // 10: skein.api.v1.HeartbeatReply
-	(*ManagerList)(nil),      // 11: skein.api.v1.ManagerList
-	(*ManagerPeer)(nil),      // 12: skein.api.v1.ManagerPeer
-	(*AssignmentUpdate)(nil), // 13: skein.api.v1.AssignmentUpdate
-	(*Template)(nil),         // 14: skein.api.v1.Template
-	(*Assignment)(nil),       // 15: skein.api.v1.Assignment
-	(*TableUpdate)(nil),      // 16: skein.api.v1.TableUpdate
-	(*NodeEndpoint)(nil),     // 17: skein.api.v1.NodeEndpoint
-	(*ServiceEndpoint)(nil),  // 18: skein.api.v1.ServiceEndpoint
-	(*TaskEndpoint)(nil),     // 19: skein.api.v1.TaskEndpoint
-	(*NodeTLS)(nil),          // 20: skein.api.v1.NodeTLS
-	(*TaskReport)(nil),       // 21: skein.api.v1.TaskReport
-	(*DependencyRecord)(nil), // 22: skein.api.v1.DependencyRecord
-	(*NodeRecord)(nil),       // 23: skein.api.v1.NodeRecord
-	(*NetworkRecord)(nil),    // 24: skein.api.v1.NetworkRecord
-	(*PortConfig)(nil),       // 25: skein.api.v1.PortConfig
-	(*Attachment)(nil),       // 26: skein.api.v1.Attachment
-	(*GenericResource)(nil),  // 27: skein.api.v1.GenericResource
+	(*Goodbye)(nil),          // 1: skein.api.v1.Goodbye
+	(*Hello)(nil),            // 2: skein.api.v1.Hello
+	(*TableDigest)(nil),      // 3: skein.api.v1.TableDigest
+	(*Heartbeat)(nil),        // 4: skein.api.v1.Heartbeat
+	(*StatusBatch)(nil),      // 5: skein.api.v1.StatusBatch
+	(*TableAck)(nil),         // 6: skein.api.v1.TableAck
+	(*ManagerMessage)(nil),   // 7: skein.api.v1.ManagerMessage
+	(*Credentials)(nil),      // 8: skein.api.v1.Credentials
+	(*DependencyUpdate)(nil), // 9: skein.api.v1.DependencyUpdate
+	(*Welcome)(nil),          // 10: skein.api.v1.Welcome
+	(*HeartbeatReply)(nil),   // 11: skein.api.v1.HeartbeatReply
+	(*ManagerList)(nil),      // 12: skein.api.v1.ManagerList
+	(*ManagerPeer)(nil),      // 13: skein.api.v1.ManagerPeer
+	(*AssignmentUpdate)(nil), // 14: skein.api.v1.AssignmentUpdate
+	(*Template)(nil),         // 15: skein.api.v1.Template
+	(*Assignment)(nil),       // 16: skein.api.v1.Assignment
+	(*TableUpdate)(nil),      // 17: skein.api.v1.TableUpdate
+	(*NodeEndpoint)(nil),     // 18: skein.api.v1.NodeEndpoint
+	(*ServiceEndpoint)(nil),  // 19: skein.api.v1.ServiceEndpoint
+	(*TaskEndpoint)(nil),     // 20: skein.api.v1.TaskEndpoint
+	(*NodeTLS)(nil),          // 21: skein.api.v1.NodeTLS
+	(*TaskReport)(nil),       // 22: skein.api.v1.TaskReport
+	(*DependencyRecord)(nil), // 23: skein.api.v1.DependencyRecord
+	(*NodeRecord)(nil),       // 24: skein.api.v1.NodeRecord
+	(*NetworkRecord)(nil),    // 25: skein.api.v1.NetworkRecord
+	(*PortConfig)(nil),       // 26: skein.api.v1.PortConfig
+	(*Attachment)(nil),       // 27: skein.api.v1.Attachment
+	(*GenericResource)(nil),  // 28: skein.api.v1.GenericResource
 }
 var file_dispatcher_proto_depIdxs = []int32{
-	1,  // 0: skein.api.v1.AgentMessage.hello:type_name -> skein.api.v1.Hello
-	3,  // 1: skein.api.v1.AgentMessage.heartbeat:type_name -> skein.api.v1.Heartbeat
-	4,  // 2: skein.api.v1.AgentMessage.statuses:type_name -> skein.api.v1.StatusBatch
-	5,  // 3: skein.api.v1.AgentMessage.ack:type_name -> skein.api.v1.TableAck
-	20, // 4: skein.api.v1.AgentMessage.tls:type_name -> skein.api.v1.NodeTLS
-	21, // 5: skein.api.v1.Hello.statuses:type_name -> skein.api.v1.TaskReport
-	5,  // 6: skein.api.v1.Hello.acks:type_name -> skein.api.v1.TableAck
-	20, // 7: skein.api.v1.Hello.tls:type_name -> skein.api.v1.NodeTLS
-	2,  // 8: skein.api.v1.Hello.tables:type_name -> skein.api.v1.TableDigest
-	21, // 9: skein.api.v1.StatusBatch.reports:type_name -> skein.api.v1.TaskReport
-	9,  // 10: skein.api.v1.ManagerMessage.welcome:type_name -> skein.api.v1.Welcome
-	13, // 11: skein.api.v1.ManagerMessage.assignments:type_name -> skein.api.v1.AssignmentUpdate
-	16, // 12: skein.api.v1.ManagerMessage.table:type_name -> skein.api.v1.TableUpdate
-	11, // 13: skein.api.v1.ManagerMessage.managers:type_name -> skein.api.v1.ManagerList
-	10, // 14: skein.api.v1.ManagerMessage.heartbeat:type_name -> skein.api.v1.HeartbeatReply
-	8,  // 15: skein.api.v1.ManagerMessage.dependencies:type_name -> skein.api.v1.DependencyUpdate
-	7,  // 16: skein.api.v1.ManagerMessage.credentials:type_name -> skein.api.v1.Credentials
-	22, // 17: skein.api.v1.DependencyUpdate.set:type_name -> skein.api.v1.DependencyRecord
-	23, // 18: skein.api.v1.Welcome.node:type_name -> skein.api.v1.NodeRecord
-	12, // 19: skein.api.v1.ManagerList.managers:type_name -> skein.api.v1.ManagerPeer
-	15, // 20: skein.api.v1.AssignmentUpdate.set:type_name -> skein.api.v1.Assignment
-	24, // 21: skein.api.v1.AssignmentUpdate.networks:type_name -> skein.api.v1.NetworkRecord
-	14, // 22: skein.api.v1.AssignmentUpdate.templates:type_name -> skein.api.v1.Template
-	25, // 23: skein.api.v1.Template.ports:type_name -> skein.api.v1.PortConfig
-	26, // 24: skein.api.v1.Assignment.attachments:type_name -> skein.api.v1.Attachment
-	25, // 25: skein.api.v1.Assignment.ports:type_name -> skein.api.v1.PortConfig
-	27, // 26: skein.api.v1.Assignment.generic:type_name -> skein.api.v1.GenericResource
-	24, // 27: skein.api.v1.TableUpdate.network:type_name -> skein.api.v1.NetworkRecord
-	17, // 28: skein.api.v1.TableUpdate.nodes:type_name -> skein.api.v1.NodeEndpoint
-	18, // 29: skein.api.v1.TableUpdate.services:type_name -> skein.api.v1.ServiceEndpoint
-	19, // 30: skein.api.v1.TableUpdate.endpoints:type_name -> skein.api.v1.TaskEndpoint
-	25, // 31: skein.api.v1.ServiceEndpoint.ports:type_name -> skein.api.v1.PortConfig
-	25, // 32: skein.api.v1.TaskEndpoint.host_ports:type_name -> skein.api.v1.PortConfig
-	0,  // 33: skein.api.v1.Dispatcher.Session:input_type -> skein.api.v1.AgentMessage
-	6,  // 34: skein.api.v1.Dispatcher.Session:output_type -> skein.api.v1.ManagerMessage
-	34, // [34:35] is the sub-list for method output_type
-	33, // [33:34] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	2,  // 0: skein.api.v1.AgentMessage.hello:type_name -> skein.api.v1.Hello
+	4,  // 1: skein.api.v1.AgentMessage.heartbeat:type_name -> skein.api.v1.Heartbeat
+	5,  // 2: skein.api.v1.AgentMessage.statuses:type_name -> skein.api.v1.StatusBatch
+	6,  // 3: skein.api.v1.AgentMessage.ack:type_name -> skein.api.v1.TableAck
+	21, // 4: skein.api.v1.AgentMessage.tls:type_name -> skein.api.v1.NodeTLS
+	1,  // 5: skein.api.v1.AgentMessage.goodbye:type_name -> skein.api.v1.Goodbye
+	22, // 6: skein.api.v1.Hello.statuses:type_name -> skein.api.v1.TaskReport
+	6,  // 7: skein.api.v1.Hello.acks:type_name -> skein.api.v1.TableAck
+	21, // 8: skein.api.v1.Hello.tls:type_name -> skein.api.v1.NodeTLS
+	3,  // 9: skein.api.v1.Hello.tables:type_name -> skein.api.v1.TableDigest
+	22, // 10: skein.api.v1.StatusBatch.reports:type_name -> skein.api.v1.TaskReport
+	10, // 11: skein.api.v1.ManagerMessage.welcome:type_name -> skein.api.v1.Welcome
+	14, // 12: skein.api.v1.ManagerMessage.assignments:type_name -> skein.api.v1.AssignmentUpdate
+	17, // 13: skein.api.v1.ManagerMessage.table:type_name -> skein.api.v1.TableUpdate
+	12, // 14: skein.api.v1.ManagerMessage.managers:type_name -> skein.api.v1.ManagerList
+	11, // 15: skein.api.v1.ManagerMessage.heartbeat:type_name -> skein.api.v1.HeartbeatReply
+	9,  // 16: skein.api.v1.ManagerMessage.dependencies:type_name -> skein.api.v1.DependencyUpdate
+	8,  // 17: skein.api.v1.ManagerMessage.credentials:type_name -> skein.api.v1.Credentials
+	23, // 18: skein.api.v1.DependencyUpdate.set:type_name -> skein.api.v1.DependencyRecord
+	24, // 19: skein.api.v1.Welcome.node:type_name -> skein.api.v1.NodeRecord
+	13, // 20: skein.api.v1.ManagerList.managers:type_name -> skein.api.v1.ManagerPeer
+	16, // 21: skein.api.v1.AssignmentUpdate.set:type_name -> skein.api.v1.Assignment
+	25, // 22: skein.api.v1.AssignmentUpdate.networks:type_name -> skein.api.v1.NetworkRecord
+	15, // 23: skein.api.v1.AssignmentUpdate.templates:type_name -> skein.api.v1.Template
+	26, // 24: skein.api.v1.Template.ports:type_name -> skein.api.v1.PortConfig
+	27, // 25: skein.api.v1.Assignment.attachments:type_name -> skein.api.v1.Attachment
+	26, // 26: skein.api.v1.Assignment.ports:type_name -> skein.api.v1.PortConfig
+	28, // 27: skein.api.v1.Assignment.generic:type_name -> skein.api.v1.GenericResource
+	25, // 28: skein.api.v1.TableUpdate.network:type_name -> skein.api.v1.NetworkRecord
+	18, // 29: skein.api.v1.TableUpdate.nodes:type_name -> skein.api.v1.NodeEndpoint
+	19, // 30: skein.api.v1.TableUpdate.services:type_name -> skein.api.v1.ServiceEndpoint
+	20, // 31: skein.api.v1.TableUpdate.endpoints:type_name -> skein.api.v1.TaskEndpoint
+	26, // 32: skein.api.v1.ServiceEndpoint.ports:type_name -> skein.api.v1.PortConfig
+	26, // 33: skein.api.v1.TaskEndpoint.host_ports:type_name -> skein.api.v1.PortConfig
+	0,  // 34: skein.api.v1.Dispatcher.Session:input_type -> skein.api.v1.AgentMessage
+	7,  // 35: skein.api.v1.Dispatcher.Session:output_type -> skein.api.v1.ManagerMessage
+	35, // [35:36] is the sub-list for method output_type
+	34, // [34:35] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_dispatcher_proto_init() }
@@ -2059,8 +2117,9 @@ func file_dispatcher_proto_init() {
 		(*AgentMessage_Statuses)(nil),
 		(*AgentMessage_Ack)(nil),
 		(*AgentMessage_Tls)(nil),
+		(*AgentMessage_Goodbye)(nil),
 	}
-	file_dispatcher_proto_msgTypes[6].OneofWrappers = []any{
+	file_dispatcher_proto_msgTypes[7].OneofWrappers = []any{
 		(*ManagerMessage_Welcome)(nil),
 		(*ManagerMessage_Assignments)(nil),
 		(*ManagerMessage_Table)(nil),
@@ -2075,7 +2134,7 @@ func file_dispatcher_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dispatcher_proto_rawDesc), len(file_dispatcher_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -173,6 +173,20 @@ func (d *Dispatcher) down(n *node, why string) {
 	d.writer.status(&api.NodeStatus{NodeId: n.id, State: nodeDown, Message: why})
 }
 
+// left is the message of a node that said goodbye.
+const left = "the node left"
+
+// goodbye has a node down that leaves the cluster. It is not among those that fell silent together.
+func (d *Dispatcher) goodbye(n *node) {
+	d.down(n, left)
+	n.lost = time.Time{}
+}
+
+// hasLeft reports whether a node said goodbye and did not come back.
+func hasLeft(rec *store.Node) bool {
+	return rec.Status.GetState() == nodeDown && rec.Status.GetMessage() == left
+}
+
 // probe asks a suspected node directly, and fences it when it does not answer.
 func (d *Dispatcher) probe(id string) {
 	n := d.nodes[id]

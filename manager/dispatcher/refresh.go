@@ -190,7 +190,7 @@ func (d *Dispatcher) refreshNode(tx store.ReadTx, id string, x *dirty) (managers
 			d.sayWelcome(tx, n.session, rec)
 		}
 	}
-	return old.Role != rec.Role || (rec.Role == api.RoleManager && old.RpcAddr != rec.RpcAddr)
+	return old.Role != rec.Role || (rec.Role == api.RoleManager && (old.RpcAddr != rec.RpcAddr || hasLeft(old) != hasLeft(rec)))
 }
 
 func (d *Dispatcher) markTasks(tx store.ReadTx, node string, x *dirty) {

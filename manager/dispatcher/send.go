@@ -413,7 +413,7 @@ func (d *Dispatcher) managerList(tx store.ReadTx) (*api.ManagerMessage, int) {
 	if d.managers == nil {
 		list := &api.ManagerList{}
 		for _, n := range tx.Nodes() {
-			if n.Role == api.RoleManager && n.RpcAddr != "" {
+			if n.Role == api.RoleManager && n.RpcAddr != "" && !hasLeft(n) {
 				list.Managers = append(list.Managers, &api.ManagerPeer{NodeId: n.Id, RpcAddr: n.RpcAddr, Leader: n.Id == d.cfg.NodeID})
 			}
 		}

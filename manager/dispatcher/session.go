@@ -223,6 +223,12 @@ func (d *Dispatcher) take(ctx context.Context, s *session, n *node, m *api.Agent
 				d.noteTLS(n, k.Tls)
 			}
 		})
+	case *api.AgentMessage_Goodbye:
+		return d.do(ctx, func() {
+			if n.session == s {
+				d.goodbye(n)
+			}
+		})
 	case *api.AgentMessage_Hello:
 		return api.Errorf(errdefs.ErrInvalidArgument, "node %s: second hello in one session", s.node)
 	}

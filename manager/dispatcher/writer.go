@@ -188,7 +188,9 @@ func describe(rec *store.Node, h *api.Hello) []*api.Change {
 	if len(h.DescriptionJson) > 0 {
 		next.DescriptionJson = h.DescriptionJson
 	}
-	next.FeatureLevel = h.FeatureLevel
+	if h.FeatureLevel > 0 || h.Hostname != "" { // else it says nothing but its certificate
+		next.FeatureLevel = h.FeatureLevel
+	}
 	if validTLS(h.Tls) {
 		next.Tls = h.Tls
 	}
