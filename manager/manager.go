@@ -58,6 +58,8 @@ type Config struct {
 	Keys *keyring.Keyring
 	// Reserve is the free space in bytes below which no writes are taken; 0: the default.
 	Reserve int64
+	// Timing of elections; zero: the defaults, which suit managers that have a machine each.
+	Timing consensus.Timing
 	// Certificate is this node's newest, to be shown to external certificate authorities; may be nil.
 	Certificate func() *tls.Certificate
 	// Disconnect cuts all accepted connections of a node that was removed or lost its role.
@@ -185,7 +187,7 @@ func (m *Manager) open() (*consensus.Node, error) {
 	}
 	conf := consensus.Config{
 		NodeID: m.cfg.NodeID, Dir: filepath.Join(m.cfg.StateDir, "raft"), Stream: m.streams, Advertise: m.cfg.RPCAddr,
-		Logger: m.cfg.Logger, Store: m.store, Fatal: m.cfg.Fatal, Reserve: m.cfg.Reserve,
+		Logger: m.cfg.Logger, Store: m.store, Fatal: m.cfg.Fatal, Reserve: m.cfg.Reserve, Timing: m.cfg.Timing,
 	}
 	if m.cfg.Keys != nil {
 		conf.Cipher = m.cfg.Keys

@@ -34,10 +34,13 @@ const (
 	grace      = 5 * time.Second
 	helloBound = 5 * time.Second
 	// gather is the least time between two rounds of updates: a burst of reports becomes one table version. A round that had much to do is
-	// followed by a pause of its own length or of what sending costs, up to the limit, so that under load each message carries more.
+	// followed by a pause of its own length or of what sending costs, up to the limit, so that under load each message carries more. A round
+	// that comes late says that this process has no time: the pause becomes a multiple of that, up to its own limit.
 	gather      = 10 * time.Millisecond
 	messageCost = 200 * time.Microsecond
 	gatherLimit = 250 * time.Millisecond
+	lateFactor  = 4
+	lateLimit   = time.Second
 	// tellBound and greetsBound are how many nodes are sent changes, and everything, in one round: a burst to thousands would come before
 	// everything else that this process has to do, and before its word to the other managers.
 	tellBound   = 256
@@ -104,6 +107,7 @@ type Dispatcher struct {
 	told         int           // nodes that the round sent something
 	flushed      time.Time     // when the last round ended
 	pause        time.Duration // before the next one
+	due          time.Time     // when flushAt is to fire
 }
 
 // New returns a dispatcher that does nothing before Run.
@@ -129,6 +133,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	d.flushAt = time.NewTimer(0)
 	defer d.flushAt.Stop()
 	d.began = time.Now()
+	d.due = d.began
 	d.turned, d.wheel = d.began, newWheel(d.began)
 	d.wg.Go(func() { d.writer.run(ctx) })
 	d.dirty.all = true
@@ -167,7 +172,11 @@ func (d *Dispatcher) loop(ctx context.Context) {
 
 // schedule sees to it that a round of updates comes: at once, unless there was one just now.
 func (d *Dispatcher) schedule() {
-	d.flushAt.Reset(max(0, d.pause-time.Since(d.flushed)))
+	wait := max(0, d.pause-time.Since(d.flushed))
+	if !d.due.After(d.flushed) { // else it was due before, and is late if that is over
+		d.due = time.Now().Add(wait)
+	}
+	d.flushAt.Reset(wait)
 }
 
 // do has Run execute f. It waits for a place in the queue, not for f.

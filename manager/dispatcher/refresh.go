@@ -93,10 +93,15 @@ func (d *Dispatcher) flush() {
 		d.cfg.Store.View(func(tx store.ReadTx) { d.round(tx, &x) })
 	}
 	d.flushed = time.Now()
-	d.pause = min(max(gather, d.flushed.Sub(began), time.Duration(d.told)*messageCost), gatherLimit)
+	d.pause = pauseAfter(began.Sub(d.due), d.flushed.Sub(began), d.told)
 	if len(d.greets)+len(d.spread.reassign) > 0 {
 		d.schedule()
 	}
+}
+
+// pauseAfter is the pause after a round that came so late, took so long and told so many nodes something.
+func pauseAfter(late, took time.Duration, told int) time.Duration {
+	return max(gather, min(max(took, time.Duration(told)*messageCost), gatherLimit), lateFactor*min(late, lateLimit/lateFactor))
 }
 
 func (d *Dispatcher) round(tx store.ReadTx, x *dirty) {

@@ -56,8 +56,9 @@ func (s *Store) Apply(index uint64, entry []byte) []error {
 		return []error{api.Errorf(errDataLoss, "log entry %d is not above entry %d, which was applied already", index, s.state.version)}
 	}
 	results, dirty := s.state.apply(index, &e)
+	tasks := s.state.tasks.count
 	s.mu.Unlock()
-	s.publish(dirty)
+	s.publish(dirty, tasks)
 	return results
 }
 

@@ -8,7 +8,8 @@ import (
 	"skein/manager/api"
 )
 
-// maxDirty bounds what a watcher that does not take its keys can pile up; beyond it the watcher is told to look at everything.
+// maxDirty bounds what a watcher that does not take its keys can pile up; beyond it the watcher is told to look at everything. With many
+// tasks the bound is half their number: below it, looking at everything costs more than the keys do.
 const maxDirty = 1 << 16
 
 // dirtyKey is the key of a changed object; of a task the id comes in its compact form, and is written out for those who watch.
@@ -113,7 +114,7 @@ func (w *Watcher) wanted(c *changes) (n int) {
 	return n
 }
 
-func (w *Watcher) add(c *changes) {
+func (w *Watcher) add(c *changes, tasks int) {
 	n := w.wanted(c)
 	if n == 0 {
 		return
@@ -125,8 +126,8 @@ func (w *Watcher) add(c *changes) {
 			b = slices.DeleteFunc(slices.Clone(b), func(k Key) bool { return !w.kinds[k.Kind] })
 		}
 		w.batches, w.n = append(w.batches, b), w.n+n
-		if w.n > w.limit {
-			w.squeeze()
+		if limit := max(w.limit, tasks/2); w.n > limit {
+			w.squeeze(limit)
 		}
 	}
 	w.mu.Unlock()
@@ -134,9 +135,9 @@ func (w *Watcher) add(c *changes) {
 }
 
 // squeeze coalesces early; what is still too much becomes an overflow.
-func (w *Watcher) squeeze() {
+func (w *Watcher) squeeze(limit int) {
 	keys := w.coalesce(w.batches, w.n)
-	if len(keys) > w.limit*3/4 {
+	if len(keys) > limit*3/4 {
 		w.setOverflow()
 		return
 	}
@@ -154,7 +155,8 @@ func (w *Watcher) signal() {
 	}
 }
 
-func (s *Store) publish(dirty []dirtyKey) {
+// publish tells the watchers what an entry changed; tasks is how many there are.
+func (s *Store) publish(dirty []dirtyKey, tasks int) {
 	if len(dirty) == 0 {
 		return
 	}
@@ -162,7 +164,7 @@ func (s *Store) publish(dirty []dirtyKey) {
 	defer s.watchMu.Unlock()
 	if c := s.written(dirty); c != nil {
 		for w := range s.watchers {
-			w.add(c)
+			w.add(c, tasks)
 		}
 	}
 }

@@ -69,6 +69,32 @@ func TestWatchOverflow(t *testing.T) {
 	}
 }
 
+func TestWatchBoundGrowsWithTasks(t *testing.T) {
+	c := newCluster(t)
+	const tasks, perEntry = 150_000, 5000
+	each := func(n int, change func(slot uint64) *api.Change) {
+		for base := 0; base < n; base += perEntry {
+			var changes []*api.Change
+			for i := range perEntry {
+				changes = append(changes, change(uint64(base+i+1)))
+			}
+			c.do(changes...)
+		}
+	}
+	c.do(putCluster(&api.ClusterRecord{Id: "c1"}), putService("s1", spec("app")))
+	each(tasks, func(slot uint64) *api.Change { return createTask("s1", 1, slot, "", 1) })
+	w := c.Watch()
+	defer w.Close()
+	each(70_000, func(slot uint64) *api.Change { return desire(api.TaskShutdown, api.TaskID("s1", slot, "", 1)) })
+	if keys, overflow := w.Take(); overflow || len(keys) != 70_000 {
+		t.Errorf("less than half of the tasks changed: %d keys, overflow %v", len(keys), overflow)
+	}
+	each(80_000, func(slot uint64) *api.Change { return desire(api.TaskRemove, api.TaskID("s1", slot, "", 1)) })
+	if keys, overflow := w.Take(); !overflow || len(keys) != 0 {
+		t.Errorf("more than half changed: %d keys, overflow %v", len(keys), overflow)
+	}
+}
+
 func TestFind(t *testing.T) {
 	c := newCluster(t)
 	c.do(putNode("abc1", "host1"), putNode("abd2", "host2"), putNode("xyz3", "twin"), putNode("xyz4", "twin"), network("net"))

@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime/metrics"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -21,6 +22,7 @@ const (
 	sampleOf     = 10 // of so many services one is counted for the curve
 	awayFor      = 5 * time.Second
 	pollEvery    = 250 * time.Millisecond
+	latePeriod   = 10 * time.Millisecond
 )
 
 // fill creates the services and returns when the API shows all tasks running.
@@ -45,7 +47,8 @@ func fill(ctx context.Context, c *cluster, f *fleet, o options) error {
 		}
 	}()
 	curve := newCurve(c, f, began, cpu)
-	fmt.Println("seconds   created    placed   running  started  sessions  CPU-s      RSS     heap")
+	go curve.watch(ctx)
+	fmt.Println("seconds   created    placed   running  started  sessions  CPU-s      RSS     heap     late")
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	killed := !o.kill
@@ -165,10 +168,24 @@ type curve struct {
 	f     *fleet
 	began time.Time
 	cpu   time.Duration
+	late  atomic.Int64 // the greatest delay of a timer since the last line
 }
 
 func newCurve(c *cluster, f *fleet, began time.Time, cpu time.Duration) *curve {
 	return &curve{c: c, f: f, began: began, cpu: cpu}
+}
+
+// watch measures how late this process's goroutines run, until ctx ends.
+func (v *curve) watch(ctx context.Context) {
+	for {
+		at := time.Now().Add(latePeriod)
+		if pause(ctx, latePeriod) != nil {
+			return
+		}
+		if late := int64(time.Since(at)); late > v.late.Load() {
+			v.late.Store(late)
+		}
+	}
 }
 
 // print counts in the first manager's store; with many services a share of them stands for all.
@@ -196,8 +213,8 @@ func (v *curve) print(o options) {
 		}
 	})
 	rss, heap := memory()
-	fmt.Printf("%7.1f %9d %9d %9d %8d %9d %6.1f %5d MiB %4d MiB\n", time.Since(v.began).Seconds(), created*every, placed*every, running*every,
-		v.f.running.Load(), v.f.sessions.Load(), (cpuTime() - v.cpu).Seconds(), rss>>20, heap>>20)
+	fmt.Printf("%7.1f %9d %9d %9d %8d %9d %6.1f %5d MiB %4d MiB %5d ms\n", time.Since(v.began).Seconds(), created*every, placed*every, running*every,
+		v.f.running.Load(), v.f.sessions.Load(), (cpuTime() - v.cpu).Seconds(), rss>>20, heap>>20, v.late.Swap(0)/1e6)
 }
 
 // usage is the memory of this process, as text.

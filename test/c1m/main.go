@@ -32,9 +32,6 @@ import (
 	"time"
 )
 
-// memoryLimit makes the collector work harder beyond it: managers and agents together are to stay below 6 GiB.
-const memoryLimit = 5 << 30
-
 // options of a run.
 type options struct {
 	agents, services, replicas int
@@ -43,9 +40,11 @@ type options struct {
 	start                      time.Duration
 	limit                      time.Duration
 	gc                         int
+	memory                     int64
 	dir                        string
 	cpu                        string
 	mem                        string
+	timing                     int
 	verbose                    bool
 }
 
@@ -60,19 +59,21 @@ func Main(args []string) error {
 	fs.DurationVar(&o.prepare, "prepare", 100*time.Millisecond, "how long a container takes to be prepared")
 	fs.DurationVar(&o.start, "start", 50*time.Millisecond, "how long it takes to start")
 	fs.DurationVar(&o.limit, "limit", 30*time.Minute, "give up after this time")
-	fs.IntVar(&o.gc, "gc", 120, "GOGC of the process, within 5 GiB")
+	fs.IntVar(&o.gc, "gc", 400, "GOGC of the process")
+	fs.Int64Var(&o.memory, "memory", 10240, "MiB beyond which the collector works harder")
 	fs.StringVar(&o.dir, "dir", "", "directory of the managers' disks (default: a temporary one)")
 	fs.StringVar(&o.cpu, "cpuprofile", "", "write CPU profiles to this path with .sessions (until all sessions stand) and .tasks (until all containers run)")
 	fs.StringVar(&o.mem, "memprofile", "", "write a heap profile at the end")
+	fs.IntVar(&o.timing, "raft-timing", 4, "the managers' election times as multiples of the defaults: here they share their processors with all nodes")
 	fs.BoolVar(&o.verbose, "v", false, "show the managers' log")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
-	if o.agents < 1 || o.services < 1 || o.replicas < 1 {
-		return errors.New("c1m: agents, services and replicas must be at least 1")
+	if o.timing < 1 || o.agents < 1 || o.services < 1 || o.replicas < 1 {
+		return errors.New("c1m: agents, services, replicas and raft-timing must be at least 1")
 	}
 	debug.SetGCPercent(o.gc)
-	debug.SetMemoryLimit(memoryLimit)
+	debug.SetMemoryLimit(o.memory << 20)
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
 	ctx, cancel = context.WithTimeout(ctx, o.limit)
@@ -91,7 +92,7 @@ func run(ctx context.Context, o options) (err error) {
 	if o.verbose {
 		log = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	}
-	c, err := newCluster(ctx, o.dir, log)
+	c, err := newCluster(ctx, o.dir, o.timing, log)
 	if err != nil {
 		return err
 	}

@@ -20,6 +20,7 @@ import (
 	"skein/agent/transport"
 	"skein/manager"
 	"skein/manager/api"
+	"skein/manager/consensus"
 	"skein/manager/keyring"
 )
 
@@ -30,6 +31,7 @@ type cluster struct {
 	log   *slog.Logger
 	book  *book
 	fatal chan error
+	times time.Duration // of the default election times
 
 	mu  sync.Mutex
 	all []*member
@@ -45,8 +47,8 @@ type member struct {
 }
 
 // newCluster makes a cluster and waits until all managers are in the group.
-func newCluster(ctx context.Context, dir string, log *slog.Logger) (_ *cluster, err error) {
-	c := &cluster{log: log, book: newBook(maxNodes), fatal: make(chan error, groupSize)}
+func newCluster(ctx context.Context, dir string, timing int, log *slog.Logger) (_ *cluster, err error) {
+	c := &cluster{log: log, times: time.Duration(timing), book: newBook(maxNodes), fatal: make(chan error, groupSize)}
 	defer func() {
 		if err != nil {
 			c.stop()
@@ -134,6 +136,8 @@ func (c *cluster) start(dir, addr string, join ...string) (*member, error) {
 	m := &member{dir: dir, addr: addr, door: bufconn.Listen(pipeBytes)}
 	m.mgr, err = manager.New(manager.Config{
 		NodeID: id.NodeID(), ClusterID: id.ClusterID(), StateDir: dir, RPCAddr: addr, RaftListener: mux.Raft(), Join: join, Logger: c.log, Keys: keys,
+		Timing: consensus.Timing{Heartbeat: c.times * 800 * time.Millisecond, Election: c.times * 800 * time.Millisecond, Lease: c.times * 750 * time.Millisecond,
+			Commit: 25 * time.Millisecond, RPC: 5 * time.Second},
 		DialRaft: func(ctx context.Context, a string) (net.Conn, error) {
 			return transport.Dial(ctx, a, api.ALPNRaft, id.ClientTLS(api.RoleManager))
 		},
