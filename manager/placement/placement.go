@@ -50,10 +50,12 @@ type Placement struct {
 	reqs     map[revision]*requirements
 	failures map[string]map[string][]int64 // service → node → times
 
-	changed bool // something that may help a pending task
+	changed bool // all pending tasks must be looked at
+	waits   waits
 	joins   joins
 
-	least      int // the lowest priority of any service, when known
+	least      int  // the lowest priority of any service, when known
+	mixed      bool // not all have it
 	leastKnown bool
 }
 
@@ -89,11 +91,16 @@ func (p *Placement) Step(view store.ReadTx, dirty loop.Keys, now time.Time) (loo
 	again := p.noteRefused(view, now)
 	changes, wake := p.levelJoins(view, dirty, now)
 	again = earlier(again, wake)
-	if len(p.pending) == 0 || !p.changed {
-		// Reasons that had to wait are written with the next change that matters.
+	if len(p.pending) == 0 {
+		clear(p.waits.freed)
+		clear(p.waits.open)
 		return changes, again
 	}
-	p.changed = false
+	look, wake := p.whoFits(view, now)
+	if !look {
+		return changes, earlier(again, wake)
+	}
+	again = earlier(again, wake)
 	placed, wake := p.schedule(view, now)
 	return append(changes, placed...), earlier(again, wake)
 }
@@ -136,7 +143,7 @@ func (p *Placement) noteRefused(view store.ReadTx, now time.Time) time.Time {
 func (p *Placement) reset(view store.ReadTx) {
 	*p = Placement{
 		sched: scheduler.New(), held: map[string]scheduler.Holding{}, pending: map[string]map[string]struct{}{},
-		reqs: map[revision]*requirements{}, failures: map[string]map[string][]int64{}, refused: map[string]refusal{}, changed: true,
+		reqs: map[revision]*requirements{}, failures: map[string]map[string][]int64{}, refused: map[string]refusal{}, changed: true, waits: newWaits(),
 	}
 	for _, n := range view.Nodes() {
 		p.sched.SetNode(NodeOf(n))
@@ -167,7 +174,7 @@ func (p *Placement) update(view store.ReadTx, keys []store.Key) {
 	for _, k := range keys {
 		switch k.Kind {
 		case store.KindService:
-			p.changed = true
+			p.waits.open[k.ID] = struct{}{}
 			p.forget(view, k.ID)
 		case store.KindTask:
 			p.sync(view, k.ID, view.Task(k.ID))
@@ -183,7 +190,7 @@ func (p *Placement) update(view store.ReadTx, keys []store.Key) {
 
 // forget drops what is cached of revisions that are gone.
 func (p *Placement) forget(view store.ReadTx, id string) {
-	p.leastKnown = false
+	p.leastKnown, p.changed = false, p.changed || p.mixed
 	svc := view.Service(id)
 	for r := range p.reqs {
 		if r.service == id && (svc == nil || svc.Revs[r.number] == nil) {
@@ -211,7 +218,7 @@ func (p *Placement) sync(view store.ReadTx, id string, t *store.Task) {
 		if had {
 			p.sched.Release(old)
 			delete(p.held, id)
-			p.changed = true
+			p.waits.freed[old.Node] = struct{}{}
 			if t != nil && failed(t) {
 				p.failed(t)
 			}
@@ -233,7 +240,7 @@ func (p *Placement) setPending(service, id string, t *store.Task) {
 		}
 		if _, known := tasks[id]; !known {
 			tasks[id] = struct{}{}
-			p.changed = true
+			p.waits.open[t.ServiceID] = struct{}{}
 		}
 		return
 	}
@@ -244,6 +251,7 @@ func (p *Placement) setPending(service, id string, t *store.Task) {
 		delete(tasks, id)
 		if len(tasks) == 0 {
 			delete(p.pending, service)
+			delete(p.waits.groups, service)
 		}
 	}
 }
@@ -297,9 +305,11 @@ type group struct {
 
 func (p *Placement) schedule(view store.ReadTx, now time.Time) (loop.Changes, time.Time) {
 	w := writer{now: now}
+	groups := p.groups(view, now)
+	p.waits.begin(p.changed)
 	blocked := map[string]string{} // need → why nothing of it found room
 	room := preemption{p: p, view: view, w: &w}
-	for _, g := range p.groups(view, now) {
+	for _, g := range groups {
 		var nodes []string
 		reason, full := blocked[g.need]
 		if !full && g.err == nil {
@@ -312,6 +322,9 @@ func (p *Placement) schedule(view store.ReadTx, now time.Time) (loop.Changes, ti
 		why := g.why(reason)
 		if missing := g.Count - len(nodes); missing > 0 && g.err == nil && room.makeRoom(g, missing) {
 			why += "; tasks of a lower priority end to make room"
+		}
+		if len(nodes) < g.Count {
+			p.waits.add(g)
 		}
 		for k, t := range g.tasks {
 			if k < len(nodes) {
@@ -358,7 +371,10 @@ func (p *Placement) groups(view store.ReadTx, now time.Time) []*group {
 	}
 	byKey := map[key]*group{}
 	var out []*group
-	for _, ids := range p.pending {
+	for service, ids := range p.pending {
+		if _, open := p.waits.open[service]; !open && !p.changed {
+			continue
+		}
 		for id := range ids {
 			t := view.Task(id)
 			if t == nil || t.State >= api.TaskAssigned || t.Desired > api.TaskRunning {

@@ -18,14 +18,14 @@ import (
 
 // world is a store with the placement controller on a virtual clock.
 type world struct {
-	t       *testing.T
+	t       testing.TB
 	st      *store.Store
 	watcher *store.Watcher
 	driver  *loop.Driver
 	now     time.Time
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	st, log := storetest.New()
 	w := &world{t: t, st: st, now: time.Unix(1000, 0)}
 	log.SetClock(func() time.Time { return w.now })

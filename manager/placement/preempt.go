@@ -106,10 +106,12 @@ func (m *preemption) hostname(node string) string {
 func (p *Placement) leastPriority(view store.ReadTx) int {
 	if !p.leastKnown {
 		p.least, p.leastKnown = MaxPriority, true
+		most := -MaxPriority
 		for _, svc := range view.Services() {
 			_, priority := wishes(svc)
-			p.least = min(p.least, priority)
+			p.least, most = min(p.least, priority), max(most, priority)
 		}
+		p.mixed = p.least < most
 	}
 	return p.least
 }
