@@ -98,6 +98,7 @@ type Dispatcher struct {
 	wheel        *wheel
 	began        time.Time // of the term
 	turned       time.Time // of the wheel
+	turn         *time.Ticker
 	caution      caution
 	heldSaid     time.Time           // when many silent nodes were logged
 	managers     *api.ManagerMessage // encoded list; nil: it changed
@@ -135,6 +136,8 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	d.began = time.Now()
 	d.due = d.began
 	d.turned, d.wheel = d.began, newWheel(d.began)
+	d.turn = time.NewTicker(wheelStep)
+	defer d.turn.Stop()
 	d.wg.Go(func() { d.writer.run(ctx) })
 	d.dirty.all = true
 	d.flush()
@@ -152,8 +155,6 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 }
 
 func (d *Dispatcher) loop(ctx context.Context) {
-	turn := time.NewTicker(wheelStep)
-	defer turn.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -164,7 +165,7 @@ func (d *Dispatcher) loop(ctx context.Context) {
 			d.schedule()
 		case <-d.flushAt.C:
 			d.flush()
-		case <-turn.C:
+		case <-d.turn.C:
 			d.expire()
 		}
 	}

@@ -126,6 +126,16 @@ func (d *Dispatcher) lease(n *node, at time.Time) {
 		return // it is looked at earlier, and then put where it belongs
 	}
 	n.leased = true
+	d.await(n, at)
+}
+
+// await puts a node into the wheel, which turns as long as there is one.
+func (d *Dispatcher) await(n *node, at time.Time) {
+	if d.wheel.count == 0 {
+		d.turned = time.Now()
+		d.wheel.due(d.turned) // nothing: it takes the steps that it stood still for
+		d.turn.Reset(wheelStep)
+	}
 	d.wheel.add(n, at)
 }
 
@@ -151,6 +161,9 @@ func (d *Dispatcher) expire() {
 		default:
 			d.absent(n, fmt.Sprintf("no session with the leader within %v", grace), now)
 		}
+	}
+	if d.wheel.count == 0 {
+		d.turn.Stop()
 	}
 }
 

@@ -103,7 +103,7 @@ func (d *Dispatcher) hold(n *node, why string) {
 		d.cfg.Log.Error("many nodes are silent at once: their tasks are left where they are", "first", n.id, "why", why)
 	}
 	d.writer.status(&api.NodeStatus{NodeId: n.id, State: nodeUnknown, Message: why})
-	d.wheel.add(n, time.Now().Add(heartbeat))
+	d.await(n, time.Now().Add(heartbeat))
 	n.leased = true
 }
 

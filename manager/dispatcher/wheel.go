@@ -12,6 +12,7 @@ const (
 type wheel struct {
 	began time.Time
 	at    int // step that was taken last
+	count int // nodes in it
 	slots [wheelSlots][]*node
 }
 
@@ -22,6 +23,7 @@ func (w *wheel) add(n *node, at time.Time) {
 	step := int((at.Sub(w.began) + wheelStep - 1) / wheelStep)
 	step = min(max(step, w.at+1), w.at+wheelSlots-1)
 	w.slots[step%wheelSlots] = append(w.slots[step%wheelSlots], n)
+	w.count++
 }
 
 // due takes the steps up to now and returns the nodes in them.
@@ -32,6 +34,7 @@ func (w *wheel) due(now time.Time) (out []*node) {
 		}
 		w.at++
 		slot := &w.slots[w.at%wheelSlots]
+		w.count -= len(*slot)
 		out = append(out, *slot...)
 		clear(*slot)
 		*slot = (*slot)[:0]
