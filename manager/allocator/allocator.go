@@ -25,7 +25,9 @@ const (
 
 	// MaxNodeIndex is the highest index in the largest mesh pool; see State.maxIndex for a smaller one.
 	MaxNodeIndex = 16382
-	nodeBits     = 22 // a node's block of the mesh pool
+	// OldMaxNodeIndex is the highest that versions before api.LevelMembers know.
+	OldMaxNodeIndex = 4094
+	nodeBits        = 22 // a node's block of the mesh pool
 
 	firstVNI = 4097
 	maxVNI   = 1<<24 - 1

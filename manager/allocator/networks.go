@@ -11,16 +11,20 @@ import (
 	"skein/manager/api"
 )
 
-// AddNode gives a new node its index, and with it its block of the mesh pool.
-func (s *State) AddNode(n *api.NodeRecord) error {
+// AddNode gives a new node its index of at most so much, and with it its block of the mesh pool.
+func (s *State) AddNode(n *api.NodeRecord, most uint32) error {
 	resting := s.restingIndexes()
-	limit := s.maxIndex()
+	limit := min(s.maxIndex(), most)
 	for i := uint32(1); i <= limit; i++ {
 		if _, used := s.indexes[i]; used || resting[i] {
 			continue
 		}
 		n.Index = i
 		return s.RestoreNode(n)
+	}
+	if limit < s.maxIndex() {
+		return exhausted("add node %q: all %d node indexes that older versions of Skein know are taken, %d of them rest for %s after their node was removed: upgrade all managers first, then a larger cluster is possible",
+			n.Hostname, limit, len(resting), IndexRest)
 	}
 	return exhausted("add node %q: all %d blocks of mesh pool %s are taken, %d of them rest for %s after their node was removed: a larger cluster needs a larger mesh pool at init",
 		n.Hostname, limit, s.mesh, len(resting), IndexRest)

@@ -52,6 +52,8 @@ const (
 	// LevelPlacement is the level from which placements claim generic resources and give volumes a home, tasks are asked to move, and
 	// desires have reasons.
 	LevelPlacement = 3
+	// LevelMembers is the level from which the root certificate can be replaced, join tokens be limited, and clusters have more than 4,094 nodes.
+	LevelMembers = 3
 )
 
 // MeshTable is the name of the table that carries nodes and published ports; other tables are named by network id.

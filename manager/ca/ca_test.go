@@ -45,7 +45,7 @@ func setup(t *testing.T) *fixture {
 		t.Fatal(err)
 	}
 	f.put(t, &api.ClusterRecord{Id: id, SpecJson: []byte("{}"), CaCertPem: root.CertPEM(), CaKeyPem: keyPEM, WorkerToken: root.NewToken(), ManagerToken: root.NewToken(),
-		OverlayPool: "10.0.0.0/9", MeshPool: "10.192.0.0/10", OverlayBits: 20, DataPort: 4789, GossipKey: []byte("gossip")})
+		OverlayPool: "10.0.0.0/9", MeshPool: "10.192.0.0/10", OverlayBits: 20, DataPort: 4789, GossipKey: []byte("gossip"), FeatureLevel: api.FeatureLevel})
 	return f
 }
 

@@ -171,6 +171,10 @@ func (s *Server) canSign(ctx context.Context, c *store.Cluster, root *Root, want
 
 // newRotation begins the change to another root. One that is under way is replaced: nodes still trust the root before both.
 func (s *Server) newRotation(ctx context.Context, c *store.Cluster, next *Root, want swarm.CAConfig) (*api.RootRotation, error) {
+	if c.FeatureLevel < api.LevelMembers { // a leader of an older version would not go on with it
+		return nil, api.Errorf(errdefs.ErrFailedPrecondition, "the cluster's root certificate cannot be replaced before all managers run this version of Skein: the cluster is at feature level %d, this needs %d: upgrade all managers first",
+			c.FeatureLevel, api.LevelMembers)
+	}
 	if err := s.canSign(ctx, c, next, want, false); err != nil {
 		return nil, err
 	}

@@ -215,6 +215,16 @@ func TestRotationWithoutOneNode(t *testing.T) {
 	}
 }
 
+// Managers of an older version would not go on with a rotation.
+func TestRotationNeedsItsLevel(t *testing.T) {
+	f := setup(t)
+	old := proto.Clone(f.cluster()).(*api.ClusterRecord)
+	old.FeatureLevel = api.LevelMembers - 1
+	if _, err := f.srv.PlanConfig(t.Context(), old, swarm.CAConfig{ForceRotate: 1}); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "upgrade all managers") {
+		t.Errorf("with managers of an older version: %v", err)
+	}
+}
+
 func TestRotationToGivenRoot(t *testing.T) {
 	f := setup(t)
 	own, err := ca.NewRoot("mine", f.now)

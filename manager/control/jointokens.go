@@ -32,6 +32,9 @@ func (s *Server) CreateJoinToken(ctx context.Context, r *api.JoinTokenRequest) (
 	}
 	var out *api.TokenInfo
 	err := s.changeCluster(ctx, func(c *api.ClusterRecord) error {
+		if c.FeatureLevel < api.LevelMembers { // a manager of an older version would refuse the token, or count no uses
+			return api.Errorf(errdefs.ErrFailedPrecondition, "limited join tokens need feature level %d, the cluster has %d: upgrade all managers first", api.LevelMembers, c.FeatureLevel)
+		}
 		now := s.cfg.Now()
 		root, _ := pem.Decode(c.CaCertPem)
 		if root == nil {

@@ -13,6 +13,10 @@ import (
 func TestJoinTokens(t *testing.T) {
 	f := setup(t)
 	hour := int64(time.Hour)
+	if _, err := f.srv.CreateJoinToken(t.Context(), &api.JoinTokenRequest{Role: "worker", Uses: 1}); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "upgrade all managers") {
+		t.Errorf("with managers of an older version: %v", err)
+	}
+	f.level(api.FeatureLevel)
 	for want, r := range map[string]*api.JoinTokenRequest{
 		"Role":        {Role: "king", Uses: 1},
 		"TTL":         {Role: "worker", TtlNanos: 1},

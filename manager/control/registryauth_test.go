@@ -12,17 +12,19 @@ import (
 	"skein/manager/store"
 )
 
+// level raises the cluster's feature level.
+func (f *fixture) level(n uint32) {
+	var c *api.ClusterRecord
+	f.st.View(func(tx store.ReadTx) { c = proto.Clone(tx.Cluster()).(*api.ClusterRecord) })
+	c.FeatureLevel = n
+	f.put(&api.Change{Kind: &api.Change_PutCluster{PutCluster: c}})
+}
+
 // Credentials belong to a revision: an update without any keeps them, a rollback returns to those of the revision it returns to, and nothing
 // shows them.
 func TestRegistryCredentials(t *testing.T) {
 	f := setup(t)
-	level := func(n uint32) {
-		var c *api.ClusterRecord
-		f.st.View(func(tx store.ReadTx) { c = proto.Clone(tx.Cluster()).(*api.ClusterRecord) })
-		c.FeatureLevel = n
-		f.put(&api.Change{Kind: &api.Change_PutCluster{PutCluster: c}})
-	}
-	level(1)
+	f.level(1)
 	header := func(json string) string { return base64.URLEncoding.EncodeToString([]byte(json)) }
 	alice, bob := `{"username":"alice","password":"hunter2","serveraddress":"r.example"}`, `{"username":"bob","password":"swordfish"}`
 	spec := func(image string) []byte {
@@ -35,7 +37,7 @@ func TestRegistryCredentials(t *testing.T) {
 	if err := create(header(alice)); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("with managers of an older version: %v", err)
 	}
-	level(api.FeatureLevel)
+	f.level(api.FeatureLevel)
 	for _, broken := range []string{"hunter2!", header(`"hunter2"`), header(`{"username":5,"password":"hunter2"}`), header(`{"auth":"hunter2"}`), header(`{"password":"` + strings.Repeat("hunter2", 4000) + `"}`)} {
 		if err := create(broken); !errdefs.IsInvalidArgument(err) || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("broken credentials: %v, want them refused and not repeated", err)

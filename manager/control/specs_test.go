@@ -308,6 +308,7 @@ func TestBadValues(t *testing.T) {
 	for _, k := range kinds() {
 		t.Run(k.object, func(t *testing.T) {
 			f, n := setup(t), 0
+			f.level(api.FeatureLevel)
 			for _, path := range slices.Sorted(maps.Keys(k.rows)) {
 				for _, r := range k.rows[path] {
 					n++

@@ -7,6 +7,8 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"google.golang.org/protobuf/proto"
+
 	"skein/manager/api"
 	"skein/manager/store"
 )
@@ -288,7 +290,7 @@ func TestClusterPools(t *testing.T) {
 func TestNodesOfAPool(t *testing.T) {
 	for pool, room := range map[string]int{"10.128.0.0/20": 3, "10.0.0.0/10": 4094, "10.0.0.0/9": 8190} {
 		c := newCluster(t)
-		c.do(putCluster(&api.ClusterRecord{Id: "c1", OverlayPool: "100.64.0.0/10", MeshPool: pool}))
+		c.do(putCluster(&api.ClusterRecord{Id: "c1", OverlayPool: "100.64.0.0/10", MeshPool: pool, FeatureLevel: api.LevelMembers}))
 		var join []*api.Change
 		for i := range room {
 			join = append(join, putNode(fmt.Sprint("n", i), fmt.Sprint("h", i)))
@@ -299,4 +301,20 @@ func TestNodesOfAPool(t *testing.T) {
 			c.sameAfterRestore()
 		}
 	}
+}
+
+// TestNodesOfOldClusters: managers of older versions know 4,094 indexes, so there are no more before all are upgraded.
+func TestNodesOfOldClusters(t *testing.T) {
+	c := newCluster(t)
+	old := &api.ClusterRecord{Id: "c1", OverlayPool: "100.64.0.0/10", MeshPool: "10.0.0.0/9", FeatureLevel: api.LevelMembers - 1}
+	c.do(putCluster(old))
+	var join []*api.Change
+	for i := range 4094 {
+		join = append(join, putNode(fmt.Sprint("n", i), fmt.Sprint("h", i)))
+	}
+	c.do(join...)
+	c.refused(errdefs.IsResourceExhausted, []string{"4094", "upgrade all managers"}, putNode("more", "more"))
+	next := proto.Clone(old).(*api.ClusterRecord)
+	next.FeatureLevel = api.LevelMembers
+	c.do(putCluster(next), putNode("more", "more"))
 }

@@ -55,7 +55,11 @@ func (s *state) putNode(n *api.NodeRecord) error {
 	}
 	old := s.nodes.get(n.Id)
 	if old == nil {
-		if err := s.alloc.AddNode(n); err != nil {
+		most := uint32(allocator.MaxNodeIndex)
+		if s.level() < api.LevelMembers {
+			most = allocator.OldMaxNodeIndex
+		}
+		if err := s.alloc.AddNode(n, most); err != nil {
 			return err
 		}
 	} else {

@@ -101,7 +101,7 @@ func (w *world) found(conf swarm.CAConfig) *node {
 	w.ok(err)
 	w.apply(&api.Change{Kind: &api.Change_PutCluster{PutCluster: &api.ClusterRecord{Id: cid, SpecJson: spec, CaCertPem: root.CertPEM(), CaKeyPem: key,
 		WorkerToken: root.NewToken(), ManagerToken: root.NewToken(), OverlayPool: "10.0.0.0/9", MeshPool: "10.192.0.0/10", OverlayBits: 20, DataPort: 4789,
-		FeatureLevel: 1, GossipKey: make([]byte, 32)}}},
+		FeatureLevel: api.FeatureLevel, GossipKey: make([]byte, 32)}}},
 		&api.Change{Kind: &api.Change_PutNode{PutNode: &api.NodeRecord{Id: id.NodeID, Hostname: "m1", Role: api.RoleManager, Availability: "active", RpcAddr: "m1", UnderlayAddr: "192.0.2.1"}}})
 	n := &node{w: w, name: "m1", dir: w.t.TempDir()}
 	n.id, err = identity.Install(n.dir, req, certPEM, make([]byte, 32))
