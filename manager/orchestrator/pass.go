@@ -243,6 +243,7 @@ func (p *pass) run() {
 	p.replaceLost()
 	p.moveSlots()
 	p.fill()
+	p.giveWay()
 	p.endSurplus()
 	p.promote()
 }

@@ -254,6 +254,8 @@ func setSpec(t testing.TB, spec *swarm.ServiceSpec, arg string) {
 		tt.RestartPolicy.Window = &d
 	case "constraint":
 		tt.Placement.Constraints = slices.DeleteFunc([]string{value}, func(s string) bool { return s == "" })
+	case "maxpernode":
+		tt.Placement.MaxReplicas = n
 	case "mem":
 		tt.Resources = &swarm.ResourceRequirements{Reservations: &swarm.Resources{MemoryBytes: bytesOf(value)}}
 	case "force":
