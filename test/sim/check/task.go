@@ -181,8 +181,8 @@ func (c *Checker) placement(s *seen) {
 	cpu, memory := c.reserved(n)
 	r := reserve(s.spec)
 	for _, t := range n.tasks {
-		if live(t.Task) && t.Slot == 0 {
-			return // the placement of global services does not look at reservations
+		if c.level < api.LevelPlacement && live(t.Task) && t.Slot == 0 {
+			return // with managers of older versions tasks of global services get their nodes without a look at reservations
 		}
 	}
 	if (r.NanoCPUs > 0 && cpu > n.total.NanoCPUs) || (r.MemoryBytes > 0 && memory > n.total.MemoryBytes) {
