@@ -133,6 +133,14 @@ func (s *State) RemoveNetwork(n *api.NetworkRecord, now int64) {
 	s.j.Add(s.rest.unpush)
 }
 
+// Held is the number of addresses that services and tasks have of a network.
+func (s *State) Held(id string) int {
+	if p := s.pools[id]; p != nil {
+		return p.held()
+	}
+	return 0
+}
+
 func (s *State) chooseVNI(n *api.NetworkRecord) error {
 	if n.Vni != 0 {
 		if other, used := s.vnis[n.Vni]; used {

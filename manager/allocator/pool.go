@@ -67,6 +67,15 @@ func (p *pool) unset(off uint32) {
 	p.low = min(p.low, w)
 }
 
+// held is the number of addresses that are handed out and not at rest.
+func (p *pool) held() int {
+	n := -p.resting
+	for _, word := range p.used {
+		n += bits.OnesCount64(word)
+	}
+	return n
+}
+
 // take hands out the lowest free offset.
 func (s *State) take(p *pool) (uint32, error) {
 	off, ok := p.lowest()

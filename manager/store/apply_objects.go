@@ -317,30 +317,82 @@ func (s *state) addNetwork(n *api.NetworkRecord) error {
 	return s.alloc.AddNetwork(n)
 }
 
-// attached finds a living task on a network that is wanted at most as much as desired.
+// attached finds the living task with the lowest id on a network that is wanted at most as much as desired, looking at all.
 func (s *state) attached(network string, desired api.TaskState) (task string) {
+	on := s.formsOf(network)
+	if len(on) == 0 {
+		return ""
+	}
+	a := attachment{s: s, on: on, desired: desired}
+	s.tasks.each(func(id rowID, _ *taskPage, _ *taskRow) { a.look(id) })
+	return a.task()
+}
+
+// holder is attached for a network that exists. How many addresses are held is known, so it ends when all were seen. Services that are there
+// left the network, so those that are gone are the likely ones: their tasks are looked at first, and the others' only if an update is not done.
+func (s *state) holder(network string, desired api.TaskState) (task string) {
+	held := s.alloc.Held(network)
+	if held == 0 {
+		return ""
+	}
+	a := attachment{s: s, on: s.formsOf(network), desired: desired}
+	for _, service := range s.tasks.lists.services.id {
+		if service != "" && s.services.get(service) == nil {
+			s.tasks.ofService(service, func(id rowID) bool {
+				a.look(id)
+				return a.seen < held
+			})
+		}
+	}
+	if a.seen < held {
+		return s.attached(network, desired)
+	}
+	return a.task()
+}
+
+// formsOf are the numbers of the forms with addresses of a network.
+func (s *state) formsOf(network string) map[uint32]bool {
 	on := map[uint32]bool{}
 	for n, f := range s.tasks.forms.list {
-		if f != nil && f.network == network {
+		if network != "" && f != nil && f.network == network {
 			on[uint32(n)] = true
 		}
 	}
-	if network == "" || len(on) == 0 {
+	return on
+}
+
+// attachment looks for tasks with addresses of some forms.
+type attachment struct {
+	s       *state
+	on      map[uint32]bool
+	desired api.TaskState
+	seen    int // such addresses of living tasks
+	found   bool
+	least   api.ID // of those wanted at most as much as desired
+}
+
+func (a *attachment) look(id rowID) {
+	r := a.s.tasks.row(id)
+	if !r.live() {
+		return
+	}
+	before := a.seen
+	d := readSide(a.s.tasks.sideOf(id))
+	d.eachAddress(func(form, _ uint32) {
+		if a.on[form] {
+			a.seen++
+		}
+	})
+	if a.seen > before && api.TaskState(r.desired) <= a.desired && (!a.found || r.id().Compare(a.least) < 0) {
+		a.found, a.least = true, r.id()
+	}
+}
+
+func (a *attachment) task() string {
+	if !a.found {
 		return ""
 	}
-	var least api.ID
-	s.tasks.each(func(id rowID, p *taskPage, r *taskRow) {
-		if !r.live() || api.TaskState(r.desired) > desired || (task != "" && r.id().Compare(least) > 0) {
-			return
-		}
-		d := readSide(p.arena[r.side : r.side+r.sideLen])
-		d.eachAddress(func(form, _ uint32) {
-			if on[form] {
-				least, task = r.id(), r.id().String()
-			}
-		})
-	})
-	return task
+	return a.least.String()
 }
 
 // deleteNetwork removes a network no service refers to and no task that is wanted hangs on.
@@ -352,7 +404,7 @@ func (s *state) deleteNetwork(id string) error {
 	if users := s.servicesUsing(id); len(users) > 0 {
 		return api.Errorf(errPrecondition, "network %s is in use by service %s: remove the service or detach it first", n.Name, s.services.get(users[0]).Name)
 	}
-	if t := s.attached(id, api.TaskRunning); t != "" {
+	if t := s.holder(id, api.TaskRunning); t != "" {
 		return api.Errorf(errPrecondition, "network %s is in use by task %s: wait until the service's update is done", n.Name, t)
 	}
 	allocator.Unset(s.j, s.networkNames, n.Name)
