@@ -80,6 +80,8 @@ type Agent struct {
 	term    uint64    // highest of a leader that we had a session with
 	termAt  time.Time // when that was heard last
 	goodbye bool      // was said: no session follows
+
+	spread time.Duration // over which managers without a leader want all attempts to spread, as they said last; connect's alone
 }
 
 // Status tells how the session stands.

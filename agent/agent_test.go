@@ -358,3 +358,17 @@ func TestReportsAreBatched(t *testing.T) {
 		}
 	})
 }
+
+// Managers without a leader say how long the attempts of all agents should spread: the first ones do already.
+func TestAgentsSpreadAsManagersSay(t *testing.T) {
+	lost := func(s stream, _ *api.Hello) error {
+		s.SetTrailer(metadata.Pairs("skein-spread-millis", "4000"))
+		return status.Error(codes.FailedPrecondition, "not the leader")
+	}
+	start(t, map[string]func(stream, *api.Hello) error{"follower": lost}, []string{"follower"}, func(_ *agent.Agent, m *managers, _ *tasktest.Executor) {
+		time.Sleep(time.Minute)
+		if n := len(m.asked); n < 15 || n > 60 {
+			t.Errorf("asked %d times in a minute, want about 29", n)
+		}
+	})
+}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -214,11 +215,14 @@ func TestJournalSurvivesAFullDisk(t *testing.T) {
 
 func TestRetryDelay(t *testing.T) {
 	for range 1000 {
-		if d := retryDelay(0); d < retryMin || d > retryEarlyCap {
+		if d := retryDelay(0, 0); d < retryMin || d > retryEarlyCap {
 			t.Fatalf("first retry after %v", d)
 		}
-		if d := retryDelay(1 << 40); d < retryMin || d > retryMax {
+		if d := retryDelay(1<<40, 0); d < retryMin || d > retryMax {
 			t.Fatalf("late retry after %v", d)
+		}
+		if d := retryDelay(0, time.Hour); d < retryMin || d > spreadMax {
+			t.Fatalf("retry in a herd after %v", d)
 		}
 	}
 }

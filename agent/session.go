@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"time"
 
 	"google.golang.org/grpc"
@@ -36,6 +37,8 @@ const (
 	// a cluster that was restored from a backup.
 	staleFor      = time.Minute
 	leaderTrailer = "skein-leader"
+	spreadTrailer = "skein-spread-millis"
+	spreadMax     = 4 * time.Second // whatever is said: a new leader has given a node up after 5 s
 )
 
 var errSilent = errors.New("the manager said nothing within the lease")
@@ -45,6 +48,7 @@ func (a *Agent) connect(ctx context.Context) error {
 	lost := time.Now()
 	avoid := map[string]time.Time{}
 	for ctx.Err() == nil {
+		a.spread = 0
 		had, silent := a.round(ctx, avoid)
 		if had && a.saidGoodbye() {
 			close(a.left)
@@ -54,7 +58,7 @@ func (a *Agent) connect(ctx context.Context) error {
 		if had {
 			lost = time.Now()
 		}
-		delay := retryDelay(time.Since(lost))
+		delay := retryDelay(time.Since(lost), a.spread)
 		if silent {
 			delay = min(delay, retrySilent)
 		}
@@ -132,8 +136,10 @@ func (a *Agent) candidates(avoid map[string]time.Time) []string {
 	return good
 }
 
-func retryDelay(without time.Duration) time.Duration {
-	limit := min(max(without/4, retryEarlyCap), retryMax)
+// retryDelay is the pause after a round without a session: the longer there was none, the longer, and as long as the managers without a
+// leader say that the herd needs.
+func retryDelay(without, spread time.Duration) time.Duration {
+	limit := max(min(max(without/4, retryEarlyCap), retryMax), min(spread, spreadMax))
 	return retryMin + rand.N(limit-retryMin)
 }
 
@@ -161,6 +167,7 @@ func (a *Agent) session(ctx context.Context, addr string) (had bool, leader stri
 	_ = stream.Send(&api.AgentMessage{Kind: &api.AgentMessage_Hello{Hello: hello}})
 	first, err := stream.Recv()
 	if err != nil {
+		a.noteSpread(stream.Trailer())
 		return false, redirect(stream.Trailer(), err), cause(ctx, err)
 	}
 	welcome := first.GetWelcome()
@@ -176,6 +183,7 @@ func (a *Agent) session(ctx context.Context, addr string) (had bool, leader stri
 	if err := a.follow(welcome.Term); err != nil {
 		return false, "", fmt.Errorf("manager %s: %w", addr, err)
 	}
+	a.spread = 0 // it said so before there was this leader
 	a.connected(addr, welcome)
 	defer a.tasks.Connected(false)
 	if err := a.receive(first); err != nil {
@@ -193,6 +201,7 @@ func (a *Agent) session(ctx context.Context, addr string) (had bool, leader stri
 		return true, "", c
 	}
 	if recvErr != nil && status.Code(recvErr) != codes.Canceled {
+		a.noteSpread(stream.Trailer())
 		return true, redirect(stream.Trailer(), recvErr), recvErr
 	}
 	return true, "", sendErr
@@ -345,6 +354,15 @@ func redirect(trailer metadata.MD, err error) string {
 		return v[0]
 	}
 	return ""
+}
+
+// noteSpread keeps what a manager without a leader said of the time that all agents need for their next attempts.
+func (a *Agent) noteSpread(trailer metadata.MD) {
+	if v := trailer.Get(spreadTrailer); len(v) > 0 {
+		if ms, err := strconv.ParseUint(v[0], 10, 31); err == nil {
+			a.spread = max(a.spread, time.Duration(ms)*time.Millisecond)
+		}
+	}
 }
 
 // cause prefers the reason for which the context was ended.

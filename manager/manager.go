@@ -122,7 +122,7 @@ func New(cfg Config) (*Manager, error) {
 	m.streams = newStreams(m)
 	m.authz = authz.New(authz.Config{Role: m.role, Logger: cfg.Logger})
 	m.fwd = forward.New(forward.Config{Leadership: m, Dial: cfg.DialManager})
-	m.front = dispatcher.NewFront(m.LeaderAddr)
+	m.front = dispatcher.NewFront(m.LeaderAddr, m.store.CountNodes)
 	m.srv.ca = ca.NewServer(m.store, cfg.Logger, nil)
 	m.srv.ca.BeforeDemoted(m.awaitOut)
 	m.srv.ca.AskWith(ca.NewExternal(cfg.Certificate))

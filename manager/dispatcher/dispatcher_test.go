@@ -35,6 +35,9 @@ type lab struct {
 	front *dispatcher.Front
 	conn  *grpc.ClientConn
 	deps  []string // secrets of the services to come
+
+	leader string // as the front knows it
+	nodes  int    // as it counts them
 }
 
 func id(s string) string { return strings.Repeat("0", 25-len(s)) + s }
@@ -42,7 +45,8 @@ func id(s string) string { return strings.Repeat("0", 25-len(s)) + s }
 func bubble(t *testing.T, f func(l *lab)) {
 	synctest.Test(t, func(t *testing.T) {
 		s, _ := storetest.New()
-		l := &lab{t: t, ctx: t.Context(), store: s, front: dispatcher.NewFront(func() string { return "elsewhere" })}
+		l := &lab{t: t, ctx: t.Context(), store: s, leader: "elsewhere"}
+		l.front = dispatcher.NewFront(func() string { return l.leader }, func() int { return l.nodes })
 		l.apply(&api.Change{Kind: &api.Change_PutCluster{PutCluster: &api.ClusterRecord{
 			Id: id("c"), SpecJson: []byte("{}"), OverlayPool: "10.0.0.0/9", MeshPool: "10.192.0.0/10", OverlayBits: 20, DataPort: 4789, FeatureLevel: api.LevelHistory,
 		}}})
@@ -242,6 +246,24 @@ func TestBadAgentsAreRefused(t *testing.T) {
 					t.Errorf("trailer %v", v)
 				}
 			})
+		})
+	}
+}
+
+func TestManagerWithoutLeaderSpreadsTheHerd(t *testing.T) {
+	for nodes, want := range map[int]string{3: "1", 5000: "2500", 1 << 20: "4000"} {
+		bubble(t, func(l *lab) {
+			l.node("w1")
+			l.front.Set(nil)
+			l.leader, l.nodes = "", nodes
+			p := l.dial("w1").hello(&api.Hello{})
+			defer p.cancel()
+			if err := p.failure(); status.Code(err) != codes.FailedPrecondition {
+				t.Errorf("got %v", err)
+			}
+			if v := p.s.Trailer().Get("skein-spread-millis"); len(v) != 1 || v[0] != want {
+				t.Errorf("%d nodes: trailer %v, want %s", nodes, v, want)
+			}
 		})
 	}
 }

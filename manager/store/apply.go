@@ -37,6 +37,13 @@ func (s *Store) Level() uint32 {
 	return s.state.level()
 }
 
+// CountNodes counts the nodes.
+func (s *Store) CountNodes() int {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.state.nodes.tree.Len()
+}
+
 // Highest is the highest level that this manager knows.
 func (s *Store) Highest() uint32 { return s.highest }
 

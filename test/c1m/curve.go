@@ -19,7 +19,7 @@ import (
 
 const (
 	createAtOnce = 16 // services, by as many clients
-	sampleOf     = 10 // of so many services one is counted for the curve
+	sampleOf     = 50 // of so many services one is counted for the curve
 	awayFor      = 5 * time.Second
 	pollEvery    = 250 * time.Millisecond
 	latePeriod   = 10 * time.Millisecond

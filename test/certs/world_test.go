@@ -247,7 +247,7 @@ func (n *node) listen() {
 		}
 		return "", fmt.Errorf("node %s was removed", id.NodeID)
 	}})
-	p := &port{lis: bufconn.Listen(1 << 16), front: dispatcher.NewFront(w.leaderAddr)}
+	p := &port{lis: bufconn.Listen(1 << 16), front: dispatcher.NewFront(w.leaderAddr, nil)}
 	p.srv = grpc.NewServer(grpc.Creds(credentials.NewTLS(n.id.ServerTLS())), grpc.UnaryInterceptor(az.Unary()), grpc.StreamInterceptor(az.Stream()))
 	api.RegisterAgentServer(p.srv, agent.NewServer(nil))
 	if n.id.Role() == api.RoleManager {

@@ -109,7 +109,7 @@ func (c *cluster) serve(addr string) *host {
 
 func (c *cluster) manager(name string) {
 	h := c.serve(name)
-	h.front = dispatcher.NewFront(func() string { c.mu.Lock(); defer c.mu.Unlock(); return c.leader })
+	h.front = dispatcher.NewFront(func() string { c.mu.Lock(); defer c.mu.Unlock(); return c.leader }, nil)
 	api.RegisterDispatcherServer(h.srv, h.front)
 	go h.srv.Serve(h.lis)
 	c.node(name, api.RoleManager, name)
