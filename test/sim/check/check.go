@@ -60,6 +60,7 @@ func New() *Checker {
 type seen struct {
 	*store.Task
 	spec   *swarm.ServiceSpec // of its revision
+	made   time.Time
 	placed time.Time
 	ended  time.Time
 	own    bool // it ended by itself

@@ -88,7 +88,7 @@ func (c *Checker) created(t *store.Task) *seen {
 		c.bad("I1", "task %s: the id of a deleted task came back", t.ID)
 	}
 	svc := c.serviceOf(t.ServiceID)
-	s := &seen{Task: &store.Task{ID: t.ID, ServiceID: t.ServiceID, Slot: t.Slot, NodeID: "", State: api.TaskNew, Desired: api.TaskNew}}
+	s := &seen{made: c.now, Task: &store.Task{ID: t.ID, ServiceID: t.ServiceID, Slot: t.Slot, NodeID: "", State: api.TaskNew, Desired: api.TaskNew}}
 	if svc.rec != nil {
 		s.spec = svc.rec.Revs[t.Revision]
 	}
@@ -113,6 +113,9 @@ func (c *Checker) attempts(slot *slotSeen, s *seen, t *store.Task) {
 		if o.Desired < api.TaskRemove && o.Revision == t.Revision && (last == nil || o.Generation > last.Generation) {
 			last = o
 		}
+	}
+	if last != nil && !last.own && t.Slot == 0 {
+		delete(slot.replaced, t.Revision) // somebody drained the node, or it was lost: it begins anew there
 	}
 	if last == nil || !last.own || s.spec == nil || s.spec.TaskTemplate.RestartPolicy == nil {
 		return
@@ -263,8 +266,8 @@ func (c *Checker) delayed(s *seen) {
 		if o == s || o.Generation > s.Generation {
 			continue
 		}
-		if !ended(o.State) {
-			return // it is what is replaced: its node is lost, or an update goes on
+		if !ended(o.State) || o.ended.After(s.made) {
+			return // it is what is replaced: its node was lost or drained, or an update goes on
 		}
 		if last == nil || o.Generation > last.Generation {
 			last = o
