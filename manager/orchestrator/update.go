@@ -101,7 +101,7 @@ func (p *pass) shareOf(s *slot) share {
 				sh.up = up
 			}
 		}
-		if sh.up == 0 && p.finished(s) { // told to end before it ran, or lost with its node, and the restart policy wants no other
+		if sh.up == 0 && (p.finished(s) || p.needless(s, fresh)) { // told to end before it ran, or lost with its node, and no other is wanted
 			sh.up = fresh[len(fresh)-1].Updated
 		}
 		sh.busy, sh.coming = sh.up == 0, sh.up == 0
@@ -117,6 +117,12 @@ func (p *pass) shareOf(s *slot) share {
 		sh.coming = true // replaced in this pass
 	}
 	return sh
+}
+
+// needless reports whether the slot's new tasks were all told to end, because one of an earlier revision that asks for the same runs there
+// again: its node was drained, and then was not.
+func (p *pass) needless(s *slot, fresh []*store.Task) bool {
+	return !slices.ContainsFunc(fresh, func(t *store.Task) bool { return t.Desired <= api.TaskRunning }) && slices.ContainsFunc(s.wanted, p.clean)
 }
 
 // outcome says of a task when it came up, or ended without having, and whether it failed in the eyes of an update.

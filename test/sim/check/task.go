@@ -276,6 +276,11 @@ func (c *Checker) delayed(s *seen) {
 	if last == nil || !last.own || last.Revision != s.Revision || last.ended.IsZero() || last.Desired >= api.TaskRemove {
 		return
 	}
+	for _, o := range c.slotOf(keyOf(s.Task)).tasks {
+		if o != s && o.ended.After(last.ended) {
+			return // that one is replaced: its node was lost or drained while an update of its slot had failed
+		}
+	}
 	delay, between := *s.spec.TaskTemplate.RestartPolicy.Delay, c.now.Sub(last.ended)
 	if c.term.After(last.ended) {
 		delay -= skew // told by clocks of two leaders
