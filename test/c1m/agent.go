@@ -17,7 +17,7 @@ const (
 	reportEvery = 50 * time.Millisecond  // as the product's agent
 	retryMin    = 100 * time.Millisecond // between rounds over the managers, with jitter below a bound that doubles
 	retryFirst  = time.Second
-	retryMax    = 8 * time.Second
+	retryMax    = 4 * time.Second // as the product: a new leader gives a node up after 5 s
 	maxMessage  = 64 << 20
 )
 
