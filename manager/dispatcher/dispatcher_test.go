@@ -483,3 +483,32 @@ func TestNodeRecordFollowsTheAgent(t *testing.T) {
 		}
 	})
 }
+
+// As long as nodes come back to a new leader, those that did not yet may be on their way; who does not come is down soon after the last.
+func TestHerdHasTime(t *testing.T) {
+	bubble(t, func(l *lab) {
+		names := []string{"w1", "w2", "w3", "w4", "w5"}
+		l.node(names...)
+		state := func(n string) (s string) {
+			l.store.View(func(tx store.ReadTx) { s = tx.Node(id(n)).Status.GetState() })
+			return s
+		}
+		for i, n := range names[:4] {
+			time.Sleep(1800 * time.Millisecond)
+			if s := state(n); s == "down" {
+				t.Fatalf("%s is down after %v, while others came", n, time.Duration(i+1)*1800*time.Millisecond)
+			}
+			p := l.dial(n).hello(&api.Hello{Hostname: n, DescriptionJson: []byte(`{}`), UnderlayAddr: "192.0.2.1", RpcAddr: n})
+			defer p.cancel()
+			until(p, "welcome", func(m *api.ManagerMessage) (*api.Welcome, bool) { return m.GetWelcome(), m.GetWelcome() != nil })
+		}
+		time.Sleep(1500 * time.Millisecond)
+		if s := state("w5"); s == "down" {
+			t.Error("w5 is down 1.5 s after another came")
+		}
+		time.Sleep(time.Second)
+		if s := state("w5"); s != "down" {
+			t.Errorf("w5 is %s 2.5 s after the last came, want down", s)
+		}
+	})
+}

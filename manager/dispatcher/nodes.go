@@ -91,7 +91,9 @@ func (d *Dispatcher) register(s *session, h *api.Hello) (*node, error) {
 		n.session.end(api.Errorf(errdefs.ErrAborted, "node %s began another session", s.node))
 	}
 	n.session, n.fenced, n.held = s, false, false
-	n.seen.Store(now.UnixNano())
+	if n.seen.Swap(now.UnixNano()) == 0 {
+		d.came = now
+	}
 	d.lease(n, now.Add(lease))
 	n.acked = make(map[string]*api.TableAck, len(h.Acks))
 	for _, a := range h.Acks {
@@ -158,8 +160,10 @@ func (d *Dispatcher) expire() {
 			d.lease(n, end)
 		case seen > 0:
 			d.absent(n, fmt.Sprintf("heartbeat failure: nothing heard for %v", lease), now)
+		case now.Sub(d.came) < herdPause && now.Sub(d.began) < herdBound:
+			d.lease(n, d.came.Add(herdPause))
 		default:
-			d.absent(n, fmt.Sprintf("no session with the leader within %v", grace), now)
+			d.absent(n, fmt.Sprintf("no session with the leader within %v", max(grace, now.Sub(d.began).Round(time.Second))), now)
 		}
 	}
 	if d.wheel.count == 0 {
