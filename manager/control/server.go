@@ -147,8 +147,3 @@ func checkVersion(what string, got, want uint64) error {
 func invalid(format string, args ...any) error {
 	return api.Errorf(errdefs.ErrInvalidArgument, format, args...)
 }
-
-// notBuilt refuses by name what Skein cannot do yet.
-func notBuilt(format string, args ...any) error {
-	return api.Errorf(errdefs.ErrNotImplemented, format+": not supported by this version of Skein yet", args...)
-}

@@ -130,8 +130,6 @@ func (k *reportPacker) add(r *api.TaskReport, node uint32) bool {
 	return true
 }
 
-func (k *reportPacker) n() int { return len(k.p.Times) }
-
 // change ends the gathering.
 func (k *reportPacker) change() *api.Change {
 	p := k.p
