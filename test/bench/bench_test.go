@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"skein/test/images"
 )
 
 func TestMain(m *testing.M) {
@@ -27,7 +29,7 @@ func TestRuntimeSteps(t *testing.T) {
 	b := &bench{dir: t.TempDir(), opts: options{rounds: 1, crowd: 5, million: 20_000, binary: "/proc/self/exe"}}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	if err := build(ctx, filepath.Join(b.dir, "noop"), "skein/test/bench/noop"); err != nil {
+	if err := images.Build(ctx, filepath.Join(b.dir, "noop"), "skein/test/bench/noop"); err != nil {
 		t.Fatal(err)
 	}
 	for _, s := range steps() {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -17,11 +16,9 @@ import (
 	"time"
 
 	"github.com/moby/moby/client"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"skein/cmd/dev"
-	"skein/runtime/image"
-	"skein/runtime/image/registry"
+	"skein/test/images"
 )
 
 const upTime = time.Minute
@@ -48,11 +45,11 @@ func newBench(ctx context.Context, o options) (b *bench, err error) {
 	}
 	if o.binary == "" {
 		b.opts.binary = filepath.Join(b.dir, "skein")
-		if err := build(ctx, b.opts.binary, "skein/cmd/skein"); err != nil {
+		if err := images.Build(ctx, b.opts.binary, "skein/cmd/skein"); err != nil {
 			return b, err
 		}
 	}
-	if err := build(ctx, filepath.Join(b.dir, "noop"), "skein/test/bench/noop"); err != nil {
+	if err := images.Build(ctx, filepath.Join(b.dir, "noop"), "skein/test/bench/noop"); err != nil {
 		return b, err
 	}
 	return b, nil
@@ -80,42 +77,14 @@ func (b *bench) up(ctx context.Context) (err error) {
 	return b.serve()
 }
 
-func build(ctx context.Context, out, pkg string) error {
-	cmd := exec.CommandContext(ctx, "go", "build", "-ldflags", "-s -w", "-o", out, pkg)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if msg, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build %s: %w: %s", pkg, err, msg)
-	}
-	return nil
-}
-
 // serve offers the same program as noop:v1 and noop:v2.
-func (b *bench) serve() error {
-	reg, err := registry.New(registry.Config{})
-	if err != nil {
-		return err
-	}
-	bin, err := os.ReadFile(filepath.Join(b.dir, "noop"))
-	if err != nil {
-		return err
-	}
-	for _, v := range []string{"v1", "v2"} {
-		art, err := image.FromBinary("/noop", bin, ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}, ocispec.ImageConfig{Env: []string{"V=" + v}})
-		if err == nil {
-			_, err = reg.Put("noop:"+v, art.MediaType, art.Manifest, art.Blobs()...)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	l, err := net.Listen("tcp", net.JoinHostPort(b.HostAddr().String(), "0"))
-	if err != nil {
-		return err
-	}
-	b.images = &http.Server{Handler: reg, ReadHeaderTimeout: 10 * time.Second}
-	b.repo = l.Addr().String()
-	go func() { _ = b.images.Serve(l) }() // ends with close
-	return nil
+func (b *bench) serve() (err error) {
+	noop := images.Program{Path: "/noop", File: filepath.Join(b.dir, "noop")}
+	v1, v2 := noop, noop
+	v1.Ref, v1.Env = "noop:v1", []string{"V=v1"}
+	v2.Ref, v2.Env = "noop:v2", []string{"V=v2"}
+	b.images, b.repo, err = images.Serve(b.HostAddr(), v1, v2)
+	return err
 }
 
 func (b *bench) image(v string) string { return b.repo + "/noop:" + v }

@@ -18,6 +18,7 @@ import (
 
 	"skein/runtime/cgroup"
 	"skein/runtime/sandbox"
+	"skein/test/images"
 )
 
 // hiddenWord makes this program measure OCI commands in a mount namespace without the v2 side of a hybrid host, which some runtimes refuse.
@@ -58,7 +59,7 @@ func versionOf(path string) string {
 
 // oci measures OCI commands, interleaved. It starts this program again in a mount namespace of its own.
 func (b *bench) oci(ctx context.Context) error {
-	if err := build(ctx, filepath.Join(b.dir, "skein-oci"), "skein/cmd/skein-oci"); err != nil {
+	if err := images.Build(ctx, filepath.Join(b.dir, "skein-oci"), "skein/cmd/skein-oci"); err != nil {
 		return err
 	}
 	list, err := json.Marshal(b.commands())

@@ -5,23 +5,19 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"sort"
 	"sync"
 	"time"
 
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/client"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"skein/cmd/dev"
-	"skein/runtime/image"
-	"skein/runtime/image/registry"
+	"skein/test/images"
 )
 
 const (
@@ -116,32 +112,11 @@ func (w *world) build(ctx context.Context) error {
 	return nil
 }
 
-func (w *world) serveImages() error {
-	reg, err := registry.New(registry.Config{})
-	if err != nil {
-		return err
-	}
-	for _, v := range []string{"v1", "v2"} {
-		bin, err := os.ReadFile(filepath.Join(w.dir, "webapp-"+v))
-		if err != nil {
-			return err
-		}
-		art, err := image.FromBinary("/webapp", bin, ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}, ocispec.ImageConfig{})
-		if err == nil {
-			_, err = reg.Put("web:"+v, art.MediaType, art.Manifest, art.Blobs()...)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	l, err := net.Listen("tcp", net.JoinHostPort(w.HostAddr().String(), "0"))
-	if err != nil {
-		return err
-	}
-	w.images = &http.Server{Handler: reg, ReadHeaderTimeout: 10 * time.Second}
-	w.repo = l.Addr().String()
-	go func() { _ = w.images.Serve(l) }() // ends with down
-	return nil
+func (w *world) serveImages() (err error) {
+	w.images, w.repo, err = images.Serve(w.HostAddr(),
+		images.Program{Ref: "web:v1", Path: "/webapp", File: filepath.Join(w.dir, "webapp-v1")},
+		images.Program{Ref: "web:v2", Path: "/webapp", File: filepath.Join(w.dir, "webapp-v2")})
+	return err
 }
 
 func (w *world) image(v string) string { return w.repo + "/web:" + v }

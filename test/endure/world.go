@@ -5,12 +5,9 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,11 +15,9 @@ import (
 	"time"
 
 	"github.com/moby/moby/client"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"skein/cmd/dev"
-	"skein/runtime/image"
-	"skein/runtime/image/registry"
+	"skein/test/images"
 )
 
 const (
@@ -103,39 +98,19 @@ func (w *world) build(ctx context.Context) error {
 		programs["skein"] = "skein/cmd/skein"
 	}
 	for out, pkg := range programs {
-		cmd := exec.CommandContext(ctx, "go", "build", "-ldflags", "-s -w", "-o", filepath.Join(w.dir, out), pkg)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if msg, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("build %s: %w: %s", pkg, err, msg)
+		if err := images.Build(ctx, filepath.Join(w.dir, out), pkg); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
 // serve offers the program inside as an image.
-func (w *world) serve() error {
-	reg, err := registry.New(registry.Config{})
-	if err != nil {
-		return err
-	}
-	bin, err := os.ReadFile(filepath.Join(w.dir, "inside"))
-	if err != nil {
-		return err
-	}
-	art, err := image.FromBinary("/inside", bin, ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}, ocispec.ImageConfig{})
-	if err == nil {
-		_, err = reg.Put("inside:v1", art.MediaType, art.Manifest, art.Blobs()...)
-	}
-	if err != nil {
-		return err
-	}
-	l, err := net.Listen("tcp", net.JoinHostPort(w.clus.HostAddr().String(), "0"))
-	if err != nil {
-		return err
-	}
-	w.images, w.image = &http.Server{Handler: reg, ReadHeaderTimeout: 10 * time.Second}, l.Addr().String()+"/inside:v1"
-	go func() { _ = w.images.Serve(l) }() // ends with down
-	return nil
+func (w *world) serve() (err error) {
+	var repo string
+	w.images, repo, err = images.Serve(w.clus.HostAddr(), images.Program{Ref: "inside:v1", Path: "/inside", File: filepath.Join(w.dir, "inside")})
+	w.image = repo + "/inside:v1"
+	return err
 }
 
 // down removes everything and looks for leftovers.

@@ -4,22 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/moby/moby/client"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"skein/cmd/dev"
-	"skein/runtime/image"
-	"skein/runtime/image/registry"
+	"skein/test/images"
 )
 
 // Options of a rig.
@@ -85,39 +80,18 @@ func (r *Rig) build(ctx context.Context, binary string) (err error) {
 		return err
 	}
 	for out, pkg := range programs {
-		cmd := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(r.dir, out), pkg)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if msg, err := cmd.CombinedOutput(); err != nil {
-			return errors.Join(fmt.Errorf("build %s: %w: %s", pkg, err, msg), os.RemoveAll(r.dir))
+		if err := images.Build(ctx, filepath.Join(r.dir, out), pkg); err != nil {
+			return errors.Join(err, os.RemoveAll(r.dir))
 		}
 	}
 	return nil
 }
 
-func (r *Rig) serve() error {
-	reg, err := registry.New(registry.Config{})
-	if err != nil {
-		return err
-	}
-	bin, err := os.ReadFile(filepath.Join(r.dir, "noop"))
-	if err != nil {
-		return err
-	}
-	art, err := image.FromBinary("/noop", bin, ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}, ocispec.ImageConfig{})
-	if err == nil {
-		_, err = reg.Put("noop:v1", art.MediaType, art.Manifest, art.Blobs()...)
-	}
-	if err != nil {
-		return err
-	}
-	l, err := net.Listen("tcp", net.JoinHostPort(r.HostAddr().String(), "0"))
-	if err != nil {
-		return err
-	}
-	r.images = &http.Server{Handler: reg, ReadHeaderTimeout: 10 * time.Second}
-	r.Image = l.Addr().String() + "/noop:v1"
-	go func() { _ = r.images.Serve(l) }() // ends with Close
-	return nil
+func (r *Rig) serve() (err error) {
+	var repo string
+	r.images, repo, err = images.Serve(r.HostAddr(), images.Program{Ref: "noop:v1", Path: "/noop", File: filepath.Join(r.dir, "noop")})
+	r.Image = repo + "/noop:v1"
+	return err
 }
 
 // Close takes the cluster down and says what is left of it.
