@@ -43,7 +43,7 @@ const (
 	// FormatV1 is the layout of Entry and of snapshot chunks.
 	FormatV1 = 1
 	// FeatureLevel is the highest level this binary writes and reads.
-	FeatureLevel = 3
+	FeatureLevel = 4
 	// LevelHistory is the level from which services keep all their revisions with their registry credentials, writes name their authors, nodes know since when they
 	// have their status, and restarts are counted on tasks.
 	LevelHistory = 2
@@ -54,6 +54,9 @@ const (
 	LevelPlacement = 3
 	// LevelMembers is the level from which the root certificate can be replaced, join tokens be limited, and clusters have more than 4,094 nodes.
 	LevelMembers = 3
+	// LevelNetworks is the level from which networks have further ranges, address options and an MTU, standalone containers have addresses on
+	// them, and nodes have keys of encrypted networks.
+	LevelNetworks = 4
 )
 
 // MeshTable is the name of the table that carries nodes and published ports; other tables are named by network id.

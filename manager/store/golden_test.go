@@ -19,7 +19,7 @@ import (
 )
 
 // The files under testdata/vN are written by the release that introduced that level and must be read for ever. Never write them anew:
-// -record only makes those of a level that has none. (Level 1 has had no release yet: until then its directory may be removed and
+// -record only makes those of a level that has none. (Level 4 has had no release yet: until then its directory may be removed and
 // recorded again.)
 var record = flag.Bool("record", false, "write the golden log and snapshot of the present feature level, if there are none")
 
