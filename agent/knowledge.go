@@ -304,7 +304,8 @@ func (k *knowledge) tables() (Tables, bool) {
 	if k.welcome == nil || k.tabs[api.MeshTable] == nil {
 		return Tables{}, false
 	}
-	t := Tables{NodeIndex: k.welcome.NodeIndex, DataPort: k.welcome.DataPort, MeshPool: k.welcome.MeshPool, Networks: map[string]Table{}}
+	t := Tables{NodeIndex: k.welcome.NodeIndex, DataPort: k.welcome.DataPort, MeshPool: k.welcome.MeshPool,
+		MeshPool6: k.welcome.MeshPool6, Networks: map[string]Table{}}
 	for id, tab := range k.tabs {
 		if id == api.MeshTable {
 			t.Mesh = k.withSelf(tab.hand())

@@ -21,6 +21,7 @@ type Tables struct {
 	NodeIndex uint32
 	DataPort  uint32
 	MeshPool  string
+	MeshPool6 string // empty: no IPv6
 	Mesh      Table
 	Networks  map[string]Table
 }

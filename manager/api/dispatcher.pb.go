@@ -795,7 +795,8 @@ type Welcome struct {
 	Node            *NodeRecord            `protobuf:"bytes,5,opt,name=node,proto3" json:"node,omitempty"`
 	DataPort        uint32                 `protobuf:"varint,6,opt,name=data_port,json=dataPort,proto3" json:"data_port,omitempty"`
 	MeshPool        string                 `protobuf:"bytes,7,opt,name=mesh_pool,json=meshPool,proto3" json:"mesh_pool,omitempty"`
-	Term            uint64                 `protobuf:"varint,8,opt,name=term,proto3" json:"term,omitempty"` // of this leader; an agent refuses one that is older than the last
+	Term            uint64                 `protobuf:"varint,8,opt,name=term,proto3" json:"term,omitempty"`                           // of this leader; an agent refuses one that is older than the last
+	MeshPool6       string                 `protobuf:"bytes,9,opt,name=mesh_pool6,json=meshPool6,proto3" json:"mesh_pool6,omitempty"` // the cluster's /48, empty: no IPv6; node i owns the i-th /112 of its first /64
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -884,6 +885,13 @@ func (x *Welcome) GetTerm() uint64 {
 		return x.Term
 	}
 	return 0
+}
+
+func (x *Welcome) GetMeshPool6() string {
+	if x != nil {
+		return x.MeshPool6
+	}
+	return ""
 }
 
 type HeartbeatReply struct {
@@ -1601,6 +1609,7 @@ type NodeEndpoint struct {
 	NodeId        string                 `protobuf:"bytes,2,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	UnderlayAddr  string                 `protobuf:"bytes,3,opt,name=underlay_addr,json=underlayAddr,proto3" json:"underlay_addr,omitempty"`
 	Hostname      string                 `protobuf:"bytes,4,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	Addrs         []string               `protobuf:"bytes,5,rep,name=addrs,proto3" json:"addrs,omitempty"` // other addresses of the node, of both families: a client on it may have any of them
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1661,6 +1670,13 @@ func (x *NodeEndpoint) GetHostname() string {
 		return x.Hostname
 	}
 	return ""
+}
+
+func (x *NodeEndpoint) GetAddrs() []string {
+	if x != nil {
+		return x.Addrs
+	}
+	return nil
 }
 
 // ServiceEndpoint: in a network table the VIP and names of a service on that network; in the mesh table its published ports.
@@ -1906,7 +1922,7 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\vgossip_keys\x18\x03 \x03(\fR\n" +
 	"gossipKeys\"D\n" +
 	"\x10DependencyUpdate\x120\n" +
-	"\x03set\x18\x01 \x03(\v2\x1e.skein.api.v1.DependencyRecordR\x03set\"\x91\x02\n" +
+	"\x03set\x18\x01 \x03(\v2\x1e.skein.api.v1.DependencyRecordR\x03set\"\xb0\x02\n" +
 	"\aWelcome\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12)\n" +
@@ -1917,7 +1933,9 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\x04node\x18\x05 \x01(\v2\x18.skein.api.v1.NodeRecordR\x04node\x12\x1b\n" +
 	"\tdata_port\x18\x06 \x01(\rR\bdataPort\x12\x1b\n" +
 	"\tmesh_pool\x18\a \x01(\tR\bmeshPool\x12\x12\n" +
-	"\x04term\x18\b \x01(\x04R\x04term\",\n" +
+	"\x04term\x18\b \x01(\x04R\x04term\x12\x1d\n" +
+	"\n" +
+	"mesh_pool6\x18\t \x01(\tR\tmeshPool6\",\n" +
 	"\x0eHeartbeatReply\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\"D\n" +
 	"\vManagerList\x125\n" +
@@ -1986,12 +2004,13 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\x04more\x18\f \x01(\bR\x04more\x12\x12\n" +
 	"\x04part\x18\r \x01(\rR\x04part\x12\x16\n" +
 	"\x06digest\x18\x0e \x01(\x06R\x06digest\x12\x12\n" +
-	"\x04same\x18\x0f \x01(\bR\x04same\"~\n" +
+	"\x04same\x18\x0f \x01(\bR\x04same\"\x94\x01\n" +
 	"\fNodeEndpoint\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\rR\x05index\x12\x17\n" +
 	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x12#\n" +
 	"\runderlay_addr\x18\x03 \x01(\tR\funderlayAddr\x12\x1a\n" +
-	"\bhostname\x18\x04 \x01(\tR\bhostname\"\xcc\x01\n" +
+	"\bhostname\x18\x04 \x01(\tR\bhostname\x12\x14\n" +
+	"\x05addrs\x18\x05 \x03(\tR\x05addrs\"\xcc\x01\n" +
 	"\x0fServiceEndpoint\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x01 \x01(\tR\tserviceId\x12\x12\n" +

@@ -404,7 +404,7 @@ func (d *Dispatcher) sayWelcome(tx store.ReadTx, s *session, rec *store.Node) {
 	s.welcomed = rec
 	s.push(&api.ManagerMessage{Kind: &api.ManagerMessage_Welcome{Welcome: &api.Welcome{
 		SessionId: s.id, HeartbeatMillis: uint32(heartbeat.Milliseconds()), LeaseMillis: uint32(lease.Milliseconds()),
-		NodeIndex: rec.Index, Node: rec, DataPort: c.GetDataPort(), MeshPool: c.GetMeshPool(), Term: d.cfg.Term,
+		NodeIndex: rec.Index, Node: rec, DataPort: c.GetDataPort(), MeshPool: c.GetMeshPool(), MeshPool6: c.GetUlaPrefix(), Term: d.cfg.Term,
 	}}}, 0)
 }
 
