@@ -24,6 +24,180 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// NodeNetworksRequest asks for the networks that concern a node: attachable ones, and those that something on it is on.
+type NodeNetworksRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	After         string                 `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`
+	PageBytes     uint32                 `protobuf:"varint,3,opt,name=page_bytes,json=pageBytes,proto3" json:"page_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeNetworksRequest) Reset() {
+	*x = NodeNetworksRequest{}
+	mi := &file_control_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeNetworksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeNetworksRequest) ProtoMessage() {}
+
+func (x *NodeNetworksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeNetworksRequest.ProtoReflect.Descriptor instead.
+func (*NodeNetworksRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *NodeNetworksRequest) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *NodeNetworksRequest) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
+func (x *NodeNetworksRequest) GetPageBytes() uint32 {
+	if x != nil {
+		return x.PageBytes
+	}
+	return 0
+}
+
+// AttachRequest sets and removes attachments of one node's containers. All of it is done, or nothing.
+type AttachRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Set           []*AttachmentWish      `protobuf:"bytes,2,rep,name=set,proto3" json:"set,omitempty"`
+	Removed       []string               `protobuf:"bytes,3,rep,name=removed,proto3" json:"removed,omitempty"` // container ids
+	Full          bool                   `protobuf:"varint,4,opt,name=full,proto3" json:"full,omitempty"`      // set is all there is: others of this node go
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachRequest) Reset() {
+	*x = AttachRequest{}
+	mi := &file_control_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachRequest) ProtoMessage() {}
+
+func (x *AttachRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
+func (*AttachRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *AttachRequest) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *AttachRequest) GetSet() []*AttachmentWish {
+	if x != nil {
+		return x.Set
+	}
+	return nil
+}
+
+func (x *AttachRequest) GetRemoved() []string {
+	if x != nil {
+		return x.Removed
+	}
+	return nil
+}
+
+func (x *AttachRequest) GetFull() bool {
+	if x != nil {
+		return x.Full
+	}
+	return false
+}
+
+type AttachReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Attachments   []*AttachmentRecord    `protobuf:"bytes,1,rep,name=attachments,proto3" json:"attachments,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachReply) Reset() {
+	*x = AttachReply{}
+	mi := &file_control_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachReply) ProtoMessage() {}
+
+func (x *AttachReply) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachReply.ProtoReflect.Descriptor instead.
+func (*AttachReply) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *AttachReply) GetAttachments() []*AttachmentRecord {
+	if x != nil {
+		return x.Attachments
+	}
+	return nil
+}
+
 type JoinTokenRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Role          string                 `protobuf:"bytes,1,opt,name=role,proto3" json:"role,omitempty"`
@@ -36,7 +210,7 @@ type JoinTokenRequest struct {
 
 func (x *JoinTokenRequest) Reset() {
 	*x = JoinTokenRequest{}
-	mi := &file_control_proto_msgTypes[0]
+	mi := &file_control_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -48,7 +222,7 @@ func (x *JoinTokenRequest) String() string {
 func (*JoinTokenRequest) ProtoMessage() {}
 
 func (x *JoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[0]
+	mi := &file_control_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -61,7 +235,7 @@ func (x *JoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*JoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{0}
+	return file_control_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *JoinTokenRequest) GetRole() string {
@@ -101,7 +275,7 @@ type TokenInfos struct {
 
 func (x *TokenInfos) Reset() {
 	*x = TokenInfos{}
-	mi := &file_control_proto_msgTypes[1]
+	mi := &file_control_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -113,7 +287,7 @@ func (x *TokenInfos) String() string {
 func (*TokenInfos) ProtoMessage() {}
 
 func (x *TokenInfos) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[1]
+	mi := &file_control_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -126,7 +300,7 @@ func (x *TokenInfos) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenInfos.ProtoReflect.Descriptor instead.
 func (*TokenInfos) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{1}
+	return file_control_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *TokenInfos) GetTokens() []*TokenInfo {
@@ -153,7 +327,7 @@ type TokenInfo struct {
 
 func (x *TokenInfo) Reset() {
 	*x = TokenInfo{}
-	mi := &file_control_proto_msgTypes[2]
+	mi := &file_control_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -165,7 +339,7 @@ func (x *TokenInfo) String() string {
 func (*TokenInfo) ProtoMessage() {}
 
 func (x *TokenInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[2]
+	mi := &file_control_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -178,7 +352,7 @@ func (x *TokenInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenInfo.ProtoReflect.Descriptor instead.
 func (*TokenInfo) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{2}
+	return file_control_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *TokenInfo) GetId() string {
@@ -252,7 +426,7 @@ type Empty struct {
 
 func (x *Empty) Reset() {
 	*x = Empty{}
-	mi := &file_control_proto_msgTypes[3]
+	mi := &file_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -264,7 +438,7 @@ func (x *Empty) String() string {
 func (*Empty) ProtoMessage() {}
 
 func (x *Empty) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[3]
+	mi := &file_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -277,7 +451,7 @@ func (x *Empty) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Empty.ProtoReflect.Descriptor instead.
 func (*Empty) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{3}
+	return file_control_proto_rawDescGZIP(), []int{6}
 }
 
 type DependencyRequest struct {
@@ -292,7 +466,7 @@ type DependencyRequest struct {
 
 func (x *DependencyRequest) Reset() {
 	*x = DependencyRequest{}
-	mi := &file_control_proto_msgTypes[4]
+	mi := &file_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -304,7 +478,7 @@ func (x *DependencyRequest) String() string {
 func (*DependencyRequest) ProtoMessage() {}
 
 func (x *DependencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[4]
+	mi := &file_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -317,7 +491,7 @@ func (x *DependencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DependencyRequest.ProtoReflect.Descriptor instead.
 func (*DependencyRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{4}
+	return file_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DependencyRequest) GetKind() string {
@@ -360,7 +534,7 @@ type DependencyListRequest struct {
 
 func (x *DependencyListRequest) Reset() {
 	*x = DependencyListRequest{}
-	mi := &file_control_proto_msgTypes[5]
+	mi := &file_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -372,7 +546,7 @@ func (x *DependencyListRequest) String() string {
 func (*DependencyListRequest) ProtoMessage() {}
 
 func (x *DependencyListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[5]
+	mi := &file_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -385,7 +559,7 @@ func (x *DependencyListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DependencyListRequest.ProtoReflect.Descriptor instead.
 func (*DependencyListRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{5}
+	return file_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DependencyListRequest) GetKind() string {
@@ -425,7 +599,7 @@ type Object struct {
 
 func (x *Object) Reset() {
 	*x = Object{}
-	mi := &file_control_proto_msgTypes[6]
+	mi := &file_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -437,7 +611,7 @@ func (x *Object) String() string {
 func (*Object) ProtoMessage() {}
 
 func (x *Object) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[6]
+	mi := &file_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -450,7 +624,7 @@ func (x *Object) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Object.ProtoReflect.Descriptor instead.
 func (*Object) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{6}
+	return file_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Object) GetJson() []byte {
@@ -470,7 +644,7 @@ type Objects struct {
 
 func (x *Objects) Reset() {
 	*x = Objects{}
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -482,7 +656,7 @@ func (x *Objects) String() string {
 func (*Objects) ProtoMessage() {}
 
 func (x *Objects) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -495,7 +669,7 @@ func (x *Objects) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Objects.ProtoReflect.Descriptor instead.
 func (*Objects) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{7}
+	return file_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Objects) GetJson() [][]byte {
@@ -522,7 +696,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -534,7 +708,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -547,7 +721,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{8}
+	return file_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GetRequest) GetRef() string {
@@ -576,7 +750,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -588,7 +762,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -601,7 +775,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{9}
+	return file_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListRequest) GetFilters() map[string]*StringList {
@@ -641,7 +815,7 @@ type StringList struct {
 
 func (x *StringList) Reset() {
 	*x = StringList{}
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -653,7 +827,7 @@ func (x *StringList) String() string {
 func (*StringList) ProtoMessage() {}
 
 func (x *StringList) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -666,7 +840,7 @@ func (x *StringList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StringList.ProtoReflect.Descriptor instead.
 func (*StringList) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{10}
+	return file_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *StringList) GetValues() []string {
@@ -686,7 +860,7 @@ type CreateRequest struct {
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -698,7 +872,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -711,7 +885,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{11}
+	return file_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CreateRequest) GetSpecJson() []byte {
@@ -738,7 +912,7 @@ type Created struct {
 
 func (x *Created) Reset() {
 	*x = Created{}
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -750,7 +924,7 @@ func (x *Created) String() string {
 func (*Created) ProtoMessage() {}
 
 func (x *Created) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -763,7 +937,7 @@ func (x *Created) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Created.ProtoReflect.Descriptor instead.
 func (*Created) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{12}
+	return file_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Created) GetId() string {
@@ -798,7 +972,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -810,7 +984,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -823,7 +997,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{13}
+	return file_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *UpdateRequest) GetRef() string {
@@ -908,7 +1082,7 @@ type RevisionsRequest struct {
 
 func (x *RevisionsRequest) Reset() {
 	*x = RevisionsRequest{}
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -920,7 +1094,7 @@ func (x *RevisionsRequest) String() string {
 func (*RevisionsRequest) ProtoMessage() {}
 
 func (x *RevisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -933,7 +1107,7 @@ func (x *RevisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevisionsRequest.ProtoReflect.Descriptor instead.
 func (*RevisionsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{14}
+	return file_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RevisionsRequest) GetRef() string {
@@ -973,7 +1147,7 @@ type UnlockKey struct {
 
 func (x *UnlockKey) Reset() {
 	*x = UnlockKey{}
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -985,7 +1159,7 @@ func (x *UnlockKey) String() string {
 func (*UnlockKey) ProtoMessage() {}
 
 func (x *UnlockKey) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -998,7 +1172,7 @@ func (x *UnlockKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnlockKey.ProtoReflect.Descriptor instead.
 func (*UnlockKey) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{15}
+	return file_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *UnlockKey) GetText() string {
@@ -1017,7 +1191,7 @@ type Updated struct {
 
 func (x *Updated) Reset() {
 	*x = Updated{}
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1029,7 +1203,7 @@ func (x *Updated) String() string {
 func (*Updated) ProtoMessage() {}
 
 func (x *Updated) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1042,7 +1216,7 @@ func (x *Updated) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Updated.ProtoReflect.Descriptor instead.
 func (*Updated) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{16}
+	return file_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Updated) GetWarnings() []string {
@@ -1062,7 +1236,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1074,7 +1248,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1087,7 +1261,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{17}
+	return file_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RemoveRequest) GetRef() string {
@@ -1114,7 +1288,7 @@ type RebalanceRequest struct {
 
 func (x *RebalanceRequest) Reset() {
 	*x = RebalanceRequest{}
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1126,7 +1300,7 @@ func (x *RebalanceRequest) String() string {
 func (*RebalanceRequest) ProtoMessage() {}
 
 func (x *RebalanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1139,7 +1313,7 @@ func (x *RebalanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebalanceRequest.ProtoReflect.Descriptor instead.
 func (*RebalanceRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{18}
+	return file_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RebalanceRequest) GetService() string {
@@ -1165,7 +1339,7 @@ type RebalanceReply struct {
 
 func (x *RebalanceReply) Reset() {
 	*x = RebalanceReply{}
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1177,7 +1351,7 @@ func (x *RebalanceReply) String() string {
 func (*RebalanceReply) ProtoMessage() {}
 
 func (x *RebalanceReply) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1190,7 +1364,7 @@ func (x *RebalanceReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebalanceReply.ProtoReflect.Descriptor instead.
 func (*RebalanceReply) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{19}
+	return file_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RebalanceReply) GetMoves() []*TaskMovePlan {
@@ -1217,7 +1391,7 @@ type TaskMovePlan struct {
 
 func (x *TaskMovePlan) Reset() {
 	*x = TaskMovePlan{}
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1229,7 +1403,7 @@ func (x *TaskMovePlan) String() string {
 func (*TaskMovePlan) ProtoMessage() {}
 
 func (x *TaskMovePlan) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1242,7 +1416,7 @@ func (x *TaskMovePlan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskMovePlan.ProtoReflect.Descriptor instead.
 func (*TaskMovePlan) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{20}
+	return file_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TaskMovePlan) GetTaskId() string {
@@ -1317,7 +1491,7 @@ type NetStatusReply struct {
 
 func (x *NetStatusReply) Reset() {
 	*x = NetStatusReply{}
-	mi := &file_control_proto_msgTypes[21]
+	mi := &file_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1329,7 +1503,7 @@ func (x *NetStatusReply) String() string {
 func (*NetStatusReply) ProtoMessage() {}
 
 func (x *NetStatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[21]
+	mi := &file_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1342,7 +1516,7 @@ func (x *NetStatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetStatusReply.ProtoReflect.Descriptor instead.
 func (*NetStatusReply) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{21}
+	return file_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *NetStatusReply) GetRows() []*NetStatusRow {
@@ -1366,7 +1540,7 @@ type NetStatusRow struct {
 
 func (x *NetStatusRow) Reset() {
 	*x = NetStatusRow{}
-	mi := &file_control_proto_msgTypes[22]
+	mi := &file_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1378,7 +1552,7 @@ func (x *NetStatusRow) String() string {
 func (*NetStatusRow) ProtoMessage() {}
 
 func (x *NetStatusRow) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[22]
+	mi := &file_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1391,7 +1565,7 @@ func (x *NetStatusRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetStatusRow.ProtoReflect.Descriptor instead.
 func (*NetStatusRow) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{22}
+	return file_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *NetStatusRow) GetNodeId() string {
@@ -1445,7 +1619,7 @@ type RootCA struct {
 
 func (x *RootCA) Reset() {
 	*x = RootCA{}
-	mi := &file_control_proto_msgTypes[23]
+	mi := &file_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1457,7 +1631,7 @@ func (x *RootCA) String() string {
 func (*RootCA) ProtoMessage() {}
 
 func (x *RootCA) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[23]
+	mi := &file_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1470,7 +1644,7 @@ func (x *RootCA) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RootCA.ProtoReflect.Descriptor instead.
 func (*RootCA) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{23}
+	return file_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RootCA) GetCertPem() []byte {
@@ -1494,7 +1668,7 @@ type IssueRequest struct {
 
 func (x *IssueRequest) Reset() {
 	*x = IssueRequest{}
-	mi := &file_control_proto_msgTypes[24]
+	mi := &file_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1506,7 +1680,7 @@ func (x *IssueRequest) String() string {
 func (*IssueRequest) ProtoMessage() {}
 
 func (x *IssueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[24]
+	mi := &file_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1519,7 +1693,7 @@ func (x *IssueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueRequest.ProtoReflect.Descriptor instead.
 func (*IssueRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{24}
+	return file_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *IssueRequest) GetToken() string {
@@ -1579,7 +1753,7 @@ type IssueReply struct {
 
 func (x *IssueReply) Reset() {
 	*x = IssueReply{}
-	mi := &file_control_proto_msgTypes[25]
+	mi := &file_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1591,7 +1765,7 @@ func (x *IssueReply) String() string {
 func (*IssueReply) ProtoMessage() {}
 
 func (x *IssueReply) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[25]
+	mi := &file_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1604,7 +1778,7 @@ func (x *IssueReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueReply.ProtoReflect.Descriptor instead.
 func (*IssueReply) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{25}
+	return file_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *IssueReply) GetNodeId() string {
@@ -1667,7 +1841,7 @@ type MemberRequest struct {
 
 func (x *MemberRequest) Reset() {
 	*x = MemberRequest{}
-	mi := &file_control_proto_msgTypes[26]
+	mi := &file_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1679,7 +1853,7 @@ func (x *MemberRequest) String() string {
 func (*MemberRequest) ProtoMessage() {}
 
 func (x *MemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[26]
+	mi := &file_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1692,7 +1866,7 @@ func (x *MemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberRequest.ProtoReflect.Descriptor instead.
 func (*MemberRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{26}
+	return file_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *MemberRequest) GetNodeId() string {
@@ -1725,7 +1899,7 @@ type MemberReply struct {
 
 func (x *MemberReply) Reset() {
 	*x = MemberReply{}
-	mi := &file_control_proto_msgTypes[27]
+	mi := &file_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1737,7 +1911,7 @@ func (x *MemberReply) String() string {
 func (*MemberReply) ProtoMessage() {}
 
 func (x *MemberReply) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[27]
+	mi := &file_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1750,7 +1924,7 @@ func (x *MemberReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberReply.ProtoReflect.Descriptor instead.
 func (*MemberReply) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{27}
+	return file_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *MemberReply) GetManagers() []*ManagerPeer {
@@ -1775,7 +1949,7 @@ type TaskLogsRequest struct {
 
 func (x *TaskLogsRequest) Reset() {
 	*x = TaskLogsRequest{}
-	mi := &file_control_proto_msgTypes[28]
+	mi := &file_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1787,7 +1961,7 @@ func (x *TaskLogsRequest) String() string {
 func (*TaskLogsRequest) ProtoMessage() {}
 
 func (x *TaskLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[28]
+	mi := &file_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1800,7 +1974,7 @@ func (x *TaskLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskLogsRequest.ProtoReflect.Descriptor instead.
 func (*TaskLogsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{28}
+	return file_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *TaskLogsRequest) GetTaskId() string {
@@ -1863,7 +2037,7 @@ type LogChunk struct {
 
 func (x *LogChunk) Reset() {
 	*x = LogChunk{}
-	mi := &file_control_proto_msgTypes[29]
+	mi := &file_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1875,7 +2049,7 @@ func (x *LogChunk) String() string {
 func (*LogChunk) ProtoMessage() {}
 
 func (x *LogChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[29]
+	mi := &file_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1888,7 +2062,7 @@ func (x *LogChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogChunk.ProtoReflect.Descriptor instead.
 func (*LogChunk) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{29}
+	return file_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *LogChunk) GetTime() int64 {
@@ -1916,7 +2090,19 @@ var File_control_proto protoreflect.FileDescriptor
 
 const file_control_proto_rawDesc = "" +
 	"\n" +
-	"\rcontrol.proto\x12\fskein.api.v1\x1a\x10dispatcher.proto\"y\n" +
+	"\rcontrol.proto\x12\fskein.api.v1\x1a\x10dispatcher.proto\x1a\tlog.proto\"c\n" +
+	"\x13NodeNetworksRequest\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\tR\x05after\x12\x1d\n" +
+	"\n" +
+	"page_bytes\x18\x03 \x01(\rR\tpageBytes\"\x86\x01\n" +
+	"\rAttachRequest\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12.\n" +
+	"\x03set\x18\x02 \x03(\v2\x1c.skein.api.v1.AttachmentWishR\x03set\x12\x18\n" +
+	"\aremoved\x18\x03 \x03(\tR\aremoved\x12\x12\n" +
+	"\x04full\x18\x04 \x01(\bR\x04full\"O\n" +
+	"\vAttachReply\x12@\n" +
+	"\vattachments\x18\x01 \x03(\v2\x1e.skein.api.v1.AttachmentRecordR\vattachments\"y\n" +
 	"\x10JoinTokenRequest\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x1b\n" +
 	"\tttl_nanos\x18\x02 \x01(\x03R\bttlNanos\x12\x12\n" +
@@ -2065,7 +2251,7 @@ const file_control_proto_rawDesc = "" +
 	"\bLogChunk\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x16\n" +
 	"\x06stream\x18\x02 \x01(\rR\x06stream\x12\x12\n" +
-	"\x04line\x18\x03 \x01(\fR\x04line2\xb1\x0f\n" +
+	"\x04line\x18\x03 \x01(\fR\x04line2\xc1\x10\n" +
 	"\aControl\x12<\n" +
 	"\n" +
 	"GetCluster\x12\x18.skein.api.v1.GetRequest\x1a\x14.skein.api.v1.Object\x12A\n" +
@@ -2100,7 +2286,9 @@ const file_control_proto_rawDesc = "" +
 	"\x0fCreateJoinToken\x12\x1e.skein.api.v1.JoinTokenRequest\x1a\x17.skein.api.v1.TokenInfo\x12?\n" +
 	"\x0eListJoinTokens\x12\x13.skein.api.v1.Empty\x1a\x18.skein.api.v1.TokenInfos\x12@\n" +
 	"\x0fRemoveJoinToken\x12\x18.skein.api.v1.GetRequest\x1a\x13.skein.api.v1.Empty\x12I\n" +
-	"\tRebalance\x12\x1e.skein.api.v1.RebalanceRequest\x1a\x1c.skein.api.v1.RebalanceReply2\xd0\x01\n" +
+	"\tRebalance\x12\x1e.skein.api.v1.RebalanceRequest\x1a\x1c.skein.api.v1.RebalanceReply\x12L\n" +
+	"\x10ListNodeNetworks\x12!.skein.api.v1.NodeNetworksRequest\x1a\x15.skein.api.v1.Objects\x12@\n" +
+	"\x06Attach\x12\x1b.skein.api.v1.AttachRequest\x1a\x19.skein.api.v1.AttachReply2\xd0\x01\n" +
 	"\x02CA\x126\n" +
 	"\tGetRootCA\x12\x13.skein.api.v1.Empty\x1a\x14.skein.api.v1.RootCA\x12H\n" +
 	"\x10IssueCertificate\x12\x1a.skein.api.v1.IssueRequest\x1a\x18.skein.api.v1.IssueReply\x12H\n" +
@@ -2125,128 +2313,139 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_control_proto_goTypes = []any{
-	(*JoinTokenRequest)(nil),      // 0: skein.api.v1.JoinTokenRequest
-	(*TokenInfos)(nil),            // 1: skein.api.v1.TokenInfos
-	(*TokenInfo)(nil),             // 2: skein.api.v1.TokenInfo
-	(*Empty)(nil),                 // 3: skein.api.v1.Empty
-	(*DependencyRequest)(nil),     // 4: skein.api.v1.DependencyRequest
-	(*DependencyListRequest)(nil), // 5: skein.api.v1.DependencyListRequest
-	(*Object)(nil),                // 6: skein.api.v1.Object
-	(*Objects)(nil),               // 7: skein.api.v1.Objects
-	(*GetRequest)(nil),            // 8: skein.api.v1.GetRequest
-	(*ListRequest)(nil),           // 9: skein.api.v1.ListRequest
-	(*StringList)(nil),            // 10: skein.api.v1.StringList
-	(*CreateRequest)(nil),         // 11: skein.api.v1.CreateRequest
-	(*Created)(nil),               // 12: skein.api.v1.Created
-	(*UpdateRequest)(nil),         // 13: skein.api.v1.UpdateRequest
-	(*RevisionsRequest)(nil),      // 14: skein.api.v1.RevisionsRequest
-	(*UnlockKey)(nil),             // 15: skein.api.v1.UnlockKey
-	(*Updated)(nil),               // 16: skein.api.v1.Updated
-	(*RemoveRequest)(nil),         // 17: skein.api.v1.RemoveRequest
-	(*RebalanceRequest)(nil),      // 18: skein.api.v1.RebalanceRequest
-	(*RebalanceReply)(nil),        // 19: skein.api.v1.RebalanceReply
-	(*TaskMovePlan)(nil),          // 20: skein.api.v1.TaskMovePlan
-	(*NetStatusReply)(nil),        // 21: skein.api.v1.NetStatusReply
-	(*NetStatusRow)(nil),          // 22: skein.api.v1.NetStatusRow
-	(*RootCA)(nil),                // 23: skein.api.v1.RootCA
-	(*IssueRequest)(nil),          // 24: skein.api.v1.IssueRequest
-	(*IssueReply)(nil),            // 25: skein.api.v1.IssueReply
-	(*MemberRequest)(nil),         // 26: skein.api.v1.MemberRequest
-	(*MemberReply)(nil),           // 27: skein.api.v1.MemberReply
-	(*TaskLogsRequest)(nil),       // 28: skein.api.v1.TaskLogsRequest
-	(*LogChunk)(nil),              // 29: skein.api.v1.LogChunk
-	nil,                           // 30: skein.api.v1.DependencyListRequest.FiltersEntry
-	nil,                           // 31: skein.api.v1.ListRequest.FiltersEntry
-	(*ManagerPeer)(nil),           // 32: skein.api.v1.ManagerPeer
+	(*NodeNetworksRequest)(nil),   // 0: skein.api.v1.NodeNetworksRequest
+	(*AttachRequest)(nil),         // 1: skein.api.v1.AttachRequest
+	(*AttachReply)(nil),           // 2: skein.api.v1.AttachReply
+	(*JoinTokenRequest)(nil),      // 3: skein.api.v1.JoinTokenRequest
+	(*TokenInfos)(nil),            // 4: skein.api.v1.TokenInfos
+	(*TokenInfo)(nil),             // 5: skein.api.v1.TokenInfo
+	(*Empty)(nil),                 // 6: skein.api.v1.Empty
+	(*DependencyRequest)(nil),     // 7: skein.api.v1.DependencyRequest
+	(*DependencyListRequest)(nil), // 8: skein.api.v1.DependencyListRequest
+	(*Object)(nil),                // 9: skein.api.v1.Object
+	(*Objects)(nil),               // 10: skein.api.v1.Objects
+	(*GetRequest)(nil),            // 11: skein.api.v1.GetRequest
+	(*ListRequest)(nil),           // 12: skein.api.v1.ListRequest
+	(*StringList)(nil),            // 13: skein.api.v1.StringList
+	(*CreateRequest)(nil),         // 14: skein.api.v1.CreateRequest
+	(*Created)(nil),               // 15: skein.api.v1.Created
+	(*UpdateRequest)(nil),         // 16: skein.api.v1.UpdateRequest
+	(*RevisionsRequest)(nil),      // 17: skein.api.v1.RevisionsRequest
+	(*UnlockKey)(nil),             // 18: skein.api.v1.UnlockKey
+	(*Updated)(nil),               // 19: skein.api.v1.Updated
+	(*RemoveRequest)(nil),         // 20: skein.api.v1.RemoveRequest
+	(*RebalanceRequest)(nil),      // 21: skein.api.v1.RebalanceRequest
+	(*RebalanceReply)(nil),        // 22: skein.api.v1.RebalanceReply
+	(*TaskMovePlan)(nil),          // 23: skein.api.v1.TaskMovePlan
+	(*NetStatusReply)(nil),        // 24: skein.api.v1.NetStatusReply
+	(*NetStatusRow)(nil),          // 25: skein.api.v1.NetStatusRow
+	(*RootCA)(nil),                // 26: skein.api.v1.RootCA
+	(*IssueRequest)(nil),          // 27: skein.api.v1.IssueRequest
+	(*IssueReply)(nil),            // 28: skein.api.v1.IssueReply
+	(*MemberRequest)(nil),         // 29: skein.api.v1.MemberRequest
+	(*MemberReply)(nil),           // 30: skein.api.v1.MemberReply
+	(*TaskLogsRequest)(nil),       // 31: skein.api.v1.TaskLogsRequest
+	(*LogChunk)(nil),              // 32: skein.api.v1.LogChunk
+	nil,                           // 33: skein.api.v1.DependencyListRequest.FiltersEntry
+	nil,                           // 34: skein.api.v1.ListRequest.FiltersEntry
+	(*AttachmentWish)(nil),        // 35: skein.api.v1.AttachmentWish
+	(*AttachmentRecord)(nil),      // 36: skein.api.v1.AttachmentRecord
+	(*ManagerPeer)(nil),           // 37: skein.api.v1.ManagerPeer
 }
 var file_control_proto_depIdxs = []int32{
-	2,  // 0: skein.api.v1.TokenInfos.tokens:type_name -> skein.api.v1.TokenInfo
-	30, // 1: skein.api.v1.DependencyListRequest.filters:type_name -> skein.api.v1.DependencyListRequest.FiltersEntry
-	31, // 2: skein.api.v1.ListRequest.filters:type_name -> skein.api.v1.ListRequest.FiltersEntry
-	20, // 3: skein.api.v1.RebalanceReply.moves:type_name -> skein.api.v1.TaskMovePlan
-	22, // 4: skein.api.v1.NetStatusReply.rows:type_name -> skein.api.v1.NetStatusRow
-	32, // 5: skein.api.v1.MemberReply.managers:type_name -> skein.api.v1.ManagerPeer
-	10, // 6: skein.api.v1.DependencyListRequest.FiltersEntry.value:type_name -> skein.api.v1.StringList
-	10, // 7: skein.api.v1.ListRequest.FiltersEntry.value:type_name -> skein.api.v1.StringList
-	8,  // 8: skein.api.v1.Control.GetCluster:input_type -> skein.api.v1.GetRequest
-	13, // 9: skein.api.v1.Control.UpdateCluster:input_type -> skein.api.v1.UpdateRequest
-	3,  // 10: skein.api.v1.Control.GetUnlockKey:input_type -> skein.api.v1.Empty
-	9,  // 11: skein.api.v1.Control.ListNodes:input_type -> skein.api.v1.ListRequest
-	8,  // 12: skein.api.v1.Control.GetNode:input_type -> skein.api.v1.GetRequest
-	13, // 13: skein.api.v1.Control.UpdateNode:input_type -> skein.api.v1.UpdateRequest
-	17, // 14: skein.api.v1.Control.RemoveNode:input_type -> skein.api.v1.RemoveRequest
-	9,  // 15: skein.api.v1.Control.ListServices:input_type -> skein.api.v1.ListRequest
-	8,  // 16: skein.api.v1.Control.GetService:input_type -> skein.api.v1.GetRequest
-	11, // 17: skein.api.v1.Control.CreateService:input_type -> skein.api.v1.CreateRequest
-	13, // 18: skein.api.v1.Control.UpdateService:input_type -> skein.api.v1.UpdateRequest
-	17, // 19: skein.api.v1.Control.RemoveService:input_type -> skein.api.v1.RemoveRequest
-	9,  // 20: skein.api.v1.Control.ListTasks:input_type -> skein.api.v1.ListRequest
-	8,  // 21: skein.api.v1.Control.GetTask:input_type -> skein.api.v1.GetRequest
-	9,  // 22: skein.api.v1.Control.ListNetworks:input_type -> skein.api.v1.ListRequest
-	8,  // 23: skein.api.v1.Control.GetNetwork:input_type -> skein.api.v1.GetRequest
-	11, // 24: skein.api.v1.Control.CreateNetwork:input_type -> skein.api.v1.CreateRequest
-	17, // 25: skein.api.v1.Control.RemoveNetwork:input_type -> skein.api.v1.RemoveRequest
-	5,  // 26: skein.api.v1.Control.ListDependencies:input_type -> skein.api.v1.DependencyListRequest
-	4,  // 27: skein.api.v1.Control.GetDependency:input_type -> skein.api.v1.DependencyRequest
-	4,  // 28: skein.api.v1.Control.CreateDependency:input_type -> skein.api.v1.DependencyRequest
-	4,  // 29: skein.api.v1.Control.UpdateDependency:input_type -> skein.api.v1.DependencyRequest
-	4,  // 30: skein.api.v1.Control.RemoveDependency:input_type -> skein.api.v1.DependencyRequest
-	9,  // 31: skein.api.v1.Control.NetStatus:input_type -> skein.api.v1.ListRequest
-	14, // 32: skein.api.v1.Control.ListRevisions:input_type -> skein.api.v1.RevisionsRequest
-	0,  // 33: skein.api.v1.Control.CreateJoinToken:input_type -> skein.api.v1.JoinTokenRequest
-	3,  // 34: skein.api.v1.Control.ListJoinTokens:input_type -> skein.api.v1.Empty
-	8,  // 35: skein.api.v1.Control.RemoveJoinToken:input_type -> skein.api.v1.GetRequest
-	18, // 36: skein.api.v1.Control.Rebalance:input_type -> skein.api.v1.RebalanceRequest
-	3,  // 37: skein.api.v1.CA.GetRootCA:input_type -> skein.api.v1.Empty
-	24, // 38: skein.api.v1.CA.IssueCertificate:input_type -> skein.api.v1.IssueRequest
-	24, // 39: skein.api.v1.CA.RenewCertificate:input_type -> skein.api.v1.IssueRequest
-	26, // 40: skein.api.v1.Membership.Join:input_type -> skein.api.v1.MemberRequest
-	26, // 41: skein.api.v1.Membership.Leave:input_type -> skein.api.v1.MemberRequest
-	28, // 42: skein.api.v1.Agent.TaskLogs:input_type -> skein.api.v1.TaskLogsRequest
-	3,  // 43: skein.api.v1.Agent.Ping:input_type -> skein.api.v1.Empty
-	6,  // 44: skein.api.v1.Control.GetCluster:output_type -> skein.api.v1.Object
-	3,  // 45: skein.api.v1.Control.UpdateCluster:output_type -> skein.api.v1.Empty
-	15, // 46: skein.api.v1.Control.GetUnlockKey:output_type -> skein.api.v1.UnlockKey
-	7,  // 47: skein.api.v1.Control.ListNodes:output_type -> skein.api.v1.Objects
-	6,  // 48: skein.api.v1.Control.GetNode:output_type -> skein.api.v1.Object
-	3,  // 49: skein.api.v1.Control.UpdateNode:output_type -> skein.api.v1.Empty
-	3,  // 50: skein.api.v1.Control.RemoveNode:output_type -> skein.api.v1.Empty
-	7,  // 51: skein.api.v1.Control.ListServices:output_type -> skein.api.v1.Objects
-	6,  // 52: skein.api.v1.Control.GetService:output_type -> skein.api.v1.Object
-	12, // 53: skein.api.v1.Control.CreateService:output_type -> skein.api.v1.Created
-	16, // 54: skein.api.v1.Control.UpdateService:output_type -> skein.api.v1.Updated
-	3,  // 55: skein.api.v1.Control.RemoveService:output_type -> skein.api.v1.Empty
-	7,  // 56: skein.api.v1.Control.ListTasks:output_type -> skein.api.v1.Objects
-	6,  // 57: skein.api.v1.Control.GetTask:output_type -> skein.api.v1.Object
-	7,  // 58: skein.api.v1.Control.ListNetworks:output_type -> skein.api.v1.Objects
-	6,  // 59: skein.api.v1.Control.GetNetwork:output_type -> skein.api.v1.Object
-	12, // 60: skein.api.v1.Control.CreateNetwork:output_type -> skein.api.v1.Created
-	3,  // 61: skein.api.v1.Control.RemoveNetwork:output_type -> skein.api.v1.Empty
-	7,  // 62: skein.api.v1.Control.ListDependencies:output_type -> skein.api.v1.Objects
-	6,  // 63: skein.api.v1.Control.GetDependency:output_type -> skein.api.v1.Object
-	12, // 64: skein.api.v1.Control.CreateDependency:output_type -> skein.api.v1.Created
-	3,  // 65: skein.api.v1.Control.UpdateDependency:output_type -> skein.api.v1.Empty
-	3,  // 66: skein.api.v1.Control.RemoveDependency:output_type -> skein.api.v1.Empty
-	21, // 67: skein.api.v1.Control.NetStatus:output_type -> skein.api.v1.NetStatusReply
-	7,  // 68: skein.api.v1.Control.ListRevisions:output_type -> skein.api.v1.Objects
-	2,  // 69: skein.api.v1.Control.CreateJoinToken:output_type -> skein.api.v1.TokenInfo
-	1,  // 70: skein.api.v1.Control.ListJoinTokens:output_type -> skein.api.v1.TokenInfos
-	3,  // 71: skein.api.v1.Control.RemoveJoinToken:output_type -> skein.api.v1.Empty
-	19, // 72: skein.api.v1.Control.Rebalance:output_type -> skein.api.v1.RebalanceReply
-	23, // 73: skein.api.v1.CA.GetRootCA:output_type -> skein.api.v1.RootCA
-	25, // 74: skein.api.v1.CA.IssueCertificate:output_type -> skein.api.v1.IssueReply
-	25, // 75: skein.api.v1.CA.RenewCertificate:output_type -> skein.api.v1.IssueReply
-	27, // 76: skein.api.v1.Membership.Join:output_type -> skein.api.v1.MemberReply
-	3,  // 77: skein.api.v1.Membership.Leave:output_type -> skein.api.v1.Empty
-	29, // 78: skein.api.v1.Agent.TaskLogs:output_type -> skein.api.v1.LogChunk
-	3,  // 79: skein.api.v1.Agent.Ping:output_type -> skein.api.v1.Empty
-	44, // [44:80] is the sub-list for method output_type
-	8,  // [8:44] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	35, // 0: skein.api.v1.AttachRequest.set:type_name -> skein.api.v1.AttachmentWish
+	36, // 1: skein.api.v1.AttachReply.attachments:type_name -> skein.api.v1.AttachmentRecord
+	5,  // 2: skein.api.v1.TokenInfos.tokens:type_name -> skein.api.v1.TokenInfo
+	33, // 3: skein.api.v1.DependencyListRequest.filters:type_name -> skein.api.v1.DependencyListRequest.FiltersEntry
+	34, // 4: skein.api.v1.ListRequest.filters:type_name -> skein.api.v1.ListRequest.FiltersEntry
+	23, // 5: skein.api.v1.RebalanceReply.moves:type_name -> skein.api.v1.TaskMovePlan
+	25, // 6: skein.api.v1.NetStatusReply.rows:type_name -> skein.api.v1.NetStatusRow
+	37, // 7: skein.api.v1.MemberReply.managers:type_name -> skein.api.v1.ManagerPeer
+	13, // 8: skein.api.v1.DependencyListRequest.FiltersEntry.value:type_name -> skein.api.v1.StringList
+	13, // 9: skein.api.v1.ListRequest.FiltersEntry.value:type_name -> skein.api.v1.StringList
+	11, // 10: skein.api.v1.Control.GetCluster:input_type -> skein.api.v1.GetRequest
+	16, // 11: skein.api.v1.Control.UpdateCluster:input_type -> skein.api.v1.UpdateRequest
+	6,  // 12: skein.api.v1.Control.GetUnlockKey:input_type -> skein.api.v1.Empty
+	12, // 13: skein.api.v1.Control.ListNodes:input_type -> skein.api.v1.ListRequest
+	11, // 14: skein.api.v1.Control.GetNode:input_type -> skein.api.v1.GetRequest
+	16, // 15: skein.api.v1.Control.UpdateNode:input_type -> skein.api.v1.UpdateRequest
+	20, // 16: skein.api.v1.Control.RemoveNode:input_type -> skein.api.v1.RemoveRequest
+	12, // 17: skein.api.v1.Control.ListServices:input_type -> skein.api.v1.ListRequest
+	11, // 18: skein.api.v1.Control.GetService:input_type -> skein.api.v1.GetRequest
+	14, // 19: skein.api.v1.Control.CreateService:input_type -> skein.api.v1.CreateRequest
+	16, // 20: skein.api.v1.Control.UpdateService:input_type -> skein.api.v1.UpdateRequest
+	20, // 21: skein.api.v1.Control.RemoveService:input_type -> skein.api.v1.RemoveRequest
+	12, // 22: skein.api.v1.Control.ListTasks:input_type -> skein.api.v1.ListRequest
+	11, // 23: skein.api.v1.Control.GetTask:input_type -> skein.api.v1.GetRequest
+	12, // 24: skein.api.v1.Control.ListNetworks:input_type -> skein.api.v1.ListRequest
+	11, // 25: skein.api.v1.Control.GetNetwork:input_type -> skein.api.v1.GetRequest
+	14, // 26: skein.api.v1.Control.CreateNetwork:input_type -> skein.api.v1.CreateRequest
+	20, // 27: skein.api.v1.Control.RemoveNetwork:input_type -> skein.api.v1.RemoveRequest
+	8,  // 28: skein.api.v1.Control.ListDependencies:input_type -> skein.api.v1.DependencyListRequest
+	7,  // 29: skein.api.v1.Control.GetDependency:input_type -> skein.api.v1.DependencyRequest
+	7,  // 30: skein.api.v1.Control.CreateDependency:input_type -> skein.api.v1.DependencyRequest
+	7,  // 31: skein.api.v1.Control.UpdateDependency:input_type -> skein.api.v1.DependencyRequest
+	7,  // 32: skein.api.v1.Control.RemoveDependency:input_type -> skein.api.v1.DependencyRequest
+	12, // 33: skein.api.v1.Control.NetStatus:input_type -> skein.api.v1.ListRequest
+	17, // 34: skein.api.v1.Control.ListRevisions:input_type -> skein.api.v1.RevisionsRequest
+	3,  // 35: skein.api.v1.Control.CreateJoinToken:input_type -> skein.api.v1.JoinTokenRequest
+	6,  // 36: skein.api.v1.Control.ListJoinTokens:input_type -> skein.api.v1.Empty
+	11, // 37: skein.api.v1.Control.RemoveJoinToken:input_type -> skein.api.v1.GetRequest
+	21, // 38: skein.api.v1.Control.Rebalance:input_type -> skein.api.v1.RebalanceRequest
+	0,  // 39: skein.api.v1.Control.ListNodeNetworks:input_type -> skein.api.v1.NodeNetworksRequest
+	1,  // 40: skein.api.v1.Control.Attach:input_type -> skein.api.v1.AttachRequest
+	6,  // 41: skein.api.v1.CA.GetRootCA:input_type -> skein.api.v1.Empty
+	27, // 42: skein.api.v1.CA.IssueCertificate:input_type -> skein.api.v1.IssueRequest
+	27, // 43: skein.api.v1.CA.RenewCertificate:input_type -> skein.api.v1.IssueRequest
+	29, // 44: skein.api.v1.Membership.Join:input_type -> skein.api.v1.MemberRequest
+	29, // 45: skein.api.v1.Membership.Leave:input_type -> skein.api.v1.MemberRequest
+	31, // 46: skein.api.v1.Agent.TaskLogs:input_type -> skein.api.v1.TaskLogsRequest
+	6,  // 47: skein.api.v1.Agent.Ping:input_type -> skein.api.v1.Empty
+	9,  // 48: skein.api.v1.Control.GetCluster:output_type -> skein.api.v1.Object
+	6,  // 49: skein.api.v1.Control.UpdateCluster:output_type -> skein.api.v1.Empty
+	18, // 50: skein.api.v1.Control.GetUnlockKey:output_type -> skein.api.v1.UnlockKey
+	10, // 51: skein.api.v1.Control.ListNodes:output_type -> skein.api.v1.Objects
+	9,  // 52: skein.api.v1.Control.GetNode:output_type -> skein.api.v1.Object
+	6,  // 53: skein.api.v1.Control.UpdateNode:output_type -> skein.api.v1.Empty
+	6,  // 54: skein.api.v1.Control.RemoveNode:output_type -> skein.api.v1.Empty
+	10, // 55: skein.api.v1.Control.ListServices:output_type -> skein.api.v1.Objects
+	9,  // 56: skein.api.v1.Control.GetService:output_type -> skein.api.v1.Object
+	15, // 57: skein.api.v1.Control.CreateService:output_type -> skein.api.v1.Created
+	19, // 58: skein.api.v1.Control.UpdateService:output_type -> skein.api.v1.Updated
+	6,  // 59: skein.api.v1.Control.RemoveService:output_type -> skein.api.v1.Empty
+	10, // 60: skein.api.v1.Control.ListTasks:output_type -> skein.api.v1.Objects
+	9,  // 61: skein.api.v1.Control.GetTask:output_type -> skein.api.v1.Object
+	10, // 62: skein.api.v1.Control.ListNetworks:output_type -> skein.api.v1.Objects
+	9,  // 63: skein.api.v1.Control.GetNetwork:output_type -> skein.api.v1.Object
+	15, // 64: skein.api.v1.Control.CreateNetwork:output_type -> skein.api.v1.Created
+	6,  // 65: skein.api.v1.Control.RemoveNetwork:output_type -> skein.api.v1.Empty
+	10, // 66: skein.api.v1.Control.ListDependencies:output_type -> skein.api.v1.Objects
+	9,  // 67: skein.api.v1.Control.GetDependency:output_type -> skein.api.v1.Object
+	15, // 68: skein.api.v1.Control.CreateDependency:output_type -> skein.api.v1.Created
+	6,  // 69: skein.api.v1.Control.UpdateDependency:output_type -> skein.api.v1.Empty
+	6,  // 70: skein.api.v1.Control.RemoveDependency:output_type -> skein.api.v1.Empty
+	24, // 71: skein.api.v1.Control.NetStatus:output_type -> skein.api.v1.NetStatusReply
+	10, // 72: skein.api.v1.Control.ListRevisions:output_type -> skein.api.v1.Objects
+	5,  // 73: skein.api.v1.Control.CreateJoinToken:output_type -> skein.api.v1.TokenInfo
+	4,  // 74: skein.api.v1.Control.ListJoinTokens:output_type -> skein.api.v1.TokenInfos
+	6,  // 75: skein.api.v1.Control.RemoveJoinToken:output_type -> skein.api.v1.Empty
+	22, // 76: skein.api.v1.Control.Rebalance:output_type -> skein.api.v1.RebalanceReply
+	10, // 77: skein.api.v1.Control.ListNodeNetworks:output_type -> skein.api.v1.Objects
+	2,  // 78: skein.api.v1.Control.Attach:output_type -> skein.api.v1.AttachReply
+	26, // 79: skein.api.v1.CA.GetRootCA:output_type -> skein.api.v1.RootCA
+	28, // 80: skein.api.v1.CA.IssueCertificate:output_type -> skein.api.v1.IssueReply
+	28, // 81: skein.api.v1.CA.RenewCertificate:output_type -> skein.api.v1.IssueReply
+	30, // 82: skein.api.v1.Membership.Join:output_type -> skein.api.v1.MemberReply
+	6,  // 83: skein.api.v1.Membership.Leave:output_type -> skein.api.v1.Empty
+	32, // 84: skein.api.v1.Agent.TaskLogs:output_type -> skein.api.v1.LogChunk
+	6,  // 85: skein.api.v1.Agent.Ping:output_type -> skein.api.v1.Empty
+	48, // [48:86] is the sub-list for method output_type
+	10, // [10:48] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -2255,13 +2454,14 @@ func file_control_proto_init() {
 		return
 	}
 	file_dispatcher_proto_init()
+	file_log_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   32,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -51,6 +51,8 @@ const (
 	Control_ListJoinTokens_FullMethodName   = "/skein.api.v1.Control/ListJoinTokens"
 	Control_RemoveJoinToken_FullMethodName  = "/skein.api.v1.Control/RemoveJoinToken"
 	Control_Rebalance_FullMethodName        = "/skein.api.v1.Control/Rebalance"
+	Control_ListNodeNetworks_FullMethodName = "/skein.api.v1.Control/ListNodeNetworks"
+	Control_Attach_FullMethodName           = "/skein.api.v1.Control/Attach"
 )
 
 // ControlClient is the client API for Control service.
@@ -88,6 +90,8 @@ type ControlClient interface {
 	ListJoinTokens(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*TokenInfos, error)
 	RemoveJoinToken(ctx context.Context, in *GetRequest, opts ...grpc.CallOption) (*Empty, error)
 	Rebalance(ctx context.Context, in *RebalanceRequest, opts ...grpc.CallOption) (*RebalanceReply, error)
+	ListNodeNetworks(ctx context.Context, in *NodeNetworksRequest, opts ...grpc.CallOption) (*Objects, error)
+	Attach(ctx context.Context, in *AttachRequest, opts ...grpc.CallOption) (*AttachReply, error)
 }
 
 type controlClient struct {
@@ -388,6 +392,26 @@ func (c *controlClient) Rebalance(ctx context.Context, in *RebalanceRequest, opt
 	return out, nil
 }
 
+func (c *controlClient) ListNodeNetworks(ctx context.Context, in *NodeNetworksRequest, opts ...grpc.CallOption) (*Objects, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Objects)
+	err := c.cc.Invoke(ctx, Control_ListNodeNetworks_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) Attach(ctx context.Context, in *AttachRequest, opts ...grpc.CallOption) (*AttachReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AttachReply)
+	err := c.cc.Invoke(ctx, Control_Attach_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ControlServer is the server API for Control service.
 // All implementations must embed UnimplementedControlServer
 // for forward compatibility.
@@ -423,6 +447,8 @@ type ControlServer interface {
 	ListJoinTokens(context.Context, *Empty) (*TokenInfos, error)
 	RemoveJoinToken(context.Context, *GetRequest) (*Empty, error)
 	Rebalance(context.Context, *RebalanceRequest) (*RebalanceReply, error)
+	ListNodeNetworks(context.Context, *NodeNetworksRequest) (*Objects, error)
+	Attach(context.Context, *AttachRequest) (*AttachReply, error)
 	mustEmbedUnimplementedControlServer()
 }
 
@@ -519,6 +545,12 @@ func (UnimplementedControlServer) RemoveJoinToken(context.Context, *GetRequest) 
 }
 func (UnimplementedControlServer) Rebalance(context.Context, *RebalanceRequest) (*RebalanceReply, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method Rebalance not implemented")
+}
+func (UnimplementedControlServer) ListNodeNetworks(context.Context, *NodeNetworksRequest) (*Objects, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method ListNodeNetworks not implemented")
+}
+func (UnimplementedControlServer) Attach(context.Context, *AttachRequest) (*AttachReply, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method Attach not implemented")
 }
 func (UnimplementedControlServer) mustEmbedUnimplementedControlServer() {}
 func (UnimplementedControlServer) testEmbeddedByValue()                 {}
@@ -1063,6 +1095,42 @@ func _Control_Rebalance_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Control_ListNodeNetworks_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(NodeNetworksRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).ListNodeNetworks(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_ListNodeNetworks_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).ListNodeNetworks(ctx, req.(*NodeNetworksRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_Attach_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AttachRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).Attach(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_Attach_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).Attach(ctx, req.(*AttachRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Control_ServiceDesc is the grpc.ServiceDesc for Control service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1185,6 +1253,14 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Rebalance",
 			Handler:    _Control_Rebalance_Handler,
+		},
+		{
+			MethodName: "ListNodeNetworks",
+			Handler:    _Control_ListNodeNetworks_Handler,
+		},
+		{
+			MethodName: "Attach",
+			Handler:    _Control_Attach_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -225,6 +225,8 @@ type Change struct {
 	//	*Change_PackedReports
 	//	*Change_PackedDelete
 	//	*Change_PackedDesire
+	//	*Change_PutAttachment
+	//	*Change_DeleteAttachment
 	Kind          isChange_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -474,6 +476,24 @@ func (x *Change) GetPackedDesire() *PackedDesire {
 	return nil
 }
 
+func (x *Change) GetPutAttachment() *AttachmentWish {
+	if x != nil {
+		if x, ok := x.Kind.(*Change_PutAttachment); ok {
+			return x.PutAttachment
+		}
+	}
+	return nil
+}
+
+func (x *Change) GetDeleteAttachment() *AttachmentRef {
+	if x != nil {
+		if x, ok := x.Kind.(*Change_DeleteAttachment); ok {
+			return x.DeleteAttachment
+		}
+	}
+	return nil
+}
+
 type isChange_Kind interface {
 	isChange_Kind()
 }
@@ -570,6 +590,14 @@ type Change_PackedDesire struct {
 	PackedDesire *PackedDesire `protobuf:"bytes,34,opt,name=packed_desire,json=packedDesire,proto3,oneof"`
 }
 
+type Change_PutAttachment struct {
+	PutAttachment *AttachmentWish `protobuf:"bytes,40,opt,name=put_attachment,json=putAttachment,proto3,oneof"` // 40 and 41: from feature level LevelNetworks
+}
+
+type Change_DeleteAttachment struct {
+	DeleteAttachment *AttachmentRef `protobuf:"bytes,41,opt,name=delete_attachment,json=deleteAttachment,proto3,oneof"`
+}
+
 func (*Change_Expect) isChange_Kind() {}
 
 func (*Change_PutCluster) isChange_Kind() {}
@@ -615,6 +643,10 @@ func (*Change_PackedReports) isChange_Kind() {}
 func (*Change_PackedDelete) isChange_Kind() {}
 
 func (*Change_PackedDesire) isChange_Kind() {}
+
+func (*Change_PutAttachment) isChange_Kind() {}
+
+func (*Change_DeleteAttachment) isChange_Kind() {}
 
 // DependencyRecord is a secret or a config: content that tasks find as a file.
 type DependencyRecord struct {
@@ -3340,6 +3372,7 @@ type SnapshotChunk struct {
 	//	*SnapshotChunk_TaskNames
 	//	*SnapshotChunk_TaskColumns
 	//	*SnapshotChunk_TaskExtra
+	//	*SnapshotChunk_Attachment
 	Kind          isSnapshotChunk_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3508,6 +3541,15 @@ func (x *SnapshotChunk) GetTaskExtra() *TaskExtra {
 	return nil
 }
 
+func (x *SnapshotChunk) GetAttachment() *AttachmentRecord {
+	if x != nil {
+		if x, ok := x.Kind.(*SnapshotChunk_Attachment); ok {
+			return x.Attachment
+		}
+	}
+	return nil
+}
+
 type isSnapshotChunk_Kind interface {
 	isSnapshotChunk_Kind()
 }
@@ -3568,6 +3610,10 @@ type SnapshotChunk_TaskExtra struct {
 	TaskExtra *TaskExtra `protobuf:"bytes,13,opt,name=task_extra,json=taskExtra,proto3,oneof"` // of a task before it
 }
 
+type SnapshotChunk_Attachment struct {
+	Attachment *AttachmentRecord `protobuf:"bytes,40,opt,name=attachment,proto3,oneof"` // after networks and nodes
+}
+
 func (*SnapshotChunk_Header) isSnapshotChunk_Kind() {}
 
 func (*SnapshotChunk_Cluster) isSnapshotChunk_Kind() {}
@@ -3595,6 +3641,8 @@ func (*SnapshotChunk_TaskNames) isSnapshotChunk_Kind() {}
 func (*SnapshotChunk_TaskColumns) isSnapshotChunk_Kind() {}
 
 func (*SnapshotChunk_TaskExtra) isSnapshotChunk_Kind() {}
+
+func (*SnapshotChunk_Attachment) isSnapshotChunk_Kind() {}
 
 type SnapshotHeader struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -4603,6 +4651,322 @@ func (x *TaskColumns) GetExtras() [][]byte {
 	return nil
 }
 
+// AttachmentWish says on which of the cluster's networks a container that is no task is to be. Apply makes its record so: what stays keeps its
+// addresses, what is new is given some, what is not named any more goes to rest.
+type AttachmentWish struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // the container's
+	NodeId        string                 `protobuf:"bytes,2,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`         // the container's
+	Active        bool                   `protobuf:"varint,4,opt,name=active,proto3" json:"active,omitempty"`    // it runs, or is about to: others find it
+	Networks      []*AttachedNetwork     `protobuf:"bytes,5,rep,name=networks,proto3" json:"networks,omitempty"` // with the addresses that were asked for, if any
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachmentWish) Reset() {
+	*x = AttachmentWish{}
+	mi := &file_log_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachmentWish) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachmentWish) ProtoMessage() {}
+
+func (x *AttachmentWish) ProtoReflect() protoreflect.Message {
+	mi := &file_log_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachmentWish.ProtoReflect.Descriptor instead.
+func (*AttachmentWish) Descriptor() ([]byte, []int) {
+	return file_log_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *AttachmentWish) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *AttachmentWish) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *AttachmentWish) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AttachmentWish) GetActive() bool {
+	if x != nil {
+		return x.Active
+	}
+	return false
+}
+
+func (x *AttachmentWish) GetNetworks() []*AttachedNetwork {
+	if x != nil {
+		return x.Networks
+	}
+	return nil
+}
+
+// AttachedNetwork is one network of a container that is no task.
+type AttachedNetwork struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NetworkId     string                 `protobuf:"bytes,1,opt,name=network_id,json=networkId,proto3" json:"network_id,omitempty"`
+	Addr4         string                 `protobuf:"bytes,2,opt,name=addr4,proto3" json:"addr4,omitempty"` // of a wish: plain, empty for any; of a record: with prefix length
+	Addr6         string                 `protobuf:"bytes,3,opt,name=addr6,proto3" json:"addr6,omitempty"`
+	Names         []string               `protobuf:"bytes,4,rep,name=names,proto3" json:"names,omitempty"`    // that it answers to there
+	Fixed4        bool                   `protobuf:"varint,5,opt,name=fixed4,proto3" json:"fixed4,omitempty"` // of a record: the address was asked for
+	Fixed6        bool                   `protobuf:"varint,6,opt,name=fixed6,proto3" json:"fixed6,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachedNetwork) Reset() {
+	*x = AttachedNetwork{}
+	mi := &file_log_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachedNetwork) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachedNetwork) ProtoMessage() {}
+
+func (x *AttachedNetwork) ProtoReflect() protoreflect.Message {
+	mi := &file_log_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachedNetwork.ProtoReflect.Descriptor instead.
+func (*AttachedNetwork) Descriptor() ([]byte, []int) {
+	return file_log_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *AttachedNetwork) GetNetworkId() string {
+	if x != nil {
+		return x.NetworkId
+	}
+	return ""
+}
+
+func (x *AttachedNetwork) GetAddr4() string {
+	if x != nil {
+		return x.Addr4
+	}
+	return ""
+}
+
+func (x *AttachedNetwork) GetAddr6() string {
+	if x != nil {
+		return x.Addr6
+	}
+	return ""
+}
+
+func (x *AttachedNetwork) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *AttachedNetwork) GetFixed4() bool {
+	if x != nil {
+		return x.Fixed4
+	}
+	return false
+}
+
+func (x *AttachedNetwork) GetFixed6() bool {
+	if x != nil {
+		return x.Fixed6
+	}
+	return false
+}
+
+// AttachmentRecord is what a container that is no task holds of the cluster's networks. It goes with its node at the latest.
+type AttachmentRecord struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // the container's
+	Meta          *Meta                  `protobuf:"bytes,2,opt,name=meta,proto3" json:"meta,omitempty"`
+	NodeId        string                 `protobuf:"bytes,3,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	Active        bool                   `protobuf:"varint,5,opt,name=active,proto3" json:"active,omitempty"`
+	Networks      []*AttachedNetwork     `protobuf:"bytes,6,rep,name=networks,proto3" json:"networks,omitempty"` // in the order of the wish
+	Gateway4      string                 `protobuf:"bytes,7,opt,name=gateway4,proto3" json:"gateway4,omitempty"` // of the node's block: the way out; empty if all its networks are internal
+	Gateway6      string                 `protobuf:"bytes,8,opt,name=gateway6,proto3" json:"gateway6,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachmentRecord) Reset() {
+	*x = AttachmentRecord{}
+	mi := &file_log_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachmentRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachmentRecord) ProtoMessage() {}
+
+func (x *AttachmentRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_log_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachmentRecord.ProtoReflect.Descriptor instead.
+func (*AttachmentRecord) Descriptor() ([]byte, []int) {
+	return file_log_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *AttachmentRecord) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *AttachmentRecord) GetMeta() *Meta {
+	if x != nil {
+		return x.Meta
+	}
+	return nil
+}
+
+func (x *AttachmentRecord) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *AttachmentRecord) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AttachmentRecord) GetActive() bool {
+	if x != nil {
+		return x.Active
+	}
+	return false
+}
+
+func (x *AttachmentRecord) GetNetworks() []*AttachedNetwork {
+	if x != nil {
+		return x.Networks
+	}
+	return nil
+}
+
+func (x *AttachmentRecord) GetGateway4() string {
+	if x != nil {
+		return x.Gateway4
+	}
+	return ""
+}
+
+func (x *AttachmentRecord) GetGateway6() string {
+	if x != nil {
+		return x.Gateway6
+	}
+	return ""
+}
+
+type AttachmentRef struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	NodeId        string                 `protobuf:"bytes,2,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"` // whose it must be
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachmentRef) Reset() {
+	*x = AttachmentRef{}
+	mi := &file_log_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachmentRef) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachmentRef) ProtoMessage() {}
+
+func (x *AttachmentRef) ProtoReflect() protoreflect.Message {
+	mi := &file_log_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachmentRef.ProtoReflect.Descriptor instead.
+func (*AttachmentRef) Descriptor() ([]byte, []int) {
+	return file_log_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *AttachmentRef) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *AttachmentRef) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
 type TaskCreate_Item struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Slot          uint64                 `protobuf:"varint,1,opt,name=slot,proto3" json:"slot,omitempty"`                  // replicated: 1..n
@@ -4617,7 +4981,7 @@ type TaskCreate_Item struct {
 
 func (x *TaskCreate_Item) Reset() {
 	*x = TaskCreate_Item{}
-	mi := &file_log_proto_msgTypes[49]
+	mi := &file_log_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4629,7 +4993,7 @@ func (x *TaskCreate_Item) String() string {
 func (*TaskCreate_Item) ProtoMessage() {}
 
 func (x *TaskCreate_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[49]
+	mi := &file_log_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4702,7 +5066,7 @@ const file_log_proto_rawDesc = "" +
 	"\x06Expect\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x18\n" +
-	"\aversion\x18\x03 \x01(\x04R\aversion\"\x8f\v\n" +
+	"\aversion\x18\x03 \x01(\x04R\aversion\"\xa2\f\n" +
 	"\x06Change\x12.\n" +
 	"\x06expect\x18\x01 \x01(\v2\x14.skein.api.v1.ExpectH\x00R\x06expect\x12>\n" +
 	"\vput_cluster\x18\x02 \x01(\v2\x1b.skein.api.v1.ClusterRecordH\x00R\n" +
@@ -4735,7 +5099,9 @@ const file_log_proto_rawDesc = "" +
 	"\x10packed_placement\x18\x1f \x01(\v2\x1d.skein.api.v1.PackedPlacementH\x00R\x0fpackedPlacement\x12D\n" +
 	"\x0epacked_reports\x18  \x01(\v2\x1b.skein.api.v1.PackedReportsH\x00R\rpackedReports\x12A\n" +
 	"\rpacked_delete\x18! \x01(\v2\x1a.skein.api.v1.PackedDeleteH\x00R\fpackedDelete\x12A\n" +
-	"\rpacked_desire\x18\" \x01(\v2\x1a.skein.api.v1.PackedDesireH\x00R\fpackedDesireB\x06\n" +
+	"\rpacked_desire\x18\" \x01(\v2\x1a.skein.api.v1.PackedDesireH\x00R\fpackedDesire\x12E\n" +
+	"\x0eput_attachment\x18( \x01(\v2\x1c.skein.api.v1.AttachmentWishH\x00R\rputAttachment\x12J\n" +
+	"\x11delete_attachment\x18) \x01(\v2\x1b.skein.api.v1.AttachmentRefH\x00R\x10deleteAttachmentB\x06\n" +
 	"\x04kind\"\xa3\x01\n" +
 	"\x10DependencyRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12&\n" +
@@ -5016,7 +5382,7 @@ const file_log_proto_rawDesc = "" +
 	"network_id\x18\x01 \x01(\tR\tnetworkId\x12\x14\n" +
 	"\x05addr4\x18\x02 \x01(\tR\x05addr4\x12\x14\n" +
 	"\x05addr6\x18\x03 \x01(\tR\x05addr6\x12\x18\n" +
-	"\aaliases\x18\x04 \x03(\tR\aaliases\"\xb2\x06\n" +
+	"\aaliases\x18\x04 \x03(\tR\aaliases\"\xf4\x06\n" +
 	"\rSnapshotChunk\x126\n" +
 	"\x06header\x18\x01 \x01(\v2\x1c.skein.api.v1.SnapshotHeaderH\x00R\x06header\x127\n" +
 	"\acluster\x18\x02 \x01(\v2\x1b.skein.api.v1.ClusterRecordH\x00R\acluster\x12.\n" +
@@ -5039,7 +5405,10 @@ const file_log_proto_rawDesc = "" +
 	"task_names\x18\x1e \x01(\v2\x17.skein.api.v1.TaskNamesH\x00R\ttaskNames\x12>\n" +
 	"\ftask_columns\x18\x1f \x01(\v2\x19.skein.api.v1.TaskColumnsH\x00R\vtaskColumns\x128\n" +
 	"\n" +
-	"task_extra\x18\r \x01(\v2\x17.skein.api.v1.TaskExtraH\x00R\ttaskExtraB\x06\n" +
+	"task_extra\x18\r \x01(\v2\x17.skein.api.v1.TaskExtraH\x00R\ttaskExtra\x12@\n" +
+	"\n" +
+	"attachment\x18( \x01(\v2\x1e.skein.api.v1.AttachmentRecordH\x00R\n" +
+	"attachmentB\x06\n" +
 	"\x04kind\"\x95\x01\n" +
 	"\x0eSnapshotHeader\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
@@ -5133,7 +5502,33 @@ const file_log_proto_rawDesc = "" +
 	"\x04pids\x18\x17 \x03(\x11R\x04pids\x12\x14\n" +
 	"\x05exits\x18\x18 \x03(\x11R\x05exits\x12\x1a\n" +
 	"\bstatuses\x18\x19 \x03(\fR\bstatuses\x12\x16\n" +
-	"\x06extras\x18\x1a \x03(\fR\x06extrasB\x13Z\x11skein/manager/apib\x06proto3"
+	"\x06extras\x18\x1a \x03(\fR\x06extras\"\xa0\x01\n" +
+	"\x0eAttachmentWish\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x17\n" +
+	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x16\n" +
+	"\x06active\x18\x04 \x01(\bR\x06active\x129\n" +
+	"\bnetworks\x18\x05 \x03(\v2\x1d.skein.api.v1.AttachedNetworkR\bnetworks\"\xa2\x01\n" +
+	"\x0fAttachedNetwork\x12\x1d\n" +
+	"\n" +
+	"network_id\x18\x01 \x01(\tR\tnetworkId\x12\x14\n" +
+	"\x05addr4\x18\x02 \x01(\tR\x05addr4\x12\x14\n" +
+	"\x05addr6\x18\x03 \x01(\tR\x05addr6\x12\x14\n" +
+	"\x05names\x18\x04 \x03(\tR\x05names\x12\x16\n" +
+	"\x06fixed4\x18\x05 \x01(\bR\x06fixed4\x12\x16\n" +
+	"\x06fixed6\x18\x06 \x01(\bR\x06fixed6\"\x82\x02\n" +
+	"\x10AttachmentRecord\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12&\n" +
+	"\x04meta\x18\x02 \x01(\v2\x12.skein.api.v1.MetaR\x04meta\x12\x17\n" +
+	"\anode_id\x18\x03 \x01(\tR\x06nodeId\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x16\n" +
+	"\x06active\x18\x05 \x01(\bR\x06active\x129\n" +
+	"\bnetworks\x18\x06 \x03(\v2\x1d.skein.api.v1.AttachedNetworkR\bnetworks\x12\x1a\n" +
+	"\bgateway4\x18\a \x01(\tR\bgateway4\x12\x1a\n" +
+	"\bgateway6\x18\b \x01(\tR\bgateway6\"8\n" +
+	"\rAttachmentRef\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x17\n" +
+	"\anode_id\x18\x02 \x01(\tR\x06nodeIdB\x13Z\x11skein/manager/apib\x06proto3"
 
 var (
 	file_log_proto_rawDescOnce sync.Once
@@ -5147,7 +5542,7 @@ func file_log_proto_rawDescGZIP() []byte {
 	return file_log_proto_rawDescData
 }
 
-var file_log_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
+var file_log_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
 var file_log_proto_goTypes = []any{
 	(*Entry)(nil),            // 0: skein.api.v1.Entry
 	(*Txn)(nil),              // 1: skein.api.v1.Txn
@@ -5196,9 +5591,13 @@ var file_log_proto_goTypes = []any{
 	(*TaskNames)(nil),        // 44: skein.api.v1.TaskNames
 	(*AddressForm)(nil),      // 45: skein.api.v1.AddressForm
 	(*TaskColumns)(nil),      // 46: skein.api.v1.TaskColumns
-	nil,                      // 47: skein.api.v1.NodeRecord.LabelsEntry
-	nil,                      // 48: skein.api.v1.NetworkRecord.LabelsEntry
-	(*TaskCreate_Item)(nil),  // 49: skein.api.v1.TaskCreate.Item
+	(*AttachmentWish)(nil),   // 47: skein.api.v1.AttachmentWish
+	(*AttachedNetwork)(nil),  // 48: skein.api.v1.AttachedNetwork
+	(*AttachmentRecord)(nil), // 49: skein.api.v1.AttachmentRecord
+	(*AttachmentRef)(nil),    // 50: skein.api.v1.AttachmentRef
+	nil,                      // 51: skein.api.v1.NodeRecord.LabelsEntry
+	nil,                      // 52: skein.api.v1.NetworkRecord.LabelsEntry
+	(*TaskCreate_Item)(nil),  // 53: skein.api.v1.TaskCreate.Item
 }
 var file_log_proto_depIdxs = []int32{
 	1,  // 0: skein.api.v1.Entry.txns:type_name -> skein.api.v1.Txn
@@ -5223,56 +5622,62 @@ var file_log_proto_depIdxs = []int32{
 	41, // 19: skein.api.v1.Change.packed_reports:type_name -> skein.api.v1.PackedReports
 	42, // 20: skein.api.v1.Change.packed_delete:type_name -> skein.api.v1.PackedDelete
 	43, // 21: skein.api.v1.Change.packed_desire:type_name -> skein.api.v1.PackedDesire
-	6,  // 22: skein.api.v1.DependencyRecord.meta:type_name -> skein.api.v1.Meta
-	6,  // 23: skein.api.v1.ClusterRecord.meta:type_name -> skein.api.v1.Meta
-	12, // 24: skein.api.v1.ClusterRecord.removed:type_name -> skein.api.v1.RemovedNode
-	8,  // 25: skein.api.v1.ClusterRecord.rotation:type_name -> skein.api.v1.RootRotation
-	9,  // 26: skein.api.v1.ClusterRecord.limited_tokens:type_name -> skein.api.v1.LimitedToken
-	10, // 27: skein.api.v1.ClusterRecord.gossip_rotation:type_name -> skein.api.v1.GossipRotation
-	6,  // 28: skein.api.v1.NodeRecord.meta:type_name -> skein.api.v1.Meta
-	47, // 29: skein.api.v1.NodeRecord.labels:type_name -> skein.api.v1.NodeRecord.LabelsEntry
-	14, // 30: skein.api.v1.NodeRecord.status:type_name -> skein.api.v1.NodeStatus
-	11, // 31: skein.api.v1.NodeRecord.tls:type_name -> skein.api.v1.NodeTLS
-	6,  // 32: skein.api.v1.ServiceRecord.meta:type_name -> skein.api.v1.Meta
-	18, // 33: skein.api.v1.ServiceRecord.vips:type_name -> skein.api.v1.VIP
-	19, // 34: skein.api.v1.ServiceRecord.ports:type_name -> skein.api.v1.PortConfig
-	20, // 35: skein.api.v1.ServiceRecord.update_status:type_name -> skein.api.v1.UpdateStatus
-	16, // 36: skein.api.v1.ServiceRecord.revisions:type_name -> skein.api.v1.Revision
-	6,  // 37: skein.api.v1.NetworkRecord.meta:type_name -> skein.api.v1.Meta
-	48, // 38: skein.api.v1.NetworkRecord.labels:type_name -> skein.api.v1.NetworkRecord.LabelsEntry
-	49, // 39: skein.api.v1.TaskCreate.items:type_name -> skein.api.v1.TaskCreate.Item
-	19, // 40: skein.api.v1.TaskReport.ports:type_name -> skein.api.v1.PortConfig
-	24, // 41: skein.api.v1.TaskRecord.status:type_name -> skein.api.v1.TaskReport
-	33, // 42: skein.api.v1.TaskRecord.attachments:type_name -> skein.api.v1.Attachment
-	19, // 43: skein.api.v1.TaskRecord.host_ports:type_name -> skein.api.v1.PortConfig
-	25, // 44: skein.api.v1.TaskRecord.restarts:type_name -> skein.api.v1.Restarts
-	31, // 45: skein.api.v1.TaskExtra.generic:type_name -> skein.api.v1.GenericResource
-	35, // 46: skein.api.v1.SnapshotChunk.header:type_name -> skein.api.v1.SnapshotHeader
-	7,  // 47: skein.api.v1.SnapshotChunk.cluster:type_name -> skein.api.v1.ClusterRecord
-	13, // 48: skein.api.v1.SnapshotChunk.node:type_name -> skein.api.v1.NodeRecord
-	15, // 49: skein.api.v1.SnapshotChunk.service:type_name -> skein.api.v1.ServiceRecord
-	21, // 50: skein.api.v1.SnapshotChunk.network:type_name -> skein.api.v1.NetworkRecord
-	29, // 51: skein.api.v1.SnapshotChunk.task:type_name -> skein.api.v1.TaskRecord
-	36, // 52: skein.api.v1.SnapshotChunk.quarantine:type_name -> skein.api.v1.Quarantine
-	37, // 53: skein.api.v1.SnapshotChunk.end:type_name -> skein.api.v1.SnapshotEnd
-	4,  // 54: skein.api.v1.SnapshotChunk.dependency:type_name -> skein.api.v1.DependencyRecord
-	17, // 55: skein.api.v1.SnapshotChunk.revision:type_name -> skein.api.v1.PastRevision
-	32, // 56: skein.api.v1.SnapshotChunk.volume_home:type_name -> skein.api.v1.VolumeHome
-	44, // 57: skein.api.v1.SnapshotChunk.task_names:type_name -> skein.api.v1.TaskNames
-	46, // 58: skein.api.v1.SnapshotChunk.task_columns:type_name -> skein.api.v1.TaskColumns
-	30, // 59: skein.api.v1.SnapshotChunk.task_extra:type_name -> skein.api.v1.TaskExtra
-	38, // 60: skein.api.v1.PackedCreate.tasks:type_name -> skein.api.v1.TaskRuns
-	38, // 61: skein.api.v1.PackedPlacement.tasks:type_name -> skein.api.v1.TaskRuns
-	38, // 62: skein.api.v1.PackedDelete.tasks:type_name -> skein.api.v1.TaskRuns
-	38, // 63: skein.api.v1.PackedDesire.tasks:type_name -> skein.api.v1.TaskRuns
-	45, // 64: skein.api.v1.TaskNames.forms:type_name -> skein.api.v1.AddressForm
-	19, // 65: skein.api.v1.AddressForm.ports:type_name -> skein.api.v1.PortConfig
-	25, // 66: skein.api.v1.TaskCreate.Item.restarts:type_name -> skein.api.v1.Restarts
-	67, // [67:67] is the sub-list for method output_type
-	67, // [67:67] is the sub-list for method input_type
-	67, // [67:67] is the sub-list for extension type_name
-	67, // [67:67] is the sub-list for extension extendee
-	0,  // [0:67] is the sub-list for field type_name
+	47, // 22: skein.api.v1.Change.put_attachment:type_name -> skein.api.v1.AttachmentWish
+	50, // 23: skein.api.v1.Change.delete_attachment:type_name -> skein.api.v1.AttachmentRef
+	6,  // 24: skein.api.v1.DependencyRecord.meta:type_name -> skein.api.v1.Meta
+	6,  // 25: skein.api.v1.ClusterRecord.meta:type_name -> skein.api.v1.Meta
+	12, // 26: skein.api.v1.ClusterRecord.removed:type_name -> skein.api.v1.RemovedNode
+	8,  // 27: skein.api.v1.ClusterRecord.rotation:type_name -> skein.api.v1.RootRotation
+	9,  // 28: skein.api.v1.ClusterRecord.limited_tokens:type_name -> skein.api.v1.LimitedToken
+	10, // 29: skein.api.v1.ClusterRecord.gossip_rotation:type_name -> skein.api.v1.GossipRotation
+	6,  // 30: skein.api.v1.NodeRecord.meta:type_name -> skein.api.v1.Meta
+	51, // 31: skein.api.v1.NodeRecord.labels:type_name -> skein.api.v1.NodeRecord.LabelsEntry
+	14, // 32: skein.api.v1.NodeRecord.status:type_name -> skein.api.v1.NodeStatus
+	11, // 33: skein.api.v1.NodeRecord.tls:type_name -> skein.api.v1.NodeTLS
+	6,  // 34: skein.api.v1.ServiceRecord.meta:type_name -> skein.api.v1.Meta
+	18, // 35: skein.api.v1.ServiceRecord.vips:type_name -> skein.api.v1.VIP
+	19, // 36: skein.api.v1.ServiceRecord.ports:type_name -> skein.api.v1.PortConfig
+	20, // 37: skein.api.v1.ServiceRecord.update_status:type_name -> skein.api.v1.UpdateStatus
+	16, // 38: skein.api.v1.ServiceRecord.revisions:type_name -> skein.api.v1.Revision
+	6,  // 39: skein.api.v1.NetworkRecord.meta:type_name -> skein.api.v1.Meta
+	52, // 40: skein.api.v1.NetworkRecord.labels:type_name -> skein.api.v1.NetworkRecord.LabelsEntry
+	53, // 41: skein.api.v1.TaskCreate.items:type_name -> skein.api.v1.TaskCreate.Item
+	19, // 42: skein.api.v1.TaskReport.ports:type_name -> skein.api.v1.PortConfig
+	24, // 43: skein.api.v1.TaskRecord.status:type_name -> skein.api.v1.TaskReport
+	33, // 44: skein.api.v1.TaskRecord.attachments:type_name -> skein.api.v1.Attachment
+	19, // 45: skein.api.v1.TaskRecord.host_ports:type_name -> skein.api.v1.PortConfig
+	25, // 46: skein.api.v1.TaskRecord.restarts:type_name -> skein.api.v1.Restarts
+	31, // 47: skein.api.v1.TaskExtra.generic:type_name -> skein.api.v1.GenericResource
+	35, // 48: skein.api.v1.SnapshotChunk.header:type_name -> skein.api.v1.SnapshotHeader
+	7,  // 49: skein.api.v1.SnapshotChunk.cluster:type_name -> skein.api.v1.ClusterRecord
+	13, // 50: skein.api.v1.SnapshotChunk.node:type_name -> skein.api.v1.NodeRecord
+	15, // 51: skein.api.v1.SnapshotChunk.service:type_name -> skein.api.v1.ServiceRecord
+	21, // 52: skein.api.v1.SnapshotChunk.network:type_name -> skein.api.v1.NetworkRecord
+	29, // 53: skein.api.v1.SnapshotChunk.task:type_name -> skein.api.v1.TaskRecord
+	36, // 54: skein.api.v1.SnapshotChunk.quarantine:type_name -> skein.api.v1.Quarantine
+	37, // 55: skein.api.v1.SnapshotChunk.end:type_name -> skein.api.v1.SnapshotEnd
+	4,  // 56: skein.api.v1.SnapshotChunk.dependency:type_name -> skein.api.v1.DependencyRecord
+	17, // 57: skein.api.v1.SnapshotChunk.revision:type_name -> skein.api.v1.PastRevision
+	32, // 58: skein.api.v1.SnapshotChunk.volume_home:type_name -> skein.api.v1.VolumeHome
+	44, // 59: skein.api.v1.SnapshotChunk.task_names:type_name -> skein.api.v1.TaskNames
+	46, // 60: skein.api.v1.SnapshotChunk.task_columns:type_name -> skein.api.v1.TaskColumns
+	30, // 61: skein.api.v1.SnapshotChunk.task_extra:type_name -> skein.api.v1.TaskExtra
+	49, // 62: skein.api.v1.SnapshotChunk.attachment:type_name -> skein.api.v1.AttachmentRecord
+	38, // 63: skein.api.v1.PackedCreate.tasks:type_name -> skein.api.v1.TaskRuns
+	38, // 64: skein.api.v1.PackedPlacement.tasks:type_name -> skein.api.v1.TaskRuns
+	38, // 65: skein.api.v1.PackedDelete.tasks:type_name -> skein.api.v1.TaskRuns
+	38, // 66: skein.api.v1.PackedDesire.tasks:type_name -> skein.api.v1.TaskRuns
+	45, // 67: skein.api.v1.TaskNames.forms:type_name -> skein.api.v1.AddressForm
+	19, // 68: skein.api.v1.AddressForm.ports:type_name -> skein.api.v1.PortConfig
+	48, // 69: skein.api.v1.AttachmentWish.networks:type_name -> skein.api.v1.AttachedNetwork
+	6,  // 70: skein.api.v1.AttachmentRecord.meta:type_name -> skein.api.v1.Meta
+	48, // 71: skein.api.v1.AttachmentRecord.networks:type_name -> skein.api.v1.AttachedNetwork
+	25, // 72: skein.api.v1.TaskCreate.Item.restarts:type_name -> skein.api.v1.Restarts
+	73, // [73:73] is the sub-list for method output_type
+	73, // [73:73] is the sub-list for method input_type
+	73, // [73:73] is the sub-list for extension type_name
+	73, // [73:73] is the sub-list for extension extendee
+	0,  // [0:73] is the sub-list for field type_name
 }
 
 func init() { file_log_proto_init() }
@@ -5304,6 +5709,8 @@ func file_log_proto_init() {
 		(*Change_PackedReports)(nil),
 		(*Change_PackedDelete)(nil),
 		(*Change_PackedDesire)(nil),
+		(*Change_PutAttachment)(nil),
+		(*Change_DeleteAttachment)(nil),
 	}
 	file_log_proto_msgTypes[34].OneofWrappers = []any{
 		(*SnapshotChunk_Header)(nil),
@@ -5320,6 +5727,7 @@ func file_log_proto_init() {
 		(*SnapshotChunk_TaskNames)(nil),
 		(*SnapshotChunk_TaskColumns)(nil),
 		(*SnapshotChunk_TaskExtra)(nil),
+		(*SnapshotChunk_Attachment)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -5327,7 +5735,7 @@ func file_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_log_proto_rawDesc), len(file_log_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   50,
+			NumMessages:   54,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -38,6 +38,10 @@ func rules() map[string]rule {
 		api.Membership_Leave_FullMethodName:    {who: managers, speaksFor: member},
 		api.Agent_TaskLogs_FullMethodName:      {who: managers},
 		api.Agent_Ping_FullMethodName:          {who: managers},
+
+		// A node asks for its own containers; which networks it may see is the handler's business.
+		api.Control_ListNodeNetworks_FullMethodName: {who: nodes, speaksFor: nodeOf},
+		api.Control_Attach_FullMethodName:           {who: nodes, speaksFor: nodeOf},
 	}
 	// Users reach Control through a manager's socket; the manager is the caller.
 	for _, m := range []string{
@@ -59,4 +63,12 @@ func rules() map[string]rule {
 		t[m] = rule{who: managers}
 	}
 	return t
+}
+
+// nodeOf is the node for which requests speak that say so in their node_id.
+func nodeOf(req any) string {
+	if r, ok := req.(interface{ GetNodeId() string }); ok {
+		return r.GetNodeId()
+	}
+	return ""
 }

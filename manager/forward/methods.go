@@ -70,6 +70,9 @@ func methods() map[string]method {
 		api.Control_ListJoinTokens_FullMethodName:  read[api.TokenInfos](),
 		api.Control_RemoveJoinToken_FullMethodName: write[api.Empty](),
 
+		api.Control_ListNodeNetworks_FullMethodName: read[api.Objects](),
+		api.Control_Attach_FullMethodName:           idempotent[api.AttachReply](),
+
 		api.Control_ListDependencies_FullMethodName: read[api.Objects](),
 		api.Control_GetDependency_FullMethodName:    read[api.Object](),
 		api.Control_CreateDependency_FullMethodName: write[api.Created](),
