@@ -33,6 +33,7 @@ type AgentMessage struct {
 	//	*AgentMessage_Ack
 	//	*AgentMessage_Tls
 	//	*AgentMessage_Goodbye
+	//	*AgentMessage_Facts
 	Kind          isAgentMessage_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -129,6 +130,15 @@ func (x *AgentMessage) GetGoodbye() *Goodbye {
 	return nil
 }
 
+func (x *AgentMessage) GetFacts() *NodeFacts {
+	if x != nil {
+		if x, ok := x.Kind.(*AgentMessage_Facts); ok {
+			return x.Facts
+		}
+	}
+	return nil
+}
+
 type isAgentMessage_Kind interface {
 	isAgentMessage_Kind()
 }
@@ -157,6 +167,10 @@ type AgentMessage_Goodbye struct {
 	Goodbye *Goodbye `protobuf:"bytes,6,opt,name=goodbye,proto3,oneof"`
 }
 
+type AgentMessage_Facts struct {
+	Facts *NodeFacts `protobuf:"bytes,7,opt,name=facts,proto3,oneof"` // after hello, when they have changed, and when they are asked for
+}
+
 func (*AgentMessage_Hello) isAgentMessage_Kind() {}
 
 func (*AgentMessage_Heartbeat) isAgentMessage_Kind() {}
@@ -169,6 +183,258 @@ func (*AgentMessage_Tls) isAgentMessage_Kind() {}
 
 func (*AgentMessage_Goodbye) isAgentMessage_Kind() {}
 
+func (*AgentMessage_Facts) isAgentMessage_Kind() {}
+
+// NodeFacts are what a node sees of its surroundings. The leader keeps the newest of each node that has a session; they are in no log.
+type NodeFacts struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Routes        []*FactRoute           `protobuf:"bytes,1,rep,name=routes,proto3" json:"routes,omitempty"`                               // of other people: where packets of the node go
+	Ports         []*FactPort            `protobuf:"bytes,2,rep,name=ports,proto3" json:"ports,omitempty"`                                 // of other people: what listens on the node, and what its containers that are no tasks publish
+	UnderlayMtu   uint32                 `protobuf:"varint,3,opt,name=underlay_mtu,json=underlayMtu,proto3" json:"underlay_mtu,omitempty"` // of the device that carries tunnels; 0: not known
+	PathMtu       uint32                 `protobuf:"varint,4,opt,name=path_mtu,json=pathMtu,proto3" json:"path_mtu,omitempty"`             // largest packet, outer headers included, that reaches all nodes it was tried with; 0: not known
+	PathPeer      uint32                 `protobuf:"varint,5,opt,name=path_peer,json=pathPeer,proto3" json:"path_peer,omitempty"`          // index of the node that it was measured to
+	Answers       uint64                 `protobuf:"varint,6,opt,name=answers,proto3" json:"answers,omitempty"`                            // sequence of the newest request
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeFacts) Reset() {
+	*x = NodeFacts{}
+	mi := &file_dispatcher_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeFacts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeFacts) ProtoMessage() {}
+
+func (x *NodeFacts) ProtoReflect() protoreflect.Message {
+	mi := &file_dispatcher_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeFacts.ProtoReflect.Descriptor instead.
+func (*NodeFacts) Descriptor() ([]byte, []int) {
+	return file_dispatcher_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *NodeFacts) GetRoutes() []*FactRoute {
+	if x != nil {
+		return x.Routes
+	}
+	return nil
+}
+
+func (x *NodeFacts) GetPorts() []*FactPort {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *NodeFacts) GetUnderlayMtu() uint32 {
+	if x != nil {
+		return x.UnderlayMtu
+	}
+	return 0
+}
+
+func (x *NodeFacts) GetPathMtu() uint32 {
+	if x != nil {
+		return x.PathMtu
+	}
+	return 0
+}
+
+func (x *NodeFacts) GetPathPeer() uint32 {
+	if x != nil {
+		return x.PathPeer
+	}
+	return 0
+}
+
+func (x *NodeFacts) GetAnswers() uint64 {
+	if x != nil {
+		return x.Answers
+	}
+	return 0
+}
+
+type FactRoute struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefix        string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	Device        string                 `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FactRoute) Reset() {
+	*x = FactRoute{}
+	mi := &file_dispatcher_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FactRoute) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FactRoute) ProtoMessage() {}
+
+func (x *FactRoute) ProtoReflect() protoreflect.Message {
+	mi := &file_dispatcher_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FactRoute.ProtoReflect.Descriptor instead.
+func (*FactRoute) Descriptor() ([]byte, []int) {
+	return file_dispatcher_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *FactRoute) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *FactRoute) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+type FactPort struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Protocol      string                 `protobuf:"bytes,1,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Port          uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	Holder        string                 `protobuf:"bytes,3,opt,name=holder,proto3" json:"holder,omitempty"` // name of a process, or what else it is
+	Pid           int64                  `protobuf:"varint,4,opt,name=pid,proto3" json:"pid,omitempty"`      // 0: no process, or not to be seen
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FactPort) Reset() {
+	*x = FactPort{}
+	mi := &file_dispatcher_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FactPort) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FactPort) ProtoMessage() {}
+
+func (x *FactPort) ProtoReflect() protoreflect.Message {
+	mi := &file_dispatcher_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FactPort.ProtoReflect.Descriptor instead.
+func (*FactPort) Descriptor() ([]byte, []int) {
+	return file_dispatcher_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *FactPort) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *FactPort) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *FactPort) GetHolder() string {
+	if x != nil {
+		return x.Holder
+	}
+	return ""
+}
+
+func (x *FactPort) GetPid() int64 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+// FactsRequest asks for the node's facts as they are now.
+type FactsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sequence      uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FactsRequest) Reset() {
+	*x = FactsRequest{}
+	mi := &file_dispatcher_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FactsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FactsRequest) ProtoMessage() {}
+
+func (x *FactsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dispatcher_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FactsRequest.ProtoReflect.Descriptor instead.
+func (*FactsRequest) Descriptor() ([]byte, []int) {
+	return file_dispatcher_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *FactsRequest) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
 // Goodbye is the last message of a node that leaves the cluster: it is down at once, nobody waits for its lease. The manager answers by
 // ending the session.
 type Goodbye struct {
@@ -179,7 +445,7 @@ type Goodbye struct {
 
 func (x *Goodbye) Reset() {
 	*x = Goodbye{}
-	mi := &file_dispatcher_proto_msgTypes[1]
+	mi := &file_dispatcher_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -191,7 +457,7 @@ func (x *Goodbye) String() string {
 func (*Goodbye) ProtoMessage() {}
 
 func (x *Goodbye) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[1]
+	mi := &file_dispatcher_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -204,7 +470,7 @@ func (x *Goodbye) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Goodbye.ProtoReflect.Descriptor instead.
 func (*Goodbye) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{1}
+	return file_dispatcher_proto_rawDescGZIP(), []int{5}
 }
 
 type Hello struct {
@@ -224,7 +490,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_dispatcher_proto_msgTypes[2]
+	mi := &file_dispatcher_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -236,7 +502,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[2]
+	mi := &file_dispatcher_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -249,7 +515,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{2}
+	return file_dispatcher_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Hello) GetHostname() string {
@@ -326,7 +592,7 @@ type TableDigest struct {
 
 func (x *TableDigest) Reset() {
 	*x = TableDigest{}
-	mi := &file_dispatcher_proto_msgTypes[3]
+	mi := &file_dispatcher_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -338,7 +604,7 @@ func (x *TableDigest) String() string {
 func (*TableDigest) ProtoMessage() {}
 
 func (x *TableDigest) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[3]
+	mi := &file_dispatcher_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -351,7 +617,7 @@ func (x *TableDigest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableDigest.ProtoReflect.Descriptor instead.
 func (*TableDigest) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{3}
+	return file_dispatcher_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *TableDigest) GetTable() string {
@@ -377,7 +643,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_dispatcher_proto_msgTypes[4]
+	mi := &file_dispatcher_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -389,7 +655,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[4]
+	mi := &file_dispatcher_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -402,7 +668,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{4}
+	return file_dispatcher_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Heartbeat) GetSequence() uint64 {
@@ -421,7 +687,7 @@ type StatusBatch struct {
 
 func (x *StatusBatch) Reset() {
 	*x = StatusBatch{}
-	mi := &file_dispatcher_proto_msgTypes[5]
+	mi := &file_dispatcher_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -433,7 +699,7 @@ func (x *StatusBatch) String() string {
 func (*StatusBatch) ProtoMessage() {}
 
 func (x *StatusBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[5]
+	mi := &file_dispatcher_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -446,7 +712,7 @@ func (x *StatusBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusBatch.ProtoReflect.Descriptor instead.
 func (*StatusBatch) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{5}
+	return file_dispatcher_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StatusBatch) GetReports() []*TaskReport {
@@ -468,7 +734,7 @@ type TableAck struct {
 
 func (x *TableAck) Reset() {
 	*x = TableAck{}
-	mi := &file_dispatcher_proto_msgTypes[6]
+	mi := &file_dispatcher_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -480,7 +746,7 @@ func (x *TableAck) String() string {
 func (*TableAck) ProtoMessage() {}
 
 func (x *TableAck) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[6]
+	mi := &file_dispatcher_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -493,7 +759,7 @@ func (x *TableAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableAck.ProtoReflect.Descriptor instead.
 func (*TableAck) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{6}
+	return file_dispatcher_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *TableAck) GetTable() string {
@@ -528,6 +794,7 @@ type ManagerMessage struct {
 	//	*ManagerMessage_Heartbeat
 	//	*ManagerMessage_Dependencies
 	//	*ManagerMessage_Credentials
+	//	*ManagerMessage_Facts
 	Kind          isManagerMessage_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -535,7 +802,7 @@ type ManagerMessage struct {
 
 func (x *ManagerMessage) Reset() {
 	*x = ManagerMessage{}
-	mi := &file_dispatcher_proto_msgTypes[7]
+	mi := &file_dispatcher_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -547,7 +814,7 @@ func (x *ManagerMessage) String() string {
 func (*ManagerMessage) ProtoMessage() {}
 
 func (x *ManagerMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[7]
+	mi := &file_dispatcher_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -560,7 +827,7 @@ func (x *ManagerMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManagerMessage.ProtoReflect.Descriptor instead.
 func (*ManagerMessage) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{7}
+	return file_dispatcher_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ManagerMessage) GetKind() isManagerMessage_Kind {
@@ -633,6 +900,15 @@ func (x *ManagerMessage) GetCredentials() *Credentials {
 	return nil
 }
 
+func (x *ManagerMessage) GetFacts() *FactsRequest {
+	if x != nil {
+		if x, ok := x.Kind.(*ManagerMessage_Facts); ok {
+			return x.Facts
+		}
+	}
+	return nil
+}
+
 type isManagerMessage_Kind interface {
 	isManagerMessage_Kind()
 }
@@ -665,6 +941,10 @@ type ManagerMessage_Credentials struct {
 	Credentials *Credentials `protobuf:"bytes,7,opt,name=credentials,proto3,oneof"`
 }
 
+type ManagerMessage_Facts struct {
+	Facts *FactsRequest `protobuf:"bytes,8,opt,name=facts,proto3,oneof"`
+}
+
 func (*ManagerMessage_Welcome) isManagerMessage_Kind() {}
 
 func (*ManagerMessage_Assignments) isManagerMessage_Kind() {}
@@ -679,6 +959,8 @@ func (*ManagerMessage_Dependencies) isManagerMessage_Kind() {}
 
 func (*ManagerMessage_Credentials) isManagerMessage_Kind() {}
 
+func (*ManagerMessage_Facts) isManagerMessage_Kind() {}
+
 // Credentials are whom to trust and what to encrypt gossip with. A node keeps them with its certificate.
 type Credentials struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -691,7 +973,7 @@ type Credentials struct {
 
 func (x *Credentials) Reset() {
 	*x = Credentials{}
-	mi := &file_dispatcher_proto_msgTypes[8]
+	mi := &file_dispatcher_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -703,7 +985,7 @@ func (x *Credentials) String() string {
 func (*Credentials) ProtoMessage() {}
 
 func (x *Credentials) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[8]
+	mi := &file_dispatcher_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -716,7 +998,7 @@ func (x *Credentials) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credentials.ProtoReflect.Descriptor instead.
 func (*Credentials) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{8}
+	return file_dispatcher_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Credentials) GetTrustPem() []byte {
@@ -751,7 +1033,7 @@ type DependencyUpdate struct {
 
 func (x *DependencyUpdate) Reset() {
 	*x = DependencyUpdate{}
-	mi := &file_dispatcher_proto_msgTypes[9]
+	mi := &file_dispatcher_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -763,7 +1045,7 @@ func (x *DependencyUpdate) String() string {
 func (*DependencyUpdate) ProtoMessage() {}
 
 func (x *DependencyUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[9]
+	mi := &file_dispatcher_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -776,7 +1058,7 @@ func (x *DependencyUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DependencyUpdate.ProtoReflect.Descriptor instead.
 func (*DependencyUpdate) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{9}
+	return file_dispatcher_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DependencyUpdate) GetSet() []*DependencyRecord {
@@ -803,7 +1085,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_dispatcher_proto_msgTypes[10]
+	mi := &file_dispatcher_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -815,7 +1097,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[10]
+	mi := &file_dispatcher_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -828,7 +1110,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{10}
+	return file_dispatcher_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Welcome) GetSessionId() string {
@@ -903,7 +1185,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_dispatcher_proto_msgTypes[11]
+	mi := &file_dispatcher_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -915,7 +1197,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[11]
+	mi := &file_dispatcher_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -928,7 +1210,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{11}
+	return file_dispatcher_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *HeartbeatReply) GetSequence() uint64 {
@@ -947,7 +1229,7 @@ type ManagerList struct {
 
 func (x *ManagerList) Reset() {
 	*x = ManagerList{}
-	mi := &file_dispatcher_proto_msgTypes[12]
+	mi := &file_dispatcher_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -959,7 +1241,7 @@ func (x *ManagerList) String() string {
 func (*ManagerList) ProtoMessage() {}
 
 func (x *ManagerList) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[12]
+	mi := &file_dispatcher_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -972,7 +1254,7 @@ func (x *ManagerList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManagerList.ProtoReflect.Descriptor instead.
 func (*ManagerList) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{12}
+	return file_dispatcher_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ManagerList) GetManagers() []*ManagerPeer {
@@ -993,7 +1275,7 @@ type ManagerPeer struct {
 
 func (x *ManagerPeer) Reset() {
 	*x = ManagerPeer{}
-	mi := &file_dispatcher_proto_msgTypes[13]
+	mi := &file_dispatcher_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1005,7 +1287,7 @@ func (x *ManagerPeer) String() string {
 func (*ManagerPeer) ProtoMessage() {}
 
 func (x *ManagerPeer) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[13]
+	mi := &file_dispatcher_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1018,7 +1300,7 @@ func (x *ManagerPeer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManagerPeer.ProtoReflect.Descriptor instead.
 func (*ManagerPeer) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{13}
+	return file_dispatcher_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ManagerPeer) GetNodeId() string {
@@ -1060,7 +1342,7 @@ type AssignmentUpdate struct {
 
 func (x *AssignmentUpdate) Reset() {
 	*x = AssignmentUpdate{}
-	mi := &file_dispatcher_proto_msgTypes[14]
+	mi := &file_dispatcher_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1072,7 +1354,7 @@ func (x *AssignmentUpdate) String() string {
 func (*AssignmentUpdate) ProtoMessage() {}
 
 func (x *AssignmentUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[14]
+	mi := &file_dispatcher_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1085,7 +1367,7 @@ func (x *AssignmentUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignmentUpdate.ProtoReflect.Descriptor instead.
 func (*AssignmentUpdate) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{14}
+	return file_dispatcher_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *AssignmentUpdate) GetSequence() uint64 {
@@ -1162,7 +1444,7 @@ type Template struct {
 
 func (x *Template) Reset() {
 	*x = Template{}
-	mi := &file_dispatcher_proto_msgTypes[15]
+	mi := &file_dispatcher_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1174,7 +1456,7 @@ func (x *Template) String() string {
 func (*Template) ProtoMessage() {}
 
 func (x *Template) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[15]
+	mi := &file_dispatcher_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1187,7 +1469,7 @@ func (x *Template) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Template.ProtoReflect.Descriptor instead.
 func (*Template) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{15}
+	return file_dispatcher_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Template) GetServiceId() string {
@@ -1276,7 +1558,7 @@ type Assignment struct {
 
 func (x *Assignment) Reset() {
 	*x = Assignment{}
-	mi := &file_dispatcher_proto_msgTypes[16]
+	mi := &file_dispatcher_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1288,7 +1570,7 @@ func (x *Assignment) String() string {
 func (*Assignment) ProtoMessage() {}
 
 func (x *Assignment) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[16]
+	mi := &file_dispatcher_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1301,7 +1583,7 @@ func (x *Assignment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assignment.ProtoReflect.Descriptor instead.
 func (*Assignment) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{16}
+	return file_dispatcher_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Assignment) GetTaskId() string {
@@ -1470,7 +1752,7 @@ type TableUpdate struct {
 
 func (x *TableUpdate) Reset() {
 	*x = TableUpdate{}
-	mi := &file_dispatcher_proto_msgTypes[17]
+	mi := &file_dispatcher_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1482,7 +1764,7 @@ func (x *TableUpdate) String() string {
 func (*TableUpdate) ProtoMessage() {}
 
 func (x *TableUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[17]
+	mi := &file_dispatcher_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1495,7 +1777,7 @@ func (x *TableUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableUpdate.ProtoReflect.Descriptor instead.
 func (*TableUpdate) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{17}
+	return file_dispatcher_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *TableUpdate) GetTable() string {
@@ -1616,7 +1898,7 @@ type NodeEndpoint struct {
 
 func (x *NodeEndpoint) Reset() {
 	*x = NodeEndpoint{}
-	mi := &file_dispatcher_proto_msgTypes[18]
+	mi := &file_dispatcher_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1628,7 +1910,7 @@ func (x *NodeEndpoint) String() string {
 func (*NodeEndpoint) ProtoMessage() {}
 
 func (x *NodeEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[18]
+	mi := &file_dispatcher_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1641,7 +1923,7 @@ func (x *NodeEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeEndpoint.ProtoReflect.Descriptor instead.
 func (*NodeEndpoint) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{18}
+	return file_dispatcher_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *NodeEndpoint) GetIndex() uint32 {
@@ -1695,7 +1977,7 @@ type ServiceEndpoint struct {
 
 func (x *ServiceEndpoint) Reset() {
 	*x = ServiceEndpoint{}
-	mi := &file_dispatcher_proto_msgTypes[19]
+	mi := &file_dispatcher_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1707,7 +1989,7 @@ func (x *ServiceEndpoint) String() string {
 func (*ServiceEndpoint) ProtoMessage() {}
 
 func (x *ServiceEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[19]
+	mi := &file_dispatcher_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1720,7 +2002,7 @@ func (x *ServiceEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceEndpoint.ProtoReflect.Descriptor instead.
 func (*ServiceEndpoint) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{19}
+	return file_dispatcher_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ServiceEndpoint) GetServiceId() string {
@@ -1788,7 +2070,7 @@ type TaskEndpoint struct {
 
 func (x *TaskEndpoint) Reset() {
 	*x = TaskEndpoint{}
-	mi := &file_dispatcher_proto_msgTypes[20]
+	mi := &file_dispatcher_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1800,7 +2082,7 @@ func (x *TaskEndpoint) String() string {
 func (*TaskEndpoint) ProtoMessage() {}
 
 func (x *TaskEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[20]
+	mi := &file_dispatcher_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1813,7 +2095,7 @@ func (x *TaskEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskEndpoint.ProtoReflect.Descriptor instead.
 func (*TaskEndpoint) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{20}
+	return file_dispatcher_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TaskEndpoint) GetTaskId() string {
@@ -1876,15 +2158,33 @@ var File_dispatcher_proto protoreflect.FileDescriptor
 
 const file_dispatcher_proto_rawDesc = "" +
 	"\n" +
-	"\x10dispatcher.proto\x12\fskein.api.v1\x1a\tlog.proto\"\xbf\x02\n" +
+	"\x10dispatcher.proto\x12\fskein.api.v1\x1a\tlog.proto\"\xf0\x02\n" +
 	"\fAgentMessage\x12+\n" +
 	"\x05hello\x18\x01 \x01(\v2\x13.skein.api.v1.HelloH\x00R\x05hello\x127\n" +
 	"\theartbeat\x18\x02 \x01(\v2\x17.skein.api.v1.HeartbeatH\x00R\theartbeat\x127\n" +
 	"\bstatuses\x18\x03 \x01(\v2\x19.skein.api.v1.StatusBatchH\x00R\bstatuses\x12*\n" +
 	"\x03ack\x18\x04 \x01(\v2\x16.skein.api.v1.TableAckH\x00R\x03ack\x12)\n" +
 	"\x03tls\x18\x05 \x01(\v2\x15.skein.api.v1.NodeTLSH\x00R\x03tls\x121\n" +
-	"\agoodbye\x18\x06 \x01(\v2\x15.skein.api.v1.GoodbyeH\x00R\agoodbyeB\x06\n" +
-	"\x04kind\"\t\n" +
+	"\agoodbye\x18\x06 \x01(\v2\x15.skein.api.v1.GoodbyeH\x00R\agoodbye\x12/\n" +
+	"\x05facts\x18\a \x01(\v2\x17.skein.api.v1.NodeFactsH\x00R\x05factsB\x06\n" +
+	"\x04kind\"\xdf\x01\n" +
+	"\tNodeFacts\x12/\n" +
+	"\x06routes\x18\x01 \x03(\v2\x17.skein.api.v1.FactRouteR\x06routes\x12,\n" +
+	"\x05ports\x18\x02 \x03(\v2\x16.skein.api.v1.FactPortR\x05ports\x12!\n" +
+	"\funderlay_mtu\x18\x03 \x01(\rR\vunderlayMtu\x12\x19\n" +
+	"\bpath_mtu\x18\x04 \x01(\rR\apathMtu\x12\x1b\n" +
+	"\tpath_peer\x18\x05 \x01(\rR\bpathPeer\x12\x18\n" +
+	"\aanswers\x18\x06 \x01(\x04R\aanswers\";\n" +
+	"\tFactRoute\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x16\n" +
+	"\x06device\x18\x02 \x01(\tR\x06device\"d\n" +
+	"\bFactPort\x12\x1a\n" +
+	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\rR\x04port\x12\x16\n" +
+	"\x06holder\x18\x03 \x01(\tR\x06holder\x12\x10\n" +
+	"\x03pid\x18\x04 \x01(\x03R\x03pid\"*\n" +
+	"\fFactsRequest\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\"\t\n" +
 	"\aGoodbye\"\xf1\x02\n" +
 	"\x05Hello\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12)\n" +
@@ -1906,7 +2206,7 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\bTableAck\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x10\n" +
-	"\x03err\x18\x03 \x01(\tR\x03err\"\xbe\x03\n" +
+	"\x03err\x18\x03 \x01(\tR\x03err\"\xf2\x03\n" +
 	"\x0eManagerMessage\x121\n" +
 	"\awelcome\x18\x01 \x01(\v2\x15.skein.api.v1.WelcomeH\x00R\awelcome\x12B\n" +
 	"\vassignments\x18\x02 \x01(\v2\x1e.skein.api.v1.AssignmentUpdateH\x00R\vassignments\x121\n" +
@@ -1914,7 +2214,8 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\bmanagers\x18\x04 \x01(\v2\x19.skein.api.v1.ManagerListH\x00R\bmanagers\x12<\n" +
 	"\theartbeat\x18\x05 \x01(\v2\x1c.skein.api.v1.HeartbeatReplyH\x00R\theartbeat\x12D\n" +
 	"\fdependencies\x18\x06 \x01(\v2\x1e.skein.api.v1.DependencyUpdateH\x00R\fdependencies\x12=\n" +
-	"\vcredentials\x18\a \x01(\v2\x19.skein.api.v1.CredentialsH\x00R\vcredentialsB\x06\n" +
+	"\vcredentials\x18\a \x01(\v2\x19.skein.api.v1.CredentialsH\x00R\vcredentials\x122\n" +
+	"\x05facts\x18\b \x01(\v2\x1a.skein.api.v1.FactsRequestH\x00R\x05factsB\x06\n" +
 	"\x04kind\"a\n" +
 	"\vCredentials\x12\x1b\n" +
 	"\ttrust_pem\x18\x01 \x01(\fR\btrustPem\x12\x14\n" +
@@ -2048,80 +2349,88 @@ func file_dispatcher_proto_rawDescGZIP() []byte {
 	return file_dispatcher_proto_rawDescData
 }
 
-var file_dispatcher_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_dispatcher_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_dispatcher_proto_goTypes = []any{
 	(*AgentMessage)(nil),     // 0: skein.api.v1.AgentMessage
-	(*Goodbye)(nil),          // 1: skein.api.v1.Goodbye
-	(*Hello)(nil),            // 2: skein.api.v1.Hello
-	(*TableDigest)(nil),      // 3: skein.api.v1.TableDigest
-	(*Heartbeat)(nil),        // 4: skein.api.v1.Heartbeat
-	(*StatusBatch)(nil),      // 5: skein.api.v1.StatusBatch
-	(*TableAck)(nil),         // 6: skein.api.v1.TableAck
-	(*ManagerMessage)(nil),   // 7: skein.api.v1.ManagerMessage
-	(*Credentials)(nil),      // 8: skein.api.v1.Credentials
-	(*DependencyUpdate)(nil), // 9: skein.api.v1.DependencyUpdate
-	(*Welcome)(nil),          // 10: skein.api.v1.Welcome
-	(*HeartbeatReply)(nil),   // 11: skein.api.v1.HeartbeatReply
-	(*ManagerList)(nil),      // 12: skein.api.v1.ManagerList
-	(*ManagerPeer)(nil),      // 13: skein.api.v1.ManagerPeer
-	(*AssignmentUpdate)(nil), // 14: skein.api.v1.AssignmentUpdate
-	(*Template)(nil),         // 15: skein.api.v1.Template
-	(*Assignment)(nil),       // 16: skein.api.v1.Assignment
-	(*TableUpdate)(nil),      // 17: skein.api.v1.TableUpdate
-	(*NodeEndpoint)(nil),     // 18: skein.api.v1.NodeEndpoint
-	(*ServiceEndpoint)(nil),  // 19: skein.api.v1.ServiceEndpoint
-	(*TaskEndpoint)(nil),     // 20: skein.api.v1.TaskEndpoint
-	(*NodeTLS)(nil),          // 21: skein.api.v1.NodeTLS
-	(*TaskReport)(nil),       // 22: skein.api.v1.TaskReport
-	(*DependencyRecord)(nil), // 23: skein.api.v1.DependencyRecord
-	(*NodeRecord)(nil),       // 24: skein.api.v1.NodeRecord
-	(*NetworkRecord)(nil),    // 25: skein.api.v1.NetworkRecord
-	(*PortConfig)(nil),       // 26: skein.api.v1.PortConfig
-	(*Attachment)(nil),       // 27: skein.api.v1.Attachment
-	(*GenericResource)(nil),  // 28: skein.api.v1.GenericResource
+	(*NodeFacts)(nil),        // 1: skein.api.v1.NodeFacts
+	(*FactRoute)(nil),        // 2: skein.api.v1.FactRoute
+	(*FactPort)(nil),         // 3: skein.api.v1.FactPort
+	(*FactsRequest)(nil),     // 4: skein.api.v1.FactsRequest
+	(*Goodbye)(nil),          // 5: skein.api.v1.Goodbye
+	(*Hello)(nil),            // 6: skein.api.v1.Hello
+	(*TableDigest)(nil),      // 7: skein.api.v1.TableDigest
+	(*Heartbeat)(nil),        // 8: skein.api.v1.Heartbeat
+	(*StatusBatch)(nil),      // 9: skein.api.v1.StatusBatch
+	(*TableAck)(nil),         // 10: skein.api.v1.TableAck
+	(*ManagerMessage)(nil),   // 11: skein.api.v1.ManagerMessage
+	(*Credentials)(nil),      // 12: skein.api.v1.Credentials
+	(*DependencyUpdate)(nil), // 13: skein.api.v1.DependencyUpdate
+	(*Welcome)(nil),          // 14: skein.api.v1.Welcome
+	(*HeartbeatReply)(nil),   // 15: skein.api.v1.HeartbeatReply
+	(*ManagerList)(nil),      // 16: skein.api.v1.ManagerList
+	(*ManagerPeer)(nil),      // 17: skein.api.v1.ManagerPeer
+	(*AssignmentUpdate)(nil), // 18: skein.api.v1.AssignmentUpdate
+	(*Template)(nil),         // 19: skein.api.v1.Template
+	(*Assignment)(nil),       // 20: skein.api.v1.Assignment
+	(*TableUpdate)(nil),      // 21: skein.api.v1.TableUpdate
+	(*NodeEndpoint)(nil),     // 22: skein.api.v1.NodeEndpoint
+	(*ServiceEndpoint)(nil),  // 23: skein.api.v1.ServiceEndpoint
+	(*TaskEndpoint)(nil),     // 24: skein.api.v1.TaskEndpoint
+	(*NodeTLS)(nil),          // 25: skein.api.v1.NodeTLS
+	(*TaskReport)(nil),       // 26: skein.api.v1.TaskReport
+	(*DependencyRecord)(nil), // 27: skein.api.v1.DependencyRecord
+	(*NodeRecord)(nil),       // 28: skein.api.v1.NodeRecord
+	(*NetworkRecord)(nil),    // 29: skein.api.v1.NetworkRecord
+	(*PortConfig)(nil),       // 30: skein.api.v1.PortConfig
+	(*Attachment)(nil),       // 31: skein.api.v1.Attachment
+	(*GenericResource)(nil),  // 32: skein.api.v1.GenericResource
 }
 var file_dispatcher_proto_depIdxs = []int32{
-	2,  // 0: skein.api.v1.AgentMessage.hello:type_name -> skein.api.v1.Hello
-	4,  // 1: skein.api.v1.AgentMessage.heartbeat:type_name -> skein.api.v1.Heartbeat
-	5,  // 2: skein.api.v1.AgentMessage.statuses:type_name -> skein.api.v1.StatusBatch
-	6,  // 3: skein.api.v1.AgentMessage.ack:type_name -> skein.api.v1.TableAck
-	21, // 4: skein.api.v1.AgentMessage.tls:type_name -> skein.api.v1.NodeTLS
-	1,  // 5: skein.api.v1.AgentMessage.goodbye:type_name -> skein.api.v1.Goodbye
-	22, // 6: skein.api.v1.Hello.statuses:type_name -> skein.api.v1.TaskReport
-	6,  // 7: skein.api.v1.Hello.acks:type_name -> skein.api.v1.TableAck
-	21, // 8: skein.api.v1.Hello.tls:type_name -> skein.api.v1.NodeTLS
-	3,  // 9: skein.api.v1.Hello.tables:type_name -> skein.api.v1.TableDigest
-	22, // 10: skein.api.v1.StatusBatch.reports:type_name -> skein.api.v1.TaskReport
-	10, // 11: skein.api.v1.ManagerMessage.welcome:type_name -> skein.api.v1.Welcome
-	14, // 12: skein.api.v1.ManagerMessage.assignments:type_name -> skein.api.v1.AssignmentUpdate
-	17, // 13: skein.api.v1.ManagerMessage.table:type_name -> skein.api.v1.TableUpdate
-	12, // 14: skein.api.v1.ManagerMessage.managers:type_name -> skein.api.v1.ManagerList
-	11, // 15: skein.api.v1.ManagerMessage.heartbeat:type_name -> skein.api.v1.HeartbeatReply
-	9,  // 16: skein.api.v1.ManagerMessage.dependencies:type_name -> skein.api.v1.DependencyUpdate
-	8,  // 17: skein.api.v1.ManagerMessage.credentials:type_name -> skein.api.v1.Credentials
-	23, // 18: skein.api.v1.DependencyUpdate.set:type_name -> skein.api.v1.DependencyRecord
-	24, // 19: skein.api.v1.Welcome.node:type_name -> skein.api.v1.NodeRecord
-	13, // 20: skein.api.v1.ManagerList.managers:type_name -> skein.api.v1.ManagerPeer
-	16, // 21: skein.api.v1.AssignmentUpdate.set:type_name -> skein.api.v1.Assignment
-	25, // 22: skein.api.v1.AssignmentUpdate.networks:type_name -> skein.api.v1.NetworkRecord
-	15, // 23: skein.api.v1.AssignmentUpdate.templates:type_name -> skein.api.v1.Template
-	26, // 24: skein.api.v1.Template.ports:type_name -> skein.api.v1.PortConfig
-	27, // 25: skein.api.v1.Assignment.attachments:type_name -> skein.api.v1.Attachment
-	26, // 26: skein.api.v1.Assignment.ports:type_name -> skein.api.v1.PortConfig
-	28, // 27: skein.api.v1.Assignment.generic:type_name -> skein.api.v1.GenericResource
-	25, // 28: skein.api.v1.TableUpdate.network:type_name -> skein.api.v1.NetworkRecord
-	18, // 29: skein.api.v1.TableUpdate.nodes:type_name -> skein.api.v1.NodeEndpoint
-	19, // 30: skein.api.v1.TableUpdate.services:type_name -> skein.api.v1.ServiceEndpoint
-	20, // 31: skein.api.v1.TableUpdate.endpoints:type_name -> skein.api.v1.TaskEndpoint
-	26, // 32: skein.api.v1.ServiceEndpoint.ports:type_name -> skein.api.v1.PortConfig
-	26, // 33: skein.api.v1.TaskEndpoint.host_ports:type_name -> skein.api.v1.PortConfig
-	0,  // 34: skein.api.v1.Dispatcher.Session:input_type -> skein.api.v1.AgentMessage
-	7,  // 35: skein.api.v1.Dispatcher.Session:output_type -> skein.api.v1.ManagerMessage
-	35, // [35:36] is the sub-list for method output_type
-	34, // [34:35] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	6,  // 0: skein.api.v1.AgentMessage.hello:type_name -> skein.api.v1.Hello
+	8,  // 1: skein.api.v1.AgentMessage.heartbeat:type_name -> skein.api.v1.Heartbeat
+	9,  // 2: skein.api.v1.AgentMessage.statuses:type_name -> skein.api.v1.StatusBatch
+	10, // 3: skein.api.v1.AgentMessage.ack:type_name -> skein.api.v1.TableAck
+	25, // 4: skein.api.v1.AgentMessage.tls:type_name -> skein.api.v1.NodeTLS
+	5,  // 5: skein.api.v1.AgentMessage.goodbye:type_name -> skein.api.v1.Goodbye
+	1,  // 6: skein.api.v1.AgentMessage.facts:type_name -> skein.api.v1.NodeFacts
+	2,  // 7: skein.api.v1.NodeFacts.routes:type_name -> skein.api.v1.FactRoute
+	3,  // 8: skein.api.v1.NodeFacts.ports:type_name -> skein.api.v1.FactPort
+	26, // 9: skein.api.v1.Hello.statuses:type_name -> skein.api.v1.TaskReport
+	10, // 10: skein.api.v1.Hello.acks:type_name -> skein.api.v1.TableAck
+	25, // 11: skein.api.v1.Hello.tls:type_name -> skein.api.v1.NodeTLS
+	7,  // 12: skein.api.v1.Hello.tables:type_name -> skein.api.v1.TableDigest
+	26, // 13: skein.api.v1.StatusBatch.reports:type_name -> skein.api.v1.TaskReport
+	14, // 14: skein.api.v1.ManagerMessage.welcome:type_name -> skein.api.v1.Welcome
+	18, // 15: skein.api.v1.ManagerMessage.assignments:type_name -> skein.api.v1.AssignmentUpdate
+	21, // 16: skein.api.v1.ManagerMessage.table:type_name -> skein.api.v1.TableUpdate
+	16, // 17: skein.api.v1.ManagerMessage.managers:type_name -> skein.api.v1.ManagerList
+	15, // 18: skein.api.v1.ManagerMessage.heartbeat:type_name -> skein.api.v1.HeartbeatReply
+	13, // 19: skein.api.v1.ManagerMessage.dependencies:type_name -> skein.api.v1.DependencyUpdate
+	12, // 20: skein.api.v1.ManagerMessage.credentials:type_name -> skein.api.v1.Credentials
+	4,  // 21: skein.api.v1.ManagerMessage.facts:type_name -> skein.api.v1.FactsRequest
+	27, // 22: skein.api.v1.DependencyUpdate.set:type_name -> skein.api.v1.DependencyRecord
+	28, // 23: skein.api.v1.Welcome.node:type_name -> skein.api.v1.NodeRecord
+	17, // 24: skein.api.v1.ManagerList.managers:type_name -> skein.api.v1.ManagerPeer
+	20, // 25: skein.api.v1.AssignmentUpdate.set:type_name -> skein.api.v1.Assignment
+	29, // 26: skein.api.v1.AssignmentUpdate.networks:type_name -> skein.api.v1.NetworkRecord
+	19, // 27: skein.api.v1.AssignmentUpdate.templates:type_name -> skein.api.v1.Template
+	30, // 28: skein.api.v1.Template.ports:type_name -> skein.api.v1.PortConfig
+	31, // 29: skein.api.v1.Assignment.attachments:type_name -> skein.api.v1.Attachment
+	30, // 30: skein.api.v1.Assignment.ports:type_name -> skein.api.v1.PortConfig
+	32, // 31: skein.api.v1.Assignment.generic:type_name -> skein.api.v1.GenericResource
+	29, // 32: skein.api.v1.TableUpdate.network:type_name -> skein.api.v1.NetworkRecord
+	22, // 33: skein.api.v1.TableUpdate.nodes:type_name -> skein.api.v1.NodeEndpoint
+	23, // 34: skein.api.v1.TableUpdate.services:type_name -> skein.api.v1.ServiceEndpoint
+	24, // 35: skein.api.v1.TableUpdate.endpoints:type_name -> skein.api.v1.TaskEndpoint
+	30, // 36: skein.api.v1.ServiceEndpoint.ports:type_name -> skein.api.v1.PortConfig
+	30, // 37: skein.api.v1.TaskEndpoint.host_ports:type_name -> skein.api.v1.PortConfig
+	0,  // 38: skein.api.v1.Dispatcher.Session:input_type -> skein.api.v1.AgentMessage
+	11, // 39: skein.api.v1.Dispatcher.Session:output_type -> skein.api.v1.ManagerMessage
+	39, // [39:40] is the sub-list for method output_type
+	38, // [38:39] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_dispatcher_proto_init() }
@@ -2137,8 +2446,9 @@ func file_dispatcher_proto_init() {
 		(*AgentMessage_Ack)(nil),
 		(*AgentMessage_Tls)(nil),
 		(*AgentMessage_Goodbye)(nil),
+		(*AgentMessage_Facts)(nil),
 	}
-	file_dispatcher_proto_msgTypes[7].OneofWrappers = []any{
+	file_dispatcher_proto_msgTypes[11].OneofWrappers = []any{
 		(*ManagerMessage_Welcome)(nil),
 		(*ManagerMessage_Assignments)(nil),
 		(*ManagerMessage_Table)(nil),
@@ -2146,6 +2456,7 @@ func file_dispatcher_proto_init() {
 		(*ManagerMessage_Heartbeat)(nil),
 		(*ManagerMessage_Dependencies)(nil),
 		(*ManagerMessage_Credentials)(nil),
+		(*ManagerMessage_Facts)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2153,7 +2464,7 @@ func file_dispatcher_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dispatcher_proto_rawDesc), len(file_dispatcher_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

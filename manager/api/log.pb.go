@@ -868,6 +868,7 @@ type ClusterRecord struct {
 	ForceRotate    uint64                 `protobuf:"varint,18,opt,name=force_rotate,json=forceRotate,proto3" json:"force_rotate,omitempty"` // the spec's CAConfig.ForceRotate that was followed last
 	LimitedTokens  []*LimitedToken        `protobuf:"bytes,19,rep,name=limited_tokens,json=limitedTokens,proto3" json:"limited_tokens,omitempty"`
 	GossipRotation *GossipRotation        `protobuf:"bytes,20,opt,name=gossip_rotation,json=gossipRotation,proto3" json:"gossip_rotation,omitempty"` // under way; absent: gossip_key alone is good
+	OverlayPools   []string               `protobuf:"bytes,22,rep,name=overlay_pools,json=overlayPools,proto3" json:"overlay_pools,omitempty"`       // from feature level LevelNetworks: all of them, the first being overlay_pool; empty: that one
 	LevelledUntil  int64                  `protobuf:"varint,21,opt,name=levelled_until,json=levelledUntil,proto3" json:"levelled_until,omitempty"`   // services that wish so were levelled for nodes that joined until then (unix nanos); 0: none wishes it
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -1039,6 +1040,13 @@ func (x *ClusterRecord) GetLimitedTokens() []*LimitedToken {
 func (x *ClusterRecord) GetGossipRotation() *GossipRotation {
 	if x != nil {
 		return x.GossipRotation
+	}
+	return nil
+}
+
+func (x *ClusterRecord) GetOverlayPools() []string {
+	if x != nil {
+		return x.OverlayPools
 	}
 	return nil
 }
@@ -1688,7 +1696,8 @@ type ServiceRecord struct {
 	ForgetPrevious   bool                   `protobuf:"varint,16,opt,name=forget_previous,json=forgetPrevious,proto3" json:"forget_previous,omitempty"` // of a write: there is no revision that a rollback would return to (an automatic rollback)
 	// Of a write: what nodes authenticate with at the image's registry, JSON of moby registry.AuthConfig; "{}" for none. Apply moves it into the
 	// revision. Not given: those of the newest revision with the same spec, else of the current one.
-	RegistryAuth  []byte `protobuf:"bytes,17,opt,name=registry_auth,json=registryAuth,proto3" json:"registry_auth,omitempty"`
+	RegistryAuth  []byte        `protobuf:"bytes,17,opt,name=registry_auth,json=registryAuth,proto3" json:"registry_auth,omitempty"`
+	Avoid         []*PortConfig `protobuf:"bytes,18,rep,name=avoid,proto3" json:"avoid,omitempty"` // of a write: ports that something else on some node holds, not to be chosen. From feature level LevelNetworks
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1838,6 +1847,13 @@ func (x *ServiceRecord) GetForgetPrevious() bool {
 func (x *ServiceRecord) GetRegistryAuth() []byte {
 	if x != nil {
 		return x.RegistryAuth
+	}
+	return nil
+}
+
+func (x *ServiceRecord) GetAvoid() []*PortConfig {
+	if x != nil {
+		return x.Avoid
 	}
 	return nil
 }
@@ -2249,20 +2265,26 @@ func (x *UpdateStatus) GetMessage() string {
 }
 
 type NetworkRecord struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Meta          *Meta                  `protobuf:"bytes,2,opt,name=meta,proto3" json:"meta,omitempty"`
-	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
-	SpecJson      []byte                 `protobuf:"bytes,4,opt,name=spec_json,json=specJson,proto3" json:"spec_json,omitempty"` // moby network.CreateRequest as asked
-	Driver        string                 `protobuf:"bytes,5,opt,name=driver,proto3" json:"driver,omitempty"`                     // "overlay"
-	Vni           uint32                 `protobuf:"varint,6,opt,name=vni,proto3" json:"vni,omitempty"`                          // set by Apply
-	Subnet4       string                 `protobuf:"bytes,7,opt,name=subnet4,proto3" json:"subnet4,omitempty"`                   // set by Apply when empty
-	Subnet6       string                 `protobuf:"bytes,8,opt,name=subnet6,proto3" json:"subnet6,omitempty"`
-	Internal      bool                   `protobuf:"varint,9,opt,name=internal,proto3" json:"internal,omitempty"`
-	Attachable    bool                   `protobuf:"varint,10,opt,name=attachable,proto3" json:"attachable,omitempty"`
-	Ingress       bool                   `protobuf:"varint,11,opt,name=ingress,proto3" json:"ingress,omitempty"`
-	Mtu           uint32                 `protobuf:"varint,12,opt,name=mtu,proto3" json:"mtu,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,13,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Id         string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Meta       *Meta                  `protobuf:"bytes,2,opt,name=meta,proto3" json:"meta,omitempty"`
+	Name       string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	SpecJson   []byte                 `protobuf:"bytes,4,opt,name=spec_json,json=specJson,proto3" json:"spec_json,omitempty"` // moby network.CreateRequest as asked
+	Driver     string                 `protobuf:"bytes,5,opt,name=driver,proto3" json:"driver,omitempty"`                     // "overlay"
+	Vni        uint32                 `protobuf:"varint,6,opt,name=vni,proto3" json:"vni,omitempty"`                          // set by Apply
+	Subnet4    string                 `protobuf:"bytes,7,opt,name=subnet4,proto3" json:"subnet4,omitempty"`                   // set by Apply when empty
+	Subnet6    string                 `protobuf:"bytes,8,opt,name=subnet6,proto3" json:"subnet6,omitempty"`
+	Internal   bool                   `protobuf:"varint,9,opt,name=internal,proto3" json:"internal,omitempty"`
+	Attachable bool                   `protobuf:"varint,10,opt,name=attachable,proto3" json:"attachable,omitempty"`
+	Ingress    bool                   `protobuf:"varint,11,opt,name=ingress,proto3" json:"ingress,omitempty"`
+	Mtu        uint32                 `protobuf:"varint,12,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	Labels     map[string]string      `protobuf:"bytes,13,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// From feature level LevelNetworks:
+	Ranges        []*NetworkRange `protobuf:"bytes,14,rep,name=ranges,proto3" json:"ranges,omitempty"`                      // all its ranges, the first being subnet4 and subnet6; empty: that one, with nothing else said of it
+	NoIpv6        bool            `protobuf:"varint,15,opt,name=no_ipv6,json=noIpv6,proto3" json:"no_ipv6,omitempty"`       // no IPv6 addresses
+	NoGrowth      bool            `protobuf:"varint,16,opt,name=no_growth,json=noGrowth,proto3" json:"no_growth,omitempty"` // no further range when it is full
+	PathMtu       uint32          `protobuf:"varint,17,opt,name=path_mtu,json=pathMtu,proto3" json:"path_mtu,omitempty"`    // what fits between all nodes as far as is known, less the tunnel's headers; 0: not known. Only lowered
+	Avoid         []string        `protobuf:"bytes,18,rep,name=avoid,proto3" json:"avoid,omitempty"`                        // of a write that leaves the choice of ranges to Apply: prefixes that nodes' routes lead elsewhere
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2388,6 +2410,158 @@ func (x *NetworkRecord) GetLabels() map[string]string {
 	return nil
 }
 
+func (x *NetworkRecord) GetRanges() []*NetworkRange {
+	if x != nil {
+		return x.Ranges
+	}
+	return nil
+}
+
+func (x *NetworkRecord) GetNoIpv6() bool {
+	if x != nil {
+		return x.NoIpv6
+	}
+	return false
+}
+
+func (x *NetworkRecord) GetNoGrowth() bool {
+	if x != nil {
+		return x.NoGrowth
+	}
+	return false
+}
+
+func (x *NetworkRecord) GetPathMtu() uint32 {
+	if x != nil {
+		return x.PathMtu
+	}
+	return 0
+}
+
+func (x *NetworkRecord) GetAvoid() []string {
+	if x != nil {
+		return x.Avoid
+	}
+	return nil
+}
+
+// NetworkRange is one range of addresses of a network. Addresses of both families have the same distance from their bases.
+type NetworkRange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Subnet4       string                 `protobuf:"bytes,1,opt,name=subnet4,proto3" json:"subnet4,omitempty"`
+	Subnet6       string                 `protobuf:"bytes,2,opt,name=subnet6,proto3" json:"subnet6,omitempty"` // empty: none
+	Base6         string                 `protobuf:"bytes,3,opt,name=base6,proto3" json:"base6,omitempty"`     // what the offset within subnet4 is added to; set by Apply
+	Range4        string                 `protobuf:"bytes,4,opt,name=range4,proto3" json:"range4,omitempty"`   // addresses that nobody asked for are taken from here; empty: all of subnet4
+	Range6        string                 `protobuf:"bytes,5,opt,name=range6,proto3" json:"range6,omitempty"`
+	Gateway4      string                 `protobuf:"bytes,6,opt,name=gateway4,proto3" json:"gateway4,omitempty"` // empty: in the first range the first address, in others none
+	Gateway6      string                 `protobuf:"bytes,7,opt,name=gateway6,proto3" json:"gateway6,omitempty"`
+	Aux4          map[string]string      `protobuf:"bytes,8,rep,name=aux4,proto3" json:"aux4,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // never given out, by name
+	Aux6          map[string]string      `protobuf:"bytes,9,rep,name=aux6,proto3" json:"aux6,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Grown         bool                   `protobuf:"varint,10,opt,name=grown,proto3" json:"grown,omitempty"` // added by Apply, because the others were full
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkRange) Reset() {
+	*x = NetworkRange{}
+	mi := &file_log_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkRange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkRange) ProtoMessage() {}
+
+func (x *NetworkRange) ProtoReflect() protoreflect.Message {
+	mi := &file_log_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkRange.ProtoReflect.Descriptor instead.
+func (*NetworkRange) Descriptor() ([]byte, []int) {
+	return file_log_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *NetworkRange) GetSubnet4() string {
+	if x != nil {
+		return x.Subnet4
+	}
+	return ""
+}
+
+func (x *NetworkRange) GetSubnet6() string {
+	if x != nil {
+		return x.Subnet6
+	}
+	return ""
+}
+
+func (x *NetworkRange) GetBase6() string {
+	if x != nil {
+		return x.Base6
+	}
+	return ""
+}
+
+func (x *NetworkRange) GetRange4() string {
+	if x != nil {
+		return x.Range4
+	}
+	return ""
+}
+
+func (x *NetworkRange) GetRange6() string {
+	if x != nil {
+		return x.Range6
+	}
+	return ""
+}
+
+func (x *NetworkRange) GetGateway4() string {
+	if x != nil {
+		return x.Gateway4
+	}
+	return ""
+}
+
+func (x *NetworkRange) GetGateway6() string {
+	if x != nil {
+		return x.Gateway6
+	}
+	return ""
+}
+
+func (x *NetworkRange) GetAux4() map[string]string {
+	if x != nil {
+		return x.Aux4
+	}
+	return nil
+}
+
+func (x *NetworkRange) GetAux6() map[string]string {
+	if x != nil {
+		return x.Aux6
+	}
+	return nil
+}
+
+func (x *NetworkRange) GetGrown() bool {
+	if x != nil {
+		return x.Grown
+	}
+	return false
+}
+
 // TaskCreate makes one task per item of a service's revision.
 type TaskCreate struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -2402,7 +2576,7 @@ type TaskCreate struct {
 
 func (x *TaskCreate) Reset() {
 	*x = TaskCreate{}
-	mi := &file_log_proto_msgTypes[22]
+	mi := &file_log_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2414,7 +2588,7 @@ func (x *TaskCreate) String() string {
 func (*TaskCreate) ProtoMessage() {}
 
 func (x *TaskCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[22]
+	mi := &file_log_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2427,7 +2601,7 @@ func (x *TaskCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskCreate.ProtoReflect.Descriptor instead.
 func (*TaskCreate) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{22}
+	return file_log_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TaskCreate) GetServiceId() string {
@@ -2471,7 +2645,7 @@ type TaskPlacement struct {
 
 func (x *TaskPlacement) Reset() {
 	*x = TaskPlacement{}
-	mi := &file_log_proto_msgTypes[23]
+	mi := &file_log_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2483,7 +2657,7 @@ func (x *TaskPlacement) String() string {
 func (*TaskPlacement) ProtoMessage() {}
 
 func (x *TaskPlacement) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[23]
+	mi := &file_log_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2496,7 +2670,7 @@ func (x *TaskPlacement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskPlacement.ProtoReflect.Descriptor instead.
 func (*TaskPlacement) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{23}
+	return file_log_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TaskPlacement) GetTaskIds() []string {
@@ -2540,7 +2714,7 @@ type TaskReport struct {
 
 func (x *TaskReport) Reset() {
 	*x = TaskReport{}
-	mi := &file_log_proto_msgTypes[24]
+	mi := &file_log_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2552,7 +2726,7 @@ func (x *TaskReport) String() string {
 func (*TaskReport) ProtoMessage() {}
 
 func (x *TaskReport) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[24]
+	mi := &file_log_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2565,7 +2739,7 @@ func (x *TaskReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskReport.ProtoReflect.Descriptor instead.
 func (*TaskReport) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{24}
+	return file_log_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TaskReport) GetTaskId() string {
@@ -2661,7 +2835,7 @@ type Restarts struct {
 
 func (x *Restarts) Reset() {
 	*x = Restarts{}
-	mi := &file_log_proto_msgTypes[25]
+	mi := &file_log_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2673,7 +2847,7 @@ func (x *Restarts) String() string {
 func (*Restarts) ProtoMessage() {}
 
 func (x *Restarts) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[25]
+	mi := &file_log_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2686,7 +2860,7 @@ func (x *Restarts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Restarts.ProtoReflect.Descriptor instead.
 func (*Restarts) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{25}
+	return file_log_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Restarts) GetAttempts() uint64 {
@@ -2749,7 +2923,7 @@ type TaskDesire struct {
 
 func (x *TaskDesire) Reset() {
 	*x = TaskDesire{}
-	mi := &file_log_proto_msgTypes[26]
+	mi := &file_log_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2761,7 +2935,7 @@ func (x *TaskDesire) String() string {
 func (*TaskDesire) ProtoMessage() {}
 
 func (x *TaskDesire) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[26]
+	mi := &file_log_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2774,7 +2948,7 @@ func (x *TaskDesire) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskDesire.ProtoReflect.Descriptor instead.
 func (*TaskDesire) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{26}
+	return file_log_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TaskDesire) GetTaskIds() []string {
@@ -2809,7 +2983,7 @@ type TaskMove struct {
 
 func (x *TaskMove) Reset() {
 	*x = TaskMove{}
-	mi := &file_log_proto_msgTypes[27]
+	mi := &file_log_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2821,7 +2995,7 @@ func (x *TaskMove) String() string {
 func (*TaskMove) ProtoMessage() {}
 
 func (x *TaskMove) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[27]
+	mi := &file_log_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2834,7 +3008,7 @@ func (x *TaskMove) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskMove.ProtoReflect.Descriptor instead.
 func (*TaskMove) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{27}
+	return file_log_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *TaskMove) GetTaskIds() []string {
@@ -2860,7 +3034,7 @@ type TaskDelete struct {
 
 func (x *TaskDelete) Reset() {
 	*x = TaskDelete{}
-	mi := &file_log_proto_msgTypes[28]
+	mi := &file_log_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2872,7 +3046,7 @@ func (x *TaskDelete) String() string {
 func (*TaskDelete) ProtoMessage() {}
 
 func (x *TaskDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[28]
+	mi := &file_log_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2885,7 +3059,7 @@ func (x *TaskDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskDelete.ProtoReflect.Descriptor instead.
 func (*TaskDelete) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{28}
+	return file_log_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *TaskDelete) GetTaskIds() []string {
@@ -2923,7 +3097,7 @@ type TaskRecord struct {
 
 func (x *TaskRecord) Reset() {
 	*x = TaskRecord{}
-	mi := &file_log_proto_msgTypes[29]
+	mi := &file_log_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2935,7 +3109,7 @@ func (x *TaskRecord) String() string {
 func (*TaskRecord) ProtoMessage() {}
 
 func (x *TaskRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[29]
+	mi := &file_log_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2948,7 +3122,7 @@ func (x *TaskRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskRecord.ProtoReflect.Descriptor instead.
 func (*TaskRecord) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{29}
+	return file_log_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *TaskRecord) GetId() string {
@@ -3097,7 +3271,7 @@ type TaskExtra struct {
 
 func (x *TaskExtra) Reset() {
 	*x = TaskExtra{}
-	mi := &file_log_proto_msgTypes[30]
+	mi := &file_log_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3109,7 +3283,7 @@ func (x *TaskExtra) String() string {
 func (*TaskExtra) ProtoMessage() {}
 
 func (x *TaskExtra) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[30]
+	mi := &file_log_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3122,7 +3296,7 @@ func (x *TaskExtra) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskExtra.ProtoReflect.Descriptor instead.
 func (*TaskExtra) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{30}
+	return file_log_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *TaskExtra) GetTaskId() string {
@@ -3165,7 +3339,7 @@ type GenericResource struct {
 
 func (x *GenericResource) Reset() {
 	*x = GenericResource{}
-	mi := &file_log_proto_msgTypes[31]
+	mi := &file_log_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3177,7 +3351,7 @@ func (x *GenericResource) String() string {
 func (*GenericResource) ProtoMessage() {}
 
 func (x *GenericResource) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[31]
+	mi := &file_log_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3190,7 +3364,7 @@ func (x *GenericResource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenericResource.ProtoReflect.Descriptor instead.
 func (*GenericResource) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{31}
+	return file_log_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *GenericResource) GetKind() string {
@@ -3228,7 +3402,7 @@ type VolumeHome struct {
 
 func (x *VolumeHome) Reset() {
 	*x = VolumeHome{}
-	mi := &file_log_proto_msgTypes[32]
+	mi := &file_log_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3240,7 +3414,7 @@ func (x *VolumeHome) String() string {
 func (*VolumeHome) ProtoMessage() {}
 
 func (x *VolumeHome) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[32]
+	mi := &file_log_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3253,7 +3427,7 @@ func (x *VolumeHome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeHome.ProtoReflect.Descriptor instead.
 func (*VolumeHome) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{32}
+	return file_log_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *VolumeHome) GetServiceId() string {
@@ -3297,7 +3471,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_log_proto_msgTypes[33]
+	mi := &file_log_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3309,7 +3483,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[33]
+	mi := &file_log_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3322,7 +3496,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{33}
+	return file_log_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Attachment) GetNetworkId() string {
@@ -3380,7 +3554,7 @@ type SnapshotChunk struct {
 
 func (x *SnapshotChunk) Reset() {
 	*x = SnapshotChunk{}
-	mi := &file_log_proto_msgTypes[34]
+	mi := &file_log_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3392,7 +3566,7 @@ func (x *SnapshotChunk) String() string {
 func (*SnapshotChunk) ProtoMessage() {}
 
 func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[34]
+	mi := &file_log_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3405,7 +3579,7 @@ func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotChunk.ProtoReflect.Descriptor instead.
 func (*SnapshotChunk) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{34}
+	return file_log_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *SnapshotChunk) GetKind() isSnapshotChunk_Kind {
@@ -3657,7 +3831,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_log_proto_msgTypes[35]
+	mi := &file_log_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3669,7 +3843,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[35]
+	mi := &file_log_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3682,7 +3856,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{35}
+	return file_log_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -3732,7 +3906,7 @@ type Quarantine struct {
 
 func (x *Quarantine) Reset() {
 	*x = Quarantine{}
-	mi := &file_log_proto_msgTypes[36]
+	mi := &file_log_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3744,7 +3918,7 @@ func (x *Quarantine) String() string {
 func (*Quarantine) ProtoMessage() {}
 
 func (x *Quarantine) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[36]
+	mi := &file_log_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3757,7 +3931,7 @@ func (x *Quarantine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quarantine.ProtoReflect.Descriptor instead.
 func (*Quarantine) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{36}
+	return file_log_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Quarantine) GetPool() string {
@@ -3791,7 +3965,7 @@ type SnapshotEnd struct {
 
 func (x *SnapshotEnd) Reset() {
 	*x = SnapshotEnd{}
-	mi := &file_log_proto_msgTypes[37]
+	mi := &file_log_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3803,7 +3977,7 @@ func (x *SnapshotEnd) String() string {
 func (*SnapshotEnd) ProtoMessage() {}
 
 func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[37]
+	mi := &file_log_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3816,7 +3990,7 @@ func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEnd.ProtoReflect.Descriptor instead.
 func (*SnapshotEnd) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{37}
+	return file_log_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SnapshotEnd) GetChunks() uint64 {
@@ -3847,7 +4021,7 @@ type TaskRuns struct {
 
 func (x *TaskRuns) Reset() {
 	*x = TaskRuns{}
-	mi := &file_log_proto_msgTypes[38]
+	mi := &file_log_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3859,7 +4033,7 @@ func (x *TaskRuns) String() string {
 func (*TaskRuns) ProtoMessage() {}
 
 func (x *TaskRuns) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[38]
+	mi := &file_log_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3872,7 +4046,7 @@ func (x *TaskRuns) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskRuns.ProtoReflect.Descriptor instead.
 func (*TaskRuns) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{38}
+	return file_log_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *TaskRuns) GetServiceId() string {
@@ -3908,7 +4082,7 @@ type PackedCreate struct {
 
 func (x *PackedCreate) Reset() {
 	*x = PackedCreate{}
-	mi := &file_log_proto_msgTypes[39]
+	mi := &file_log_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3920,7 +4094,7 @@ func (x *PackedCreate) String() string {
 func (*PackedCreate) ProtoMessage() {}
 
 func (x *PackedCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[39]
+	mi := &file_log_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3933,7 +4107,7 @@ func (x *PackedCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackedCreate.ProtoReflect.Descriptor instead.
 func (*PackedCreate) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{39}
+	return file_log_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PackedCreate) GetTasks() *TaskRuns {
@@ -3970,7 +4144,7 @@ type PackedPlacement struct {
 
 func (x *PackedPlacement) Reset() {
 	*x = PackedPlacement{}
-	mi := &file_log_proto_msgTypes[40]
+	mi := &file_log_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3982,7 +4156,7 @@ func (x *PackedPlacement) String() string {
 func (*PackedPlacement) ProtoMessage() {}
 
 func (x *PackedPlacement) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[40]
+	mi := &file_log_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3995,7 +4169,7 @@ func (x *PackedPlacement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackedPlacement.ProtoReflect.Descriptor instead.
 func (*PackedPlacement) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{40}
+	return file_log_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PackedPlacement) GetTasks() *TaskRuns {
@@ -4046,7 +4220,7 @@ type PackedReports struct {
 
 func (x *PackedReports) Reset() {
 	*x = PackedReports{}
-	mi := &file_log_proto_msgTypes[41]
+	mi := &file_log_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4058,7 +4232,7 @@ func (x *PackedReports) String() string {
 func (*PackedReports) ProtoMessage() {}
 
 func (x *PackedReports) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[41]
+	mi := &file_log_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4071,7 +4245,7 @@ func (x *PackedReports) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackedReports.ProtoReflect.Descriptor instead.
 func (*PackedReports) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{41}
+	return file_log_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *PackedReports) GetIds() []byte {
@@ -4161,7 +4335,7 @@ type PackedDelete struct {
 
 func (x *PackedDelete) Reset() {
 	*x = PackedDelete{}
-	mi := &file_log_proto_msgTypes[42]
+	mi := &file_log_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4173,7 +4347,7 @@ func (x *PackedDelete) String() string {
 func (*PackedDelete) ProtoMessage() {}
 
 func (x *PackedDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[42]
+	mi := &file_log_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4186,7 +4360,7 @@ func (x *PackedDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackedDelete.ProtoReflect.Descriptor instead.
 func (*PackedDelete) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{42}
+	return file_log_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *PackedDelete) GetTasks() []*TaskRuns {
@@ -4207,7 +4381,7 @@ type PackedDesire struct {
 
 func (x *PackedDesire) Reset() {
 	*x = PackedDesire{}
-	mi := &file_log_proto_msgTypes[43]
+	mi := &file_log_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4219,7 +4393,7 @@ func (x *PackedDesire) String() string {
 func (*PackedDesire) ProtoMessage() {}
 
 func (x *PackedDesire) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[43]
+	mi := &file_log_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4232,7 +4406,7 @@ func (x *PackedDesire) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackedDesire.ProtoReflect.Descriptor instead.
 func (*PackedDesire) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{43}
+	return file_log_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *PackedDesire) GetTasks() []*TaskRuns {
@@ -4261,7 +4435,7 @@ type TaskNames struct {
 
 func (x *TaskNames) Reset() {
 	*x = TaskNames{}
-	mi := &file_log_proto_msgTypes[44]
+	mi := &file_log_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4273,7 +4447,7 @@ func (x *TaskNames) String() string {
 func (*TaskNames) ProtoMessage() {}
 
 func (x *TaskNames) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[44]
+	mi := &file_log_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4286,7 +4460,7 @@ func (x *TaskNames) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskNames.ProtoReflect.Descriptor instead.
 func (*TaskNames) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{44}
+	return file_log_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *TaskNames) GetServices() []string {
@@ -4327,7 +4501,7 @@ type AddressForm struct {
 
 func (x *AddressForm) Reset() {
 	*x = AddressForm{}
-	mi := &file_log_proto_msgTypes[45]
+	mi := &file_log_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4339,7 +4513,7 @@ func (x *AddressForm) String() string {
 func (*AddressForm) ProtoMessage() {}
 
 func (x *AddressForm) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[45]
+	mi := &file_log_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4352,7 +4526,7 @@ func (x *AddressForm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressForm.ProtoReflect.Descriptor instead.
 func (*AddressForm) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{45}
+	return file_log_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *AddressForm) GetNetworkId() string {
@@ -4441,7 +4615,7 @@ type TaskColumns struct {
 
 func (x *TaskColumns) Reset() {
 	*x = TaskColumns{}
-	mi := &file_log_proto_msgTypes[46]
+	mi := &file_log_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4453,7 +4627,7 @@ func (x *TaskColumns) String() string {
 func (*TaskColumns) ProtoMessage() {}
 
 func (x *TaskColumns) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[46]
+	mi := &file_log_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4466,7 +4640,7 @@ func (x *TaskColumns) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskColumns.ProtoReflect.Descriptor instead.
 func (*TaskColumns) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{46}
+	return file_log_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *TaskColumns) GetCount() uint32 {
@@ -4666,7 +4840,7 @@ type AttachmentWish struct {
 
 func (x *AttachmentWish) Reset() {
 	*x = AttachmentWish{}
-	mi := &file_log_proto_msgTypes[47]
+	mi := &file_log_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4678,7 +4852,7 @@ func (x *AttachmentWish) String() string {
 func (*AttachmentWish) ProtoMessage() {}
 
 func (x *AttachmentWish) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[47]
+	mi := &file_log_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4691,7 +4865,7 @@ func (x *AttachmentWish) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachmentWish.ProtoReflect.Descriptor instead.
 func (*AttachmentWish) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{47}
+	return file_log_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *AttachmentWish) GetId() string {
@@ -4744,7 +4918,7 @@ type AttachedNetwork struct {
 
 func (x *AttachedNetwork) Reset() {
 	*x = AttachedNetwork{}
-	mi := &file_log_proto_msgTypes[48]
+	mi := &file_log_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4756,7 +4930,7 @@ func (x *AttachedNetwork) String() string {
 func (*AttachedNetwork) ProtoMessage() {}
 
 func (x *AttachedNetwork) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[48]
+	mi := &file_log_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4769,7 +4943,7 @@ func (x *AttachedNetwork) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachedNetwork.ProtoReflect.Descriptor instead.
 func (*AttachedNetwork) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{48}
+	return file_log_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *AttachedNetwork) GetNetworkId() string {
@@ -4831,7 +5005,7 @@ type AttachmentRecord struct {
 
 func (x *AttachmentRecord) Reset() {
 	*x = AttachmentRecord{}
-	mi := &file_log_proto_msgTypes[49]
+	mi := &file_log_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4843,7 +5017,7 @@ func (x *AttachmentRecord) String() string {
 func (*AttachmentRecord) ProtoMessage() {}
 
 func (x *AttachmentRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[49]
+	mi := &file_log_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4856,7 +5030,7 @@ func (x *AttachmentRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachmentRecord.ProtoReflect.Descriptor instead.
 func (*AttachmentRecord) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{49}
+	return file_log_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *AttachmentRecord) GetId() string {
@@ -4925,7 +5099,7 @@ type AttachmentRef struct {
 
 func (x *AttachmentRef) Reset() {
 	*x = AttachmentRef{}
-	mi := &file_log_proto_msgTypes[50]
+	mi := &file_log_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4937,7 +5111,7 @@ func (x *AttachmentRef) String() string {
 func (*AttachmentRef) ProtoMessage() {}
 
 func (x *AttachmentRef) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[50]
+	mi := &file_log_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4950,7 +5124,7 @@ func (x *AttachmentRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachmentRef.ProtoReflect.Descriptor instead.
 func (*AttachmentRef) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{50}
+	return file_log_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *AttachmentRef) GetId() string {
@@ -4981,7 +5155,7 @@ type TaskCreate_Item struct {
 
 func (x *TaskCreate_Item) Reset() {
 	*x = TaskCreate_Item{}
-	mi := &file_log_proto_msgTypes[53]
+	mi := &file_log_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4993,7 +5167,7 @@ func (x *TaskCreate_Item) String() string {
 func (*TaskCreate_Item) ProtoMessage() {}
 
 func (x *TaskCreate_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[53]
+	mi := &file_log_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5006,7 +5180,7 @@ func (x *TaskCreate_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskCreate_Item.ProtoReflect.Descriptor instead.
 func (*TaskCreate_Item) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{22, 0}
+	return file_log_proto_rawDescGZIP(), []int{23, 0}
 }
 
 func (x *TaskCreate_Item) GetSlot() uint64 {
@@ -5116,7 +5290,7 @@ const file_log_proto_rawDesc = "" +
 	"\x04Meta\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x18\n" +
 	"\acreated\x18\x02 \x01(\x03R\acreated\x12\x18\n" +
-	"\aupdated\x18\x03 \x01(\x03R\aupdated\"\xad\x06\n" +
+	"\aupdated\x18\x03 \x01(\x03R\aupdated\"\xd2\x06\n" +
 	"\rClusterRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12&\n" +
 	"\x04meta\x18\x02 \x01(\v2\x12.skein.api.v1.MetaR\x04meta\x12\x1b\n" +
@@ -5142,7 +5316,8 @@ const file_log_proto_rawDesc = "" +
 	"\brotation\x18\x11 \x01(\v2\x1a.skein.api.v1.RootRotationR\brotation\x12!\n" +
 	"\fforce_rotate\x18\x12 \x01(\x04R\vforceRotate\x12A\n" +
 	"\x0elimited_tokens\x18\x13 \x03(\v2\x1a.skein.api.v1.LimitedTokenR\rlimitedTokens\x12E\n" +
-	"\x0fgossip_rotation\x18\x14 \x01(\v2\x1c.skein.api.v1.GossipRotationR\x0egossipRotation\x12%\n" +
+	"\x0fgossip_rotation\x18\x14 \x01(\v2\x1c.skein.api.v1.GossipRotationR\x0egossipRotation\x12#\n" +
+	"\roverlay_pools\x18\x16 \x03(\tR\foverlayPools\x12%\n" +
 	"\x0elevelled_until\x18\x15 \x01(\x03R\rlevelledUntil\"\xd7\x01\n" +
 	"\fRootRotation\x12\x19\n" +
 	"\bcert_pem\x18\x01 \x01(\fR\acertPem\x12\x17\n" +
@@ -5202,7 +5377,7 @@ const file_log_proto_rawDesc = "" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12\x14\n" +
-	"\x05since\x18\x04 \x01(\x03R\x05since\"\xf4\x04\n" +
+	"\x05since\x18\x04 \x01(\x03R\x05since\"\xa4\x05\n" +
 	"\rServiceRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12&\n" +
 	"\x04meta\x18\x02 \x01(\v2\x12.skein.api.v1.MetaR\x04meta\x12\x12\n" +
@@ -5221,7 +5396,8 @@ const file_log_proto_rawDesc = "" +
 	"\x06author\x18\x0e \x01(\tR\x06author\x12\x12\n" +
 	"\x04note\x18\x0f \x01(\tR\x04note\x12'\n" +
 	"\x0fforget_previous\x18\x10 \x01(\bR\x0eforgetPrevious\x12#\n" +
-	"\rregistry_auth\x18\x11 \x01(\fR\fregistryAuth\"\xaa\x01\n" +
+	"\rregistry_auth\x18\x11 \x01(\fR\fregistryAuth\x12.\n" +
+	"\x05avoid\x18\x12 \x03(\v2\x18.skein.api.v1.PortConfigR\x05avoid\"\xaa\x01\n" +
 	"\bRevision\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x1b\n" +
 	"\tspec_json\x18\x02 \x01(\fR\bspecJson\x12\x18\n" +
@@ -5258,7 +5434,7 @@ const file_log_proto_rawDesc = "" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x18\n" +
 	"\astarted\x18\x03 \x01(\x03R\astarted\x12\x1c\n" +
 	"\tcompleted\x18\x04 \x01(\x03R\tcompleted\x12\x18\n" +
-	"\amessage\x18\x05 \x01(\tR\amessage\"\xba\x03\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\"\xd5\x04\n" +
 	"\rNetworkRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12&\n" +
 	"\x04meta\x18\x02 \x01(\v2\x12.skein.api.v1.MetaR\x04meta\x12\x12\n" +
@@ -5275,8 +5451,31 @@ const file_log_proto_rawDesc = "" +
 	"attachable\x12\x18\n" +
 	"\aingress\x18\v \x01(\bR\aingress\x12\x10\n" +
 	"\x03mtu\x18\f \x01(\rR\x03mtu\x12?\n" +
-	"\x06labels\x18\r \x03(\v2'.skein.api.v1.NetworkRecord.LabelsEntryR\x06labels\x1a9\n" +
+	"\x06labels\x18\r \x03(\v2'.skein.api.v1.NetworkRecord.LabelsEntryR\x06labels\x122\n" +
+	"\x06ranges\x18\x0e \x03(\v2\x1a.skein.api.v1.NetworkRangeR\x06ranges\x12\x17\n" +
+	"\ano_ipv6\x18\x0f \x01(\bR\x06noIpv6\x12\x1b\n" +
+	"\tno_growth\x18\x10 \x01(\bR\bnoGrowth\x12\x19\n" +
+	"\bpath_mtu\x18\x11 \x01(\rR\apathMtu\x12\x14\n" +
+	"\x05avoid\x18\x12 \x03(\tR\x05avoid\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbc\x03\n" +
+	"\fNetworkRange\x12\x18\n" +
+	"\asubnet4\x18\x01 \x01(\tR\asubnet4\x12\x18\n" +
+	"\asubnet6\x18\x02 \x01(\tR\asubnet6\x12\x14\n" +
+	"\x05base6\x18\x03 \x01(\tR\x05base6\x12\x16\n" +
+	"\x06range4\x18\x04 \x01(\tR\x06range4\x12\x16\n" +
+	"\x06range6\x18\x05 \x01(\tR\x06range6\x12\x1a\n" +
+	"\bgateway4\x18\x06 \x01(\tR\bgateway4\x12\x1a\n" +
+	"\bgateway6\x18\a \x01(\tR\bgateway6\x128\n" +
+	"\x04aux4\x18\b \x03(\v2$.skein.api.v1.NetworkRange.Aux4EntryR\x04aux4\x128\n" +
+	"\x04aux6\x18\t \x03(\v2$.skein.api.v1.NetworkRange.Aux6EntryR\x04aux6\x12\x14\n" +
+	"\x05grown\x18\n" +
+	" \x01(\bR\x05grown\x1a7\n" +
+	"\tAux4Entry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a7\n" +
+	"\tAux6Entry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd7\x02\n" +
 	"\n" +
@@ -5542,7 +5741,7 @@ func file_log_proto_rawDescGZIP() []byte {
 	return file_log_proto_rawDescData
 }
 
-var file_log_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
+var file_log_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
 var file_log_proto_goTypes = []any{
 	(*Entry)(nil),            // 0: skein.api.v1.Entry
 	(*Txn)(nil),              // 1: skein.api.v1.Txn
@@ -5566,38 +5765,41 @@ var file_log_proto_goTypes = []any{
 	(*PortConfig)(nil),       // 19: skein.api.v1.PortConfig
 	(*UpdateStatus)(nil),     // 20: skein.api.v1.UpdateStatus
 	(*NetworkRecord)(nil),    // 21: skein.api.v1.NetworkRecord
-	(*TaskCreate)(nil),       // 22: skein.api.v1.TaskCreate
-	(*TaskPlacement)(nil),    // 23: skein.api.v1.TaskPlacement
-	(*TaskReport)(nil),       // 24: skein.api.v1.TaskReport
-	(*Restarts)(nil),         // 25: skein.api.v1.Restarts
-	(*TaskDesire)(nil),       // 26: skein.api.v1.TaskDesire
-	(*TaskMove)(nil),         // 27: skein.api.v1.TaskMove
-	(*TaskDelete)(nil),       // 28: skein.api.v1.TaskDelete
-	(*TaskRecord)(nil),       // 29: skein.api.v1.TaskRecord
-	(*TaskExtra)(nil),        // 30: skein.api.v1.TaskExtra
-	(*GenericResource)(nil),  // 31: skein.api.v1.GenericResource
-	(*VolumeHome)(nil),       // 32: skein.api.v1.VolumeHome
-	(*Attachment)(nil),       // 33: skein.api.v1.Attachment
-	(*SnapshotChunk)(nil),    // 34: skein.api.v1.SnapshotChunk
-	(*SnapshotHeader)(nil),   // 35: skein.api.v1.SnapshotHeader
-	(*Quarantine)(nil),       // 36: skein.api.v1.Quarantine
-	(*SnapshotEnd)(nil),      // 37: skein.api.v1.SnapshotEnd
-	(*TaskRuns)(nil),         // 38: skein.api.v1.TaskRuns
-	(*PackedCreate)(nil),     // 39: skein.api.v1.PackedCreate
-	(*PackedPlacement)(nil),  // 40: skein.api.v1.PackedPlacement
-	(*PackedReports)(nil),    // 41: skein.api.v1.PackedReports
-	(*PackedDelete)(nil),     // 42: skein.api.v1.PackedDelete
-	(*PackedDesire)(nil),     // 43: skein.api.v1.PackedDesire
-	(*TaskNames)(nil),        // 44: skein.api.v1.TaskNames
-	(*AddressForm)(nil),      // 45: skein.api.v1.AddressForm
-	(*TaskColumns)(nil),      // 46: skein.api.v1.TaskColumns
-	(*AttachmentWish)(nil),   // 47: skein.api.v1.AttachmentWish
-	(*AttachedNetwork)(nil),  // 48: skein.api.v1.AttachedNetwork
-	(*AttachmentRecord)(nil), // 49: skein.api.v1.AttachmentRecord
-	(*AttachmentRef)(nil),    // 50: skein.api.v1.AttachmentRef
-	nil,                      // 51: skein.api.v1.NodeRecord.LabelsEntry
-	nil,                      // 52: skein.api.v1.NetworkRecord.LabelsEntry
-	(*TaskCreate_Item)(nil),  // 53: skein.api.v1.TaskCreate.Item
+	(*NetworkRange)(nil),     // 22: skein.api.v1.NetworkRange
+	(*TaskCreate)(nil),       // 23: skein.api.v1.TaskCreate
+	(*TaskPlacement)(nil),    // 24: skein.api.v1.TaskPlacement
+	(*TaskReport)(nil),       // 25: skein.api.v1.TaskReport
+	(*Restarts)(nil),         // 26: skein.api.v1.Restarts
+	(*TaskDesire)(nil),       // 27: skein.api.v1.TaskDesire
+	(*TaskMove)(nil),         // 28: skein.api.v1.TaskMove
+	(*TaskDelete)(nil),       // 29: skein.api.v1.TaskDelete
+	(*TaskRecord)(nil),       // 30: skein.api.v1.TaskRecord
+	(*TaskExtra)(nil),        // 31: skein.api.v1.TaskExtra
+	(*GenericResource)(nil),  // 32: skein.api.v1.GenericResource
+	(*VolumeHome)(nil),       // 33: skein.api.v1.VolumeHome
+	(*Attachment)(nil),       // 34: skein.api.v1.Attachment
+	(*SnapshotChunk)(nil),    // 35: skein.api.v1.SnapshotChunk
+	(*SnapshotHeader)(nil),   // 36: skein.api.v1.SnapshotHeader
+	(*Quarantine)(nil),       // 37: skein.api.v1.Quarantine
+	(*SnapshotEnd)(nil),      // 38: skein.api.v1.SnapshotEnd
+	(*TaskRuns)(nil),         // 39: skein.api.v1.TaskRuns
+	(*PackedCreate)(nil),     // 40: skein.api.v1.PackedCreate
+	(*PackedPlacement)(nil),  // 41: skein.api.v1.PackedPlacement
+	(*PackedReports)(nil),    // 42: skein.api.v1.PackedReports
+	(*PackedDelete)(nil),     // 43: skein.api.v1.PackedDelete
+	(*PackedDesire)(nil),     // 44: skein.api.v1.PackedDesire
+	(*TaskNames)(nil),        // 45: skein.api.v1.TaskNames
+	(*AddressForm)(nil),      // 46: skein.api.v1.AddressForm
+	(*TaskColumns)(nil),      // 47: skein.api.v1.TaskColumns
+	(*AttachmentWish)(nil),   // 48: skein.api.v1.AttachmentWish
+	(*AttachedNetwork)(nil),  // 49: skein.api.v1.AttachedNetwork
+	(*AttachmentRecord)(nil), // 50: skein.api.v1.AttachmentRecord
+	(*AttachmentRef)(nil),    // 51: skein.api.v1.AttachmentRef
+	nil,                      // 52: skein.api.v1.NodeRecord.LabelsEntry
+	nil,                      // 53: skein.api.v1.NetworkRecord.LabelsEntry
+	nil,                      // 54: skein.api.v1.NetworkRange.Aux4Entry
+	nil,                      // 55: skein.api.v1.NetworkRange.Aux6Entry
+	(*TaskCreate_Item)(nil),  // 56: skein.api.v1.TaskCreate.Item
 }
 var file_log_proto_depIdxs = []int32{
 	1,  // 0: skein.api.v1.Entry.txns:type_name -> skein.api.v1.Txn
@@ -5609,21 +5811,21 @@ var file_log_proto_depIdxs = []int32{
 	15, // 6: skein.api.v1.Change.put_service:type_name -> skein.api.v1.ServiceRecord
 	20, // 7: skein.api.v1.Change.update_status:type_name -> skein.api.v1.UpdateStatus
 	21, // 8: skein.api.v1.Change.put_network:type_name -> skein.api.v1.NetworkRecord
-	22, // 9: skein.api.v1.Change.create_tasks:type_name -> skein.api.v1.TaskCreate
-	23, // 10: skein.api.v1.Change.place_tasks:type_name -> skein.api.v1.TaskPlacement
-	24, // 11: skein.api.v1.Change.report_task:type_name -> skein.api.v1.TaskReport
-	26, // 12: skein.api.v1.Change.desire_tasks:type_name -> skein.api.v1.TaskDesire
-	28, // 13: skein.api.v1.Change.delete_tasks:type_name -> skein.api.v1.TaskDelete
+	23, // 9: skein.api.v1.Change.create_tasks:type_name -> skein.api.v1.TaskCreate
+	24, // 10: skein.api.v1.Change.place_tasks:type_name -> skein.api.v1.TaskPlacement
+	25, // 11: skein.api.v1.Change.report_task:type_name -> skein.api.v1.TaskReport
+	27, // 12: skein.api.v1.Change.desire_tasks:type_name -> skein.api.v1.TaskDesire
+	29, // 13: skein.api.v1.Change.delete_tasks:type_name -> skein.api.v1.TaskDelete
 	4,  // 14: skein.api.v1.Change.put_dependency:type_name -> skein.api.v1.DependencyRecord
 	5,  // 15: skein.api.v1.Change.delete_dependency:type_name -> skein.api.v1.DependencyRef
-	27, // 16: skein.api.v1.Change.move_tasks:type_name -> skein.api.v1.TaskMove
-	39, // 17: skein.api.v1.Change.packed_create:type_name -> skein.api.v1.PackedCreate
-	40, // 18: skein.api.v1.Change.packed_placement:type_name -> skein.api.v1.PackedPlacement
-	41, // 19: skein.api.v1.Change.packed_reports:type_name -> skein.api.v1.PackedReports
-	42, // 20: skein.api.v1.Change.packed_delete:type_name -> skein.api.v1.PackedDelete
-	43, // 21: skein.api.v1.Change.packed_desire:type_name -> skein.api.v1.PackedDesire
-	47, // 22: skein.api.v1.Change.put_attachment:type_name -> skein.api.v1.AttachmentWish
-	50, // 23: skein.api.v1.Change.delete_attachment:type_name -> skein.api.v1.AttachmentRef
+	28, // 16: skein.api.v1.Change.move_tasks:type_name -> skein.api.v1.TaskMove
+	40, // 17: skein.api.v1.Change.packed_create:type_name -> skein.api.v1.PackedCreate
+	41, // 18: skein.api.v1.Change.packed_placement:type_name -> skein.api.v1.PackedPlacement
+	42, // 19: skein.api.v1.Change.packed_reports:type_name -> skein.api.v1.PackedReports
+	43, // 20: skein.api.v1.Change.packed_delete:type_name -> skein.api.v1.PackedDelete
+	44, // 21: skein.api.v1.Change.packed_desire:type_name -> skein.api.v1.PackedDesire
+	48, // 22: skein.api.v1.Change.put_attachment:type_name -> skein.api.v1.AttachmentWish
+	51, // 23: skein.api.v1.Change.delete_attachment:type_name -> skein.api.v1.AttachmentRef
 	6,  // 24: skein.api.v1.DependencyRecord.meta:type_name -> skein.api.v1.Meta
 	6,  // 25: skein.api.v1.ClusterRecord.meta:type_name -> skein.api.v1.Meta
 	12, // 26: skein.api.v1.ClusterRecord.removed:type_name -> skein.api.v1.RemovedNode
@@ -5631,7 +5833,7 @@ var file_log_proto_depIdxs = []int32{
 	9,  // 28: skein.api.v1.ClusterRecord.limited_tokens:type_name -> skein.api.v1.LimitedToken
 	10, // 29: skein.api.v1.ClusterRecord.gossip_rotation:type_name -> skein.api.v1.GossipRotation
 	6,  // 30: skein.api.v1.NodeRecord.meta:type_name -> skein.api.v1.Meta
-	51, // 31: skein.api.v1.NodeRecord.labels:type_name -> skein.api.v1.NodeRecord.LabelsEntry
+	52, // 31: skein.api.v1.NodeRecord.labels:type_name -> skein.api.v1.NodeRecord.LabelsEntry
 	14, // 32: skein.api.v1.NodeRecord.status:type_name -> skein.api.v1.NodeStatus
 	11, // 33: skein.api.v1.NodeRecord.tls:type_name -> skein.api.v1.NodeTLS
 	6,  // 34: skein.api.v1.ServiceRecord.meta:type_name -> skein.api.v1.Meta
@@ -5639,45 +5841,49 @@ var file_log_proto_depIdxs = []int32{
 	19, // 36: skein.api.v1.ServiceRecord.ports:type_name -> skein.api.v1.PortConfig
 	20, // 37: skein.api.v1.ServiceRecord.update_status:type_name -> skein.api.v1.UpdateStatus
 	16, // 38: skein.api.v1.ServiceRecord.revisions:type_name -> skein.api.v1.Revision
-	6,  // 39: skein.api.v1.NetworkRecord.meta:type_name -> skein.api.v1.Meta
-	52, // 40: skein.api.v1.NetworkRecord.labels:type_name -> skein.api.v1.NetworkRecord.LabelsEntry
-	53, // 41: skein.api.v1.TaskCreate.items:type_name -> skein.api.v1.TaskCreate.Item
-	19, // 42: skein.api.v1.TaskReport.ports:type_name -> skein.api.v1.PortConfig
-	24, // 43: skein.api.v1.TaskRecord.status:type_name -> skein.api.v1.TaskReport
-	33, // 44: skein.api.v1.TaskRecord.attachments:type_name -> skein.api.v1.Attachment
-	19, // 45: skein.api.v1.TaskRecord.host_ports:type_name -> skein.api.v1.PortConfig
-	25, // 46: skein.api.v1.TaskRecord.restarts:type_name -> skein.api.v1.Restarts
-	31, // 47: skein.api.v1.TaskExtra.generic:type_name -> skein.api.v1.GenericResource
-	35, // 48: skein.api.v1.SnapshotChunk.header:type_name -> skein.api.v1.SnapshotHeader
-	7,  // 49: skein.api.v1.SnapshotChunk.cluster:type_name -> skein.api.v1.ClusterRecord
-	13, // 50: skein.api.v1.SnapshotChunk.node:type_name -> skein.api.v1.NodeRecord
-	15, // 51: skein.api.v1.SnapshotChunk.service:type_name -> skein.api.v1.ServiceRecord
-	21, // 52: skein.api.v1.SnapshotChunk.network:type_name -> skein.api.v1.NetworkRecord
-	29, // 53: skein.api.v1.SnapshotChunk.task:type_name -> skein.api.v1.TaskRecord
-	36, // 54: skein.api.v1.SnapshotChunk.quarantine:type_name -> skein.api.v1.Quarantine
-	37, // 55: skein.api.v1.SnapshotChunk.end:type_name -> skein.api.v1.SnapshotEnd
-	4,  // 56: skein.api.v1.SnapshotChunk.dependency:type_name -> skein.api.v1.DependencyRecord
-	17, // 57: skein.api.v1.SnapshotChunk.revision:type_name -> skein.api.v1.PastRevision
-	32, // 58: skein.api.v1.SnapshotChunk.volume_home:type_name -> skein.api.v1.VolumeHome
-	44, // 59: skein.api.v1.SnapshotChunk.task_names:type_name -> skein.api.v1.TaskNames
-	46, // 60: skein.api.v1.SnapshotChunk.task_columns:type_name -> skein.api.v1.TaskColumns
-	30, // 61: skein.api.v1.SnapshotChunk.task_extra:type_name -> skein.api.v1.TaskExtra
-	49, // 62: skein.api.v1.SnapshotChunk.attachment:type_name -> skein.api.v1.AttachmentRecord
-	38, // 63: skein.api.v1.PackedCreate.tasks:type_name -> skein.api.v1.TaskRuns
-	38, // 64: skein.api.v1.PackedPlacement.tasks:type_name -> skein.api.v1.TaskRuns
-	38, // 65: skein.api.v1.PackedDelete.tasks:type_name -> skein.api.v1.TaskRuns
-	38, // 66: skein.api.v1.PackedDesire.tasks:type_name -> skein.api.v1.TaskRuns
-	45, // 67: skein.api.v1.TaskNames.forms:type_name -> skein.api.v1.AddressForm
-	19, // 68: skein.api.v1.AddressForm.ports:type_name -> skein.api.v1.PortConfig
-	48, // 69: skein.api.v1.AttachmentWish.networks:type_name -> skein.api.v1.AttachedNetwork
-	6,  // 70: skein.api.v1.AttachmentRecord.meta:type_name -> skein.api.v1.Meta
-	48, // 71: skein.api.v1.AttachmentRecord.networks:type_name -> skein.api.v1.AttachedNetwork
-	25, // 72: skein.api.v1.TaskCreate.Item.restarts:type_name -> skein.api.v1.Restarts
-	73, // [73:73] is the sub-list for method output_type
-	73, // [73:73] is the sub-list for method input_type
-	73, // [73:73] is the sub-list for extension type_name
-	73, // [73:73] is the sub-list for extension extendee
-	0,  // [0:73] is the sub-list for field type_name
+	19, // 39: skein.api.v1.ServiceRecord.avoid:type_name -> skein.api.v1.PortConfig
+	6,  // 40: skein.api.v1.NetworkRecord.meta:type_name -> skein.api.v1.Meta
+	53, // 41: skein.api.v1.NetworkRecord.labels:type_name -> skein.api.v1.NetworkRecord.LabelsEntry
+	22, // 42: skein.api.v1.NetworkRecord.ranges:type_name -> skein.api.v1.NetworkRange
+	54, // 43: skein.api.v1.NetworkRange.aux4:type_name -> skein.api.v1.NetworkRange.Aux4Entry
+	55, // 44: skein.api.v1.NetworkRange.aux6:type_name -> skein.api.v1.NetworkRange.Aux6Entry
+	56, // 45: skein.api.v1.TaskCreate.items:type_name -> skein.api.v1.TaskCreate.Item
+	19, // 46: skein.api.v1.TaskReport.ports:type_name -> skein.api.v1.PortConfig
+	25, // 47: skein.api.v1.TaskRecord.status:type_name -> skein.api.v1.TaskReport
+	34, // 48: skein.api.v1.TaskRecord.attachments:type_name -> skein.api.v1.Attachment
+	19, // 49: skein.api.v1.TaskRecord.host_ports:type_name -> skein.api.v1.PortConfig
+	26, // 50: skein.api.v1.TaskRecord.restarts:type_name -> skein.api.v1.Restarts
+	32, // 51: skein.api.v1.TaskExtra.generic:type_name -> skein.api.v1.GenericResource
+	36, // 52: skein.api.v1.SnapshotChunk.header:type_name -> skein.api.v1.SnapshotHeader
+	7,  // 53: skein.api.v1.SnapshotChunk.cluster:type_name -> skein.api.v1.ClusterRecord
+	13, // 54: skein.api.v1.SnapshotChunk.node:type_name -> skein.api.v1.NodeRecord
+	15, // 55: skein.api.v1.SnapshotChunk.service:type_name -> skein.api.v1.ServiceRecord
+	21, // 56: skein.api.v1.SnapshotChunk.network:type_name -> skein.api.v1.NetworkRecord
+	30, // 57: skein.api.v1.SnapshotChunk.task:type_name -> skein.api.v1.TaskRecord
+	37, // 58: skein.api.v1.SnapshotChunk.quarantine:type_name -> skein.api.v1.Quarantine
+	38, // 59: skein.api.v1.SnapshotChunk.end:type_name -> skein.api.v1.SnapshotEnd
+	4,  // 60: skein.api.v1.SnapshotChunk.dependency:type_name -> skein.api.v1.DependencyRecord
+	17, // 61: skein.api.v1.SnapshotChunk.revision:type_name -> skein.api.v1.PastRevision
+	33, // 62: skein.api.v1.SnapshotChunk.volume_home:type_name -> skein.api.v1.VolumeHome
+	45, // 63: skein.api.v1.SnapshotChunk.task_names:type_name -> skein.api.v1.TaskNames
+	47, // 64: skein.api.v1.SnapshotChunk.task_columns:type_name -> skein.api.v1.TaskColumns
+	31, // 65: skein.api.v1.SnapshotChunk.task_extra:type_name -> skein.api.v1.TaskExtra
+	50, // 66: skein.api.v1.SnapshotChunk.attachment:type_name -> skein.api.v1.AttachmentRecord
+	39, // 67: skein.api.v1.PackedCreate.tasks:type_name -> skein.api.v1.TaskRuns
+	39, // 68: skein.api.v1.PackedPlacement.tasks:type_name -> skein.api.v1.TaskRuns
+	39, // 69: skein.api.v1.PackedDelete.tasks:type_name -> skein.api.v1.TaskRuns
+	39, // 70: skein.api.v1.PackedDesire.tasks:type_name -> skein.api.v1.TaskRuns
+	46, // 71: skein.api.v1.TaskNames.forms:type_name -> skein.api.v1.AddressForm
+	19, // 72: skein.api.v1.AddressForm.ports:type_name -> skein.api.v1.PortConfig
+	49, // 73: skein.api.v1.AttachmentWish.networks:type_name -> skein.api.v1.AttachedNetwork
+	6,  // 74: skein.api.v1.AttachmentRecord.meta:type_name -> skein.api.v1.Meta
+	49, // 75: skein.api.v1.AttachmentRecord.networks:type_name -> skein.api.v1.AttachedNetwork
+	26, // 76: skein.api.v1.TaskCreate.Item.restarts:type_name -> skein.api.v1.Restarts
+	77, // [77:77] is the sub-list for method output_type
+	77, // [77:77] is the sub-list for method input_type
+	77, // [77:77] is the sub-list for extension type_name
+	77, // [77:77] is the sub-list for extension extendee
+	0,  // [0:77] is the sub-list for field type_name
 }
 
 func init() { file_log_proto_init() }
@@ -5712,7 +5918,7 @@ func file_log_proto_init() {
 		(*Change_PutAttachment)(nil),
 		(*Change_DeleteAttachment)(nil),
 	}
-	file_log_proto_msgTypes[34].OneofWrappers = []any{
+	file_log_proto_msgTypes[35].OneofWrappers = []any{
 		(*SnapshotChunk_Header)(nil),
 		(*SnapshotChunk_Cluster)(nil),
 		(*SnapshotChunk_Node)(nil),
@@ -5735,7 +5941,7 @@ func file_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_log_proto_rawDesc), len(file_log_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   54,
+			NumMessages:   57,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
