@@ -34,6 +34,7 @@ type AgentMessage struct {
 	//	*AgentMessage_Tls
 	//	*AgentMessage_Goodbye
 	//	*AgentMessage_Facts
+	//	*AgentMessage_Crypt
 	Kind          isAgentMessage_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -139,6 +140,15 @@ func (x *AgentMessage) GetFacts() *NodeFacts {
 	return nil
 }
 
+func (x *AgentMessage) GetCrypt() *NodeCrypt {
+	if x != nil {
+		if x, ok := x.Kind.(*AgentMessage_Crypt); ok {
+			return x.Crypt
+		}
+	}
+	return nil
+}
+
 type isAgentMessage_Kind interface {
 	isAgentMessage_Kind()
 }
@@ -171,6 +181,10 @@ type AgentMessage_Facts struct {
 	Facts *NodeFacts `protobuf:"bytes,7,opt,name=facts,proto3,oneof"` // after hello, when they have changed, and when they are asked for
 }
 
+type AgentMessage_Crypt struct {
+	Crypt *NodeCrypt `protobuf:"bytes,8,opt,name=crypt,proto3,oneof"` // when it has changed
+}
+
 func (*AgentMessage_Hello) isAgentMessage_Kind() {}
 
 func (*AgentMessage_Heartbeat) isAgentMessage_Kind() {}
@@ -184,6 +198,8 @@ func (*AgentMessage_Tls) isAgentMessage_Kind() {}
 func (*AgentMessage_Goodbye) isAgentMessage_Kind() {}
 
 func (*AgentMessage_Facts) isAgentMessage_Kind() {}
+
+func (*AgentMessage_Crypt) isAgentMessage_Kind() {}
 
 // NodeFacts are what a node sees of its surroundings. The leader keeps the newest of each node that has a session; they are in no log.
 type NodeFacts struct {
@@ -484,6 +500,7 @@ type Hello struct {
 	Tls             *NodeTLS               `protobuf:"bytes,7,opt,name=tls,proto3" json:"tls,omitempty"`
 	Tables          []*TableDigest         `protobuf:"bytes,8,rep,name=tables,proto3" json:"tables,omitempty"`                                  // what this node holds, applied or not
 	FeatureLevel    uint32                 `protobuf:"varint,9,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"` // the highest this node's binary knows
+	Crypt           *NodeCrypt             `protobuf:"bytes,10,opt,name=crypt,proto3" json:"crypt,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -579,6 +596,13 @@ func (x *Hello) GetFeatureLevel() uint32 {
 		return x.FeatureLevel
 	}
 	return 0
+}
+
+func (x *Hello) GetCrypt() *NodeCrypt {
+	if x != nil {
+		return x.Crypt
+	}
+	return nil
 }
 
 // TableDigest names a table's content: a manager that has the same content only says so.
@@ -1892,6 +1916,7 @@ type NodeEndpoint struct {
 	UnderlayAddr  string                 `protobuf:"bytes,3,opt,name=underlay_addr,json=underlayAddr,proto3" json:"underlay_addr,omitempty"`
 	Hostname      string                 `protobuf:"bytes,4,opt,name=hostname,proto3" json:"hostname,omitempty"`
 	Addrs         []string               `protobuf:"bytes,5,rep,name=addrs,proto3" json:"addrs,omitempty"` // other addresses of the node, of both families: a client on it may have any of them
+	Keys          []*CryptKey            `protobuf:"bytes,6,rep,name=keys,proto3" json:"keys,omitempty"`   // of encrypted networks
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1957,6 +1982,13 @@ func (x *NodeEndpoint) GetHostname() string {
 func (x *NodeEndpoint) GetAddrs() []string {
 	if x != nil {
 		return x.Addrs
+	}
+	return nil
+}
+
+func (x *NodeEndpoint) GetKeys() []*CryptKey {
+	if x != nil {
+		return x.Keys
 	}
 	return nil
 }
@@ -2158,7 +2190,7 @@ var File_dispatcher_proto protoreflect.FileDescriptor
 
 const file_dispatcher_proto_rawDesc = "" +
 	"\n" +
-	"\x10dispatcher.proto\x12\fskein.api.v1\x1a\tlog.proto\"\xf0\x02\n" +
+	"\x10dispatcher.proto\x12\fskein.api.v1\x1a\tlog.proto\"\xa1\x03\n" +
 	"\fAgentMessage\x12+\n" +
 	"\x05hello\x18\x01 \x01(\v2\x13.skein.api.v1.HelloH\x00R\x05hello\x127\n" +
 	"\theartbeat\x18\x02 \x01(\v2\x17.skein.api.v1.HeartbeatH\x00R\theartbeat\x127\n" +
@@ -2166,7 +2198,8 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\x03ack\x18\x04 \x01(\v2\x16.skein.api.v1.TableAckH\x00R\x03ack\x12)\n" +
 	"\x03tls\x18\x05 \x01(\v2\x15.skein.api.v1.NodeTLSH\x00R\x03tls\x121\n" +
 	"\agoodbye\x18\x06 \x01(\v2\x15.skein.api.v1.GoodbyeH\x00R\agoodbye\x12/\n" +
-	"\x05facts\x18\a \x01(\v2\x17.skein.api.v1.NodeFactsH\x00R\x05factsB\x06\n" +
+	"\x05facts\x18\a \x01(\v2\x17.skein.api.v1.NodeFactsH\x00R\x05facts\x12/\n" +
+	"\x05crypt\x18\b \x01(\v2\x17.skein.api.v1.NodeCryptH\x00R\x05cryptB\x06\n" +
 	"\x04kind\"\xdf\x01\n" +
 	"\tNodeFacts\x12/\n" +
 	"\x06routes\x18\x01 \x03(\v2\x17.skein.api.v1.FactRouteR\x06routes\x12,\n" +
@@ -2185,7 +2218,7 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\x03pid\x18\x04 \x01(\x03R\x03pid\"*\n" +
 	"\fFactsRequest\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\"\t\n" +
-	"\aGoodbye\"\xf1\x02\n" +
+	"\aGoodbye\"\xa0\x03\n" +
 	"\x05Hello\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12)\n" +
 	"\x10description_json\x18\x02 \x01(\fR\x0fdescriptionJson\x12#\n" +
@@ -2195,7 +2228,9 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\x04acks\x18\x06 \x03(\v2\x16.skein.api.v1.TableAckR\x04acks\x12'\n" +
 	"\x03tls\x18\a \x01(\v2\x15.skein.api.v1.NodeTLSR\x03tls\x121\n" +
 	"\x06tables\x18\b \x03(\v2\x19.skein.api.v1.TableDigestR\x06tables\x12#\n" +
-	"\rfeature_level\x18\t \x01(\rR\ffeatureLevel\";\n" +
+	"\rfeature_level\x18\t \x01(\rR\ffeatureLevel\x12-\n" +
+	"\x05crypt\x18\n" +
+	" \x01(\v2\x17.skein.api.v1.NodeCryptR\x05crypt\";\n" +
 	"\vTableDigest\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\x06R\x06digest\"'\n" +
@@ -2305,13 +2340,14 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\x04more\x18\f \x01(\bR\x04more\x12\x12\n" +
 	"\x04part\x18\r \x01(\rR\x04part\x12\x16\n" +
 	"\x06digest\x18\x0e \x01(\x06R\x06digest\x12\x12\n" +
-	"\x04same\x18\x0f \x01(\bR\x04same\"\x94\x01\n" +
+	"\x04same\x18\x0f \x01(\bR\x04same\"\xc0\x01\n" +
 	"\fNodeEndpoint\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\rR\x05index\x12\x17\n" +
 	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x12#\n" +
 	"\runderlay_addr\x18\x03 \x01(\tR\funderlayAddr\x12\x1a\n" +
 	"\bhostname\x18\x04 \x01(\tR\bhostname\x12\x14\n" +
-	"\x05addrs\x18\x05 \x03(\tR\x05addrs\"\xcc\x01\n" +
+	"\x05addrs\x18\x05 \x03(\tR\x05addrs\x12*\n" +
+	"\x04keys\x18\x06 \x03(\v2\x16.skein.api.v1.CryptKeyR\x04keys\"\xcc\x01\n" +
 	"\x0fServiceEndpoint\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x01 \x01(\tR\tserviceId\x12\x12\n" +
@@ -2377,13 +2413,15 @@ var file_dispatcher_proto_goTypes = []any{
 	(*ServiceEndpoint)(nil),  // 23: skein.api.v1.ServiceEndpoint
 	(*TaskEndpoint)(nil),     // 24: skein.api.v1.TaskEndpoint
 	(*NodeTLS)(nil),          // 25: skein.api.v1.NodeTLS
-	(*TaskReport)(nil),       // 26: skein.api.v1.TaskReport
-	(*DependencyRecord)(nil), // 27: skein.api.v1.DependencyRecord
-	(*NodeRecord)(nil),       // 28: skein.api.v1.NodeRecord
-	(*NetworkRecord)(nil),    // 29: skein.api.v1.NetworkRecord
-	(*PortConfig)(nil),       // 30: skein.api.v1.PortConfig
-	(*Attachment)(nil),       // 31: skein.api.v1.Attachment
-	(*GenericResource)(nil),  // 32: skein.api.v1.GenericResource
+	(*NodeCrypt)(nil),        // 26: skein.api.v1.NodeCrypt
+	(*TaskReport)(nil),       // 27: skein.api.v1.TaskReport
+	(*DependencyRecord)(nil), // 28: skein.api.v1.DependencyRecord
+	(*NodeRecord)(nil),       // 29: skein.api.v1.NodeRecord
+	(*NetworkRecord)(nil),    // 30: skein.api.v1.NetworkRecord
+	(*PortConfig)(nil),       // 31: skein.api.v1.PortConfig
+	(*Attachment)(nil),       // 32: skein.api.v1.Attachment
+	(*GenericResource)(nil),  // 33: skein.api.v1.GenericResource
+	(*CryptKey)(nil),         // 34: skein.api.v1.CryptKey
 }
 var file_dispatcher_proto_depIdxs = []int32{
 	6,  // 0: skein.api.v1.AgentMessage.hello:type_name -> skein.api.v1.Hello
@@ -2393,44 +2431,47 @@ var file_dispatcher_proto_depIdxs = []int32{
 	25, // 4: skein.api.v1.AgentMessage.tls:type_name -> skein.api.v1.NodeTLS
 	5,  // 5: skein.api.v1.AgentMessage.goodbye:type_name -> skein.api.v1.Goodbye
 	1,  // 6: skein.api.v1.AgentMessage.facts:type_name -> skein.api.v1.NodeFacts
-	2,  // 7: skein.api.v1.NodeFacts.routes:type_name -> skein.api.v1.FactRoute
-	3,  // 8: skein.api.v1.NodeFacts.ports:type_name -> skein.api.v1.FactPort
-	26, // 9: skein.api.v1.Hello.statuses:type_name -> skein.api.v1.TaskReport
-	10, // 10: skein.api.v1.Hello.acks:type_name -> skein.api.v1.TableAck
-	25, // 11: skein.api.v1.Hello.tls:type_name -> skein.api.v1.NodeTLS
-	7,  // 12: skein.api.v1.Hello.tables:type_name -> skein.api.v1.TableDigest
-	26, // 13: skein.api.v1.StatusBatch.reports:type_name -> skein.api.v1.TaskReport
-	14, // 14: skein.api.v1.ManagerMessage.welcome:type_name -> skein.api.v1.Welcome
-	18, // 15: skein.api.v1.ManagerMessage.assignments:type_name -> skein.api.v1.AssignmentUpdate
-	21, // 16: skein.api.v1.ManagerMessage.table:type_name -> skein.api.v1.TableUpdate
-	16, // 17: skein.api.v1.ManagerMessage.managers:type_name -> skein.api.v1.ManagerList
-	15, // 18: skein.api.v1.ManagerMessage.heartbeat:type_name -> skein.api.v1.HeartbeatReply
-	13, // 19: skein.api.v1.ManagerMessage.dependencies:type_name -> skein.api.v1.DependencyUpdate
-	12, // 20: skein.api.v1.ManagerMessage.credentials:type_name -> skein.api.v1.Credentials
-	4,  // 21: skein.api.v1.ManagerMessage.facts:type_name -> skein.api.v1.FactsRequest
-	27, // 22: skein.api.v1.DependencyUpdate.set:type_name -> skein.api.v1.DependencyRecord
-	28, // 23: skein.api.v1.Welcome.node:type_name -> skein.api.v1.NodeRecord
-	17, // 24: skein.api.v1.ManagerList.managers:type_name -> skein.api.v1.ManagerPeer
-	20, // 25: skein.api.v1.AssignmentUpdate.set:type_name -> skein.api.v1.Assignment
-	29, // 26: skein.api.v1.AssignmentUpdate.networks:type_name -> skein.api.v1.NetworkRecord
-	19, // 27: skein.api.v1.AssignmentUpdate.templates:type_name -> skein.api.v1.Template
-	30, // 28: skein.api.v1.Template.ports:type_name -> skein.api.v1.PortConfig
-	31, // 29: skein.api.v1.Assignment.attachments:type_name -> skein.api.v1.Attachment
-	30, // 30: skein.api.v1.Assignment.ports:type_name -> skein.api.v1.PortConfig
-	32, // 31: skein.api.v1.Assignment.generic:type_name -> skein.api.v1.GenericResource
-	29, // 32: skein.api.v1.TableUpdate.network:type_name -> skein.api.v1.NetworkRecord
-	22, // 33: skein.api.v1.TableUpdate.nodes:type_name -> skein.api.v1.NodeEndpoint
-	23, // 34: skein.api.v1.TableUpdate.services:type_name -> skein.api.v1.ServiceEndpoint
-	24, // 35: skein.api.v1.TableUpdate.endpoints:type_name -> skein.api.v1.TaskEndpoint
-	30, // 36: skein.api.v1.ServiceEndpoint.ports:type_name -> skein.api.v1.PortConfig
-	30, // 37: skein.api.v1.TaskEndpoint.host_ports:type_name -> skein.api.v1.PortConfig
-	0,  // 38: skein.api.v1.Dispatcher.Session:input_type -> skein.api.v1.AgentMessage
-	11, // 39: skein.api.v1.Dispatcher.Session:output_type -> skein.api.v1.ManagerMessage
-	39, // [39:40] is the sub-list for method output_type
-	38, // [38:39] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	26, // 7: skein.api.v1.AgentMessage.crypt:type_name -> skein.api.v1.NodeCrypt
+	2,  // 8: skein.api.v1.NodeFacts.routes:type_name -> skein.api.v1.FactRoute
+	3,  // 9: skein.api.v1.NodeFacts.ports:type_name -> skein.api.v1.FactPort
+	27, // 10: skein.api.v1.Hello.statuses:type_name -> skein.api.v1.TaskReport
+	10, // 11: skein.api.v1.Hello.acks:type_name -> skein.api.v1.TableAck
+	25, // 12: skein.api.v1.Hello.tls:type_name -> skein.api.v1.NodeTLS
+	7,  // 13: skein.api.v1.Hello.tables:type_name -> skein.api.v1.TableDigest
+	26, // 14: skein.api.v1.Hello.crypt:type_name -> skein.api.v1.NodeCrypt
+	27, // 15: skein.api.v1.StatusBatch.reports:type_name -> skein.api.v1.TaskReport
+	14, // 16: skein.api.v1.ManagerMessage.welcome:type_name -> skein.api.v1.Welcome
+	18, // 17: skein.api.v1.ManagerMessage.assignments:type_name -> skein.api.v1.AssignmentUpdate
+	21, // 18: skein.api.v1.ManagerMessage.table:type_name -> skein.api.v1.TableUpdate
+	16, // 19: skein.api.v1.ManagerMessage.managers:type_name -> skein.api.v1.ManagerList
+	15, // 20: skein.api.v1.ManagerMessage.heartbeat:type_name -> skein.api.v1.HeartbeatReply
+	13, // 21: skein.api.v1.ManagerMessage.dependencies:type_name -> skein.api.v1.DependencyUpdate
+	12, // 22: skein.api.v1.ManagerMessage.credentials:type_name -> skein.api.v1.Credentials
+	4,  // 23: skein.api.v1.ManagerMessage.facts:type_name -> skein.api.v1.FactsRequest
+	28, // 24: skein.api.v1.DependencyUpdate.set:type_name -> skein.api.v1.DependencyRecord
+	29, // 25: skein.api.v1.Welcome.node:type_name -> skein.api.v1.NodeRecord
+	17, // 26: skein.api.v1.ManagerList.managers:type_name -> skein.api.v1.ManagerPeer
+	20, // 27: skein.api.v1.AssignmentUpdate.set:type_name -> skein.api.v1.Assignment
+	30, // 28: skein.api.v1.AssignmentUpdate.networks:type_name -> skein.api.v1.NetworkRecord
+	19, // 29: skein.api.v1.AssignmentUpdate.templates:type_name -> skein.api.v1.Template
+	31, // 30: skein.api.v1.Template.ports:type_name -> skein.api.v1.PortConfig
+	32, // 31: skein.api.v1.Assignment.attachments:type_name -> skein.api.v1.Attachment
+	31, // 32: skein.api.v1.Assignment.ports:type_name -> skein.api.v1.PortConfig
+	33, // 33: skein.api.v1.Assignment.generic:type_name -> skein.api.v1.GenericResource
+	30, // 34: skein.api.v1.TableUpdate.network:type_name -> skein.api.v1.NetworkRecord
+	22, // 35: skein.api.v1.TableUpdate.nodes:type_name -> skein.api.v1.NodeEndpoint
+	23, // 36: skein.api.v1.TableUpdate.services:type_name -> skein.api.v1.ServiceEndpoint
+	24, // 37: skein.api.v1.TableUpdate.endpoints:type_name -> skein.api.v1.TaskEndpoint
+	34, // 38: skein.api.v1.NodeEndpoint.keys:type_name -> skein.api.v1.CryptKey
+	31, // 39: skein.api.v1.ServiceEndpoint.ports:type_name -> skein.api.v1.PortConfig
+	31, // 40: skein.api.v1.TaskEndpoint.host_ports:type_name -> skein.api.v1.PortConfig
+	0,  // 41: skein.api.v1.Dispatcher.Session:input_type -> skein.api.v1.AgentMessage
+	11, // 42: skein.api.v1.Dispatcher.Session:output_type -> skein.api.v1.ManagerMessage
+	42, // [42:43] is the sub-list for method output_type
+	41, // [41:42] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_dispatcher_proto_init() }
@@ -2447,6 +2488,7 @@ func file_dispatcher_proto_init() {
 		(*AgentMessage_Tls)(nil),
 		(*AgentMessage_Goodbye)(nil),
 		(*AgentMessage_Facts)(nil),
+		(*AgentMessage_Crypt)(nil),
 	}
 	file_dispatcher_proto_msgTypes[11].OneofWrappers = []any{
 		(*ManagerMessage_Welcome)(nil),

@@ -1462,6 +1462,7 @@ type NodeRecord struct {
 	Tls             *NodeTLS               `protobuf:"bytes,14,opt,name=tls,proto3" json:"tls,omitempty"`                                        // as its agent said last
 	FeatureLevel    uint32                 `protobuf:"varint,15,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"` // the highest its binary knows, as its agent said last; 0: not said, which is what those of level 1 do
 	ActiveSince     int64                  `protobuf:"varint,17,opt,name=active_since,json=activeSince,proto3" json:"active_since,omitempty"`    // unix nanos: when its availability was changed to active; 0: it was not
+	Crypt           *NodeCrypt             `protobuf:"bytes,18,opt,name=crypt,proto3" json:"crypt,omitempty"`                                    // as its agent said last; from level LevelNetworks; absent: it cannot carry encrypted networks
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -1608,6 +1609,127 @@ func (x *NodeRecord) GetActiveSince() int64 {
 	return 0
 }
 
+func (x *NodeRecord) GetCrypt() *NodeCrypt {
+	if x != nil {
+		return x.Crypt
+	}
+	return nil
+}
+
+// NodeCrypt is what a node encrypts its packets of encrypted networks with. It has two keys while it replaces one.
+type NodeCrypt struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Keys          []*CryptKey            `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	Err           string                 `protobuf:"bytes,2,opt,name=err,proto3" json:"err,omitempty"` // why it cannot encrypt; it has no keys then
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeCrypt) Reset() {
+	*x = NodeCrypt{}
+	mi := &file_log_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeCrypt) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeCrypt) ProtoMessage() {}
+
+func (x *NodeCrypt) ProtoReflect() protoreflect.Message {
+	mi := &file_log_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeCrypt.ProtoReflect.Descriptor instead.
+func (*NodeCrypt) Descriptor() ([]byte, []int) {
+	return file_log_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *NodeCrypt) GetKeys() []*CryptKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *NodeCrypt) GetErr() string {
+	if x != nil {
+		return x.Err
+	}
+	return ""
+}
+
+// CryptKey is one of a node's WireGuard keys; the private half never leaves the node.
+type CryptKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Slot          uint32                 `protobuf:"varint,1,opt,name=slot,proto3" json:"slot,omitempty"`                           // 0 or 1: names the address inside the tunnel; the successor of a key has the other one
+	PublicKey     []byte                 `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"` // 32 bytes
+	Port          uint32                 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`                           // UDP port on the node's underlay address
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CryptKey) Reset() {
+	*x = CryptKey{}
+	mi := &file_log_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CryptKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CryptKey) ProtoMessage() {}
+
+func (x *CryptKey) ProtoReflect() protoreflect.Message {
+	mi := &file_log_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CryptKey.ProtoReflect.Descriptor instead.
+func (*CryptKey) Descriptor() ([]byte, []int) {
+	return file_log_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *CryptKey) GetSlot() uint32 {
+	if x != nil {
+		return x.Slot
+	}
+	return 0
+}
+
+func (x *CryptKey) GetPublicKey() []byte {
+	if x != nil {
+		return x.PublicKey
+	}
+	return nil
+}
+
+func (x *CryptKey) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
 type NodeStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
@@ -1620,7 +1742,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_log_proto_msgTypes[14]
+	mi := &file_log_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1632,7 +1754,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[14]
+	mi := &file_log_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1645,7 +1767,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{14}
+	return file_log_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *NodeStatus) GetNodeId() string {
@@ -1704,7 +1826,7 @@ type ServiceRecord struct {
 
 func (x *ServiceRecord) Reset() {
 	*x = ServiceRecord{}
-	mi := &file_log_proto_msgTypes[15]
+	mi := &file_log_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1716,7 +1838,7 @@ func (x *ServiceRecord) String() string {
 func (*ServiceRecord) ProtoMessage() {}
 
 func (x *ServiceRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[15]
+	mi := &file_log_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1729,7 +1851,7 @@ func (x *ServiceRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceRecord.ProtoReflect.Descriptor instead.
 func (*ServiceRecord) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{15}
+	return file_log_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ServiceRecord) GetId() string {
@@ -1872,7 +1994,7 @@ type Revision struct {
 
 func (x *Revision) Reset() {
 	*x = Revision{}
-	mi := &file_log_proto_msgTypes[16]
+	mi := &file_log_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1884,7 +2006,7 @@ func (x *Revision) String() string {
 func (*Revision) ProtoMessage() {}
 
 func (x *Revision) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[16]
+	mi := &file_log_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1897,7 +2019,7 @@ func (x *Revision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revision.ProtoReflect.Descriptor instead.
 func (*Revision) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{16}
+	return file_log_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Revision) GetNumber() uint64 {
@@ -1961,7 +2083,7 @@ type PastRevision struct {
 
 func (x *PastRevision) Reset() {
 	*x = PastRevision{}
-	mi := &file_log_proto_msgTypes[17]
+	mi := &file_log_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1973,7 +2095,7 @@ func (x *PastRevision) String() string {
 func (*PastRevision) ProtoMessage() {}
 
 func (x *PastRevision) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[17]
+	mi := &file_log_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1986,7 +2108,7 @@ func (x *PastRevision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PastRevision.ProtoReflect.Descriptor instead.
 func (*PastRevision) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{17}
+	return file_log_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PastRevision) GetServiceId() string {
@@ -2063,7 +2185,7 @@ type VIP struct {
 
 func (x *VIP) Reset() {
 	*x = VIP{}
-	mi := &file_log_proto_msgTypes[18]
+	mi := &file_log_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2075,7 +2197,7 @@ func (x *VIP) String() string {
 func (*VIP) ProtoMessage() {}
 
 func (x *VIP) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[18]
+	mi := &file_log_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2088,7 +2210,7 @@ func (x *VIP) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VIP.ProtoReflect.Descriptor instead.
 func (*VIP) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{18}
+	return file_log_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *VIP) GetNetworkId() string {
@@ -2125,7 +2247,7 @@ type PortConfig struct {
 
 func (x *PortConfig) Reset() {
 	*x = PortConfig{}
-	mi := &file_log_proto_msgTypes[19]
+	mi := &file_log_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2137,7 +2259,7 @@ func (x *PortConfig) String() string {
 func (*PortConfig) ProtoMessage() {}
 
 func (x *PortConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[19]
+	mi := &file_log_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2150,7 +2272,7 @@ func (x *PortConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortConfig.ProtoReflect.Descriptor instead.
 func (*PortConfig) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{19}
+	return file_log_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PortConfig) GetProtocol() string {
@@ -2201,7 +2323,7 @@ type UpdateStatus struct {
 
 func (x *UpdateStatus) Reset() {
 	*x = UpdateStatus{}
-	mi := &file_log_proto_msgTypes[20]
+	mi := &file_log_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2213,7 +2335,7 @@ func (x *UpdateStatus) String() string {
 func (*UpdateStatus) ProtoMessage() {}
 
 func (x *UpdateStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[20]
+	mi := &file_log_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2226,7 +2348,7 @@ func (x *UpdateStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateStatus.ProtoReflect.Descriptor instead.
 func (*UpdateStatus) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{20}
+	return file_log_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *UpdateStatus) GetServiceId() string {
@@ -2285,13 +2407,14 @@ type NetworkRecord struct {
 	NoGrowth      bool            `protobuf:"varint,16,opt,name=no_growth,json=noGrowth,proto3" json:"no_growth,omitempty"` // no further range when it is full
 	PathMtu       uint32          `protobuf:"varint,17,opt,name=path_mtu,json=pathMtu,proto3" json:"path_mtu,omitempty"`    // what fits between all nodes as far as is known, less the tunnel's headers; 0: not known. Only lowered
 	Avoid         []string        `protobuf:"bytes,18,rep,name=avoid,proto3" json:"avoid,omitempty"`                        // of a write that leaves the choice of ranges to Apply: prefixes that nodes' routes lead elsewhere
+	Encrypted     bool            `protobuf:"varint,19,opt,name=encrypted,proto3" json:"encrypted,omitempty"`               // between nodes only inside WireGuard
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NetworkRecord) Reset() {
 	*x = NetworkRecord{}
-	mi := &file_log_proto_msgTypes[21]
+	mi := &file_log_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2303,7 +2426,7 @@ func (x *NetworkRecord) String() string {
 func (*NetworkRecord) ProtoMessage() {}
 
 func (x *NetworkRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[21]
+	mi := &file_log_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2316,7 +2439,7 @@ func (x *NetworkRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkRecord.ProtoReflect.Descriptor instead.
 func (*NetworkRecord) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{21}
+	return file_log_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *NetworkRecord) GetId() string {
@@ -2445,6 +2568,13 @@ func (x *NetworkRecord) GetAvoid() []string {
 	return nil
 }
 
+func (x *NetworkRecord) GetEncrypted() bool {
+	if x != nil {
+		return x.Encrypted
+	}
+	return false
+}
+
 // NetworkRange is one range of addresses of a network. Addresses of both families have the same distance from their bases.
 type NetworkRange struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2464,7 +2594,7 @@ type NetworkRange struct {
 
 func (x *NetworkRange) Reset() {
 	*x = NetworkRange{}
-	mi := &file_log_proto_msgTypes[22]
+	mi := &file_log_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2476,7 +2606,7 @@ func (x *NetworkRange) String() string {
 func (*NetworkRange) ProtoMessage() {}
 
 func (x *NetworkRange) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[22]
+	mi := &file_log_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2489,7 +2619,7 @@ func (x *NetworkRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkRange.ProtoReflect.Descriptor instead.
 func (*NetworkRange) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{22}
+	return file_log_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *NetworkRange) GetSubnet4() string {
@@ -2576,7 +2706,7 @@ type TaskCreate struct {
 
 func (x *TaskCreate) Reset() {
 	*x = TaskCreate{}
-	mi := &file_log_proto_msgTypes[23]
+	mi := &file_log_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2588,7 +2718,7 @@ func (x *TaskCreate) String() string {
 func (*TaskCreate) ProtoMessage() {}
 
 func (x *TaskCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[23]
+	mi := &file_log_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2601,7 +2731,7 @@ func (x *TaskCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskCreate.ProtoReflect.Descriptor instead.
 func (*TaskCreate) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{23}
+	return file_log_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TaskCreate) GetServiceId() string {
@@ -2645,7 +2775,7 @@ type TaskPlacement struct {
 
 func (x *TaskPlacement) Reset() {
 	*x = TaskPlacement{}
-	mi := &file_log_proto_msgTypes[24]
+	mi := &file_log_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2657,7 +2787,7 @@ func (x *TaskPlacement) String() string {
 func (*TaskPlacement) ProtoMessage() {}
 
 func (x *TaskPlacement) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[24]
+	mi := &file_log_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2670,7 +2800,7 @@ func (x *TaskPlacement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskPlacement.ProtoReflect.Descriptor instead.
 func (*TaskPlacement) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{24}
+	return file_log_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *TaskPlacement) GetTaskIds() []string {
@@ -2714,7 +2844,7 @@ type TaskReport struct {
 
 func (x *TaskReport) Reset() {
 	*x = TaskReport{}
-	mi := &file_log_proto_msgTypes[25]
+	mi := &file_log_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2726,7 +2856,7 @@ func (x *TaskReport) String() string {
 func (*TaskReport) ProtoMessage() {}
 
 func (x *TaskReport) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[25]
+	mi := &file_log_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2739,7 +2869,7 @@ func (x *TaskReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskReport.ProtoReflect.Descriptor instead.
 func (*TaskReport) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{25}
+	return file_log_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TaskReport) GetTaskId() string {
@@ -2835,7 +2965,7 @@ type Restarts struct {
 
 func (x *Restarts) Reset() {
 	*x = Restarts{}
-	mi := &file_log_proto_msgTypes[26]
+	mi := &file_log_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2847,7 +2977,7 @@ func (x *Restarts) String() string {
 func (*Restarts) ProtoMessage() {}
 
 func (x *Restarts) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[26]
+	mi := &file_log_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2860,7 +2990,7 @@ func (x *Restarts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Restarts.ProtoReflect.Descriptor instead.
 func (*Restarts) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{26}
+	return file_log_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Restarts) GetAttempts() uint64 {
@@ -2923,7 +3053,7 @@ type TaskDesire struct {
 
 func (x *TaskDesire) Reset() {
 	*x = TaskDesire{}
-	mi := &file_log_proto_msgTypes[27]
+	mi := &file_log_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2935,7 +3065,7 @@ func (x *TaskDesire) String() string {
 func (*TaskDesire) ProtoMessage() {}
 
 func (x *TaskDesire) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[27]
+	mi := &file_log_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2948,7 +3078,7 @@ func (x *TaskDesire) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskDesire.ProtoReflect.Descriptor instead.
 func (*TaskDesire) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{27}
+	return file_log_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *TaskDesire) GetTaskIds() []string {
@@ -2983,7 +3113,7 @@ type TaskMove struct {
 
 func (x *TaskMove) Reset() {
 	*x = TaskMove{}
-	mi := &file_log_proto_msgTypes[28]
+	mi := &file_log_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2995,7 +3125,7 @@ func (x *TaskMove) String() string {
 func (*TaskMove) ProtoMessage() {}
 
 func (x *TaskMove) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[28]
+	mi := &file_log_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3008,7 +3138,7 @@ func (x *TaskMove) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskMove.ProtoReflect.Descriptor instead.
 func (*TaskMove) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{28}
+	return file_log_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *TaskMove) GetTaskIds() []string {
@@ -3034,7 +3164,7 @@ type TaskDelete struct {
 
 func (x *TaskDelete) Reset() {
 	*x = TaskDelete{}
-	mi := &file_log_proto_msgTypes[29]
+	mi := &file_log_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3046,7 +3176,7 @@ func (x *TaskDelete) String() string {
 func (*TaskDelete) ProtoMessage() {}
 
 func (x *TaskDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[29]
+	mi := &file_log_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3059,7 +3189,7 @@ func (x *TaskDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskDelete.ProtoReflect.Descriptor instead.
 func (*TaskDelete) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{29}
+	return file_log_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *TaskDelete) GetTaskIds() []string {
@@ -3097,7 +3227,7 @@ type TaskRecord struct {
 
 func (x *TaskRecord) Reset() {
 	*x = TaskRecord{}
-	mi := &file_log_proto_msgTypes[30]
+	mi := &file_log_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3109,7 +3239,7 @@ func (x *TaskRecord) String() string {
 func (*TaskRecord) ProtoMessage() {}
 
 func (x *TaskRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[30]
+	mi := &file_log_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3122,7 +3252,7 @@ func (x *TaskRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskRecord.ProtoReflect.Descriptor instead.
 func (*TaskRecord) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{30}
+	return file_log_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *TaskRecord) GetId() string {
@@ -3271,7 +3401,7 @@ type TaskExtra struct {
 
 func (x *TaskExtra) Reset() {
 	*x = TaskExtra{}
-	mi := &file_log_proto_msgTypes[31]
+	mi := &file_log_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3283,7 +3413,7 @@ func (x *TaskExtra) String() string {
 func (*TaskExtra) ProtoMessage() {}
 
 func (x *TaskExtra) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[31]
+	mi := &file_log_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3296,7 +3426,7 @@ func (x *TaskExtra) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskExtra.ProtoReflect.Descriptor instead.
 func (*TaskExtra) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{31}
+	return file_log_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *TaskExtra) GetTaskId() string {
@@ -3339,7 +3469,7 @@ type GenericResource struct {
 
 func (x *GenericResource) Reset() {
 	*x = GenericResource{}
-	mi := &file_log_proto_msgTypes[32]
+	mi := &file_log_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3351,7 +3481,7 @@ func (x *GenericResource) String() string {
 func (*GenericResource) ProtoMessage() {}
 
 func (x *GenericResource) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[32]
+	mi := &file_log_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3364,7 +3494,7 @@ func (x *GenericResource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenericResource.ProtoReflect.Descriptor instead.
 func (*GenericResource) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{32}
+	return file_log_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GenericResource) GetKind() string {
@@ -3402,7 +3532,7 @@ type VolumeHome struct {
 
 func (x *VolumeHome) Reset() {
 	*x = VolumeHome{}
-	mi := &file_log_proto_msgTypes[33]
+	mi := &file_log_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3414,7 +3544,7 @@ func (x *VolumeHome) String() string {
 func (*VolumeHome) ProtoMessage() {}
 
 func (x *VolumeHome) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[33]
+	mi := &file_log_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3427,7 +3557,7 @@ func (x *VolumeHome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeHome.ProtoReflect.Descriptor instead.
 func (*VolumeHome) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{33}
+	return file_log_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *VolumeHome) GetServiceId() string {
@@ -3471,7 +3601,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_log_proto_msgTypes[34]
+	mi := &file_log_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3483,7 +3613,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[34]
+	mi := &file_log_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3496,7 +3626,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{34}
+	return file_log_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Attachment) GetNetworkId() string {
@@ -3554,7 +3684,7 @@ type SnapshotChunk struct {
 
 func (x *SnapshotChunk) Reset() {
 	*x = SnapshotChunk{}
-	mi := &file_log_proto_msgTypes[35]
+	mi := &file_log_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3566,7 +3696,7 @@ func (x *SnapshotChunk) String() string {
 func (*SnapshotChunk) ProtoMessage() {}
 
 func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[35]
+	mi := &file_log_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3579,7 +3709,7 @@ func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotChunk.ProtoReflect.Descriptor instead.
 func (*SnapshotChunk) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{35}
+	return file_log_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SnapshotChunk) GetKind() isSnapshotChunk_Kind {
@@ -3831,7 +3961,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_log_proto_msgTypes[36]
+	mi := &file_log_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3843,7 +3973,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[36]
+	mi := &file_log_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3856,7 +3986,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{36}
+	return file_log_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SnapshotHeader) GetFormat() uint32 {
@@ -3906,7 +4036,7 @@ type Quarantine struct {
 
 func (x *Quarantine) Reset() {
 	*x = Quarantine{}
-	mi := &file_log_proto_msgTypes[37]
+	mi := &file_log_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3918,7 +4048,7 @@ func (x *Quarantine) String() string {
 func (*Quarantine) ProtoMessage() {}
 
 func (x *Quarantine) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[37]
+	mi := &file_log_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3931,7 +4061,7 @@ func (x *Quarantine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quarantine.ProtoReflect.Descriptor instead.
 func (*Quarantine) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{37}
+	return file_log_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Quarantine) GetPool() string {
@@ -3965,7 +4095,7 @@ type SnapshotEnd struct {
 
 func (x *SnapshotEnd) Reset() {
 	*x = SnapshotEnd{}
-	mi := &file_log_proto_msgTypes[38]
+	mi := &file_log_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3977,7 +4107,7 @@ func (x *SnapshotEnd) String() string {
 func (*SnapshotEnd) ProtoMessage() {}
 
 func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[38]
+	mi := &file_log_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3990,7 +4120,7 @@ func (x *SnapshotEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotEnd.ProtoReflect.Descriptor instead.
 func (*SnapshotEnd) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{38}
+	return file_log_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *SnapshotEnd) GetChunks() uint64 {
@@ -4021,7 +4151,7 @@ type TaskRuns struct {
 
 func (x *TaskRuns) Reset() {
 	*x = TaskRuns{}
-	mi := &file_log_proto_msgTypes[39]
+	mi := &file_log_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4033,7 +4163,7 @@ func (x *TaskRuns) String() string {
 func (*TaskRuns) ProtoMessage() {}
 
 func (x *TaskRuns) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[39]
+	mi := &file_log_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4046,7 +4176,7 @@ func (x *TaskRuns) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskRuns.ProtoReflect.Descriptor instead.
 func (*TaskRuns) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{39}
+	return file_log_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *TaskRuns) GetServiceId() string {
@@ -4082,7 +4212,7 @@ type PackedCreate struct {
 
 func (x *PackedCreate) Reset() {
 	*x = PackedCreate{}
-	mi := &file_log_proto_msgTypes[40]
+	mi := &file_log_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4094,7 +4224,7 @@ func (x *PackedCreate) String() string {
 func (*PackedCreate) ProtoMessage() {}
 
 func (x *PackedCreate) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[40]
+	mi := &file_log_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4107,7 +4237,7 @@ func (x *PackedCreate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackedCreate.ProtoReflect.Descriptor instead.
 func (*PackedCreate) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{40}
+	return file_log_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *PackedCreate) GetTasks() *TaskRuns {
@@ -4144,7 +4274,7 @@ type PackedPlacement struct {
 
 func (x *PackedPlacement) Reset() {
 	*x = PackedPlacement{}
-	mi := &file_log_proto_msgTypes[41]
+	mi := &file_log_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4156,7 +4286,7 @@ func (x *PackedPlacement) String() string {
 func (*PackedPlacement) ProtoMessage() {}
 
 func (x *PackedPlacement) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[41]
+	mi := &file_log_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4169,7 +4299,7 @@ func (x *PackedPlacement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackedPlacement.ProtoReflect.Descriptor instead.
 func (*PackedPlacement) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{41}
+	return file_log_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *PackedPlacement) GetTasks() *TaskRuns {
@@ -4220,7 +4350,7 @@ type PackedReports struct {
 
 func (x *PackedReports) Reset() {
 	*x = PackedReports{}
-	mi := &file_log_proto_msgTypes[42]
+	mi := &file_log_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4232,7 +4362,7 @@ func (x *PackedReports) String() string {
 func (*PackedReports) ProtoMessage() {}
 
 func (x *PackedReports) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[42]
+	mi := &file_log_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4245,7 +4375,7 @@ func (x *PackedReports) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackedReports.ProtoReflect.Descriptor instead.
 func (*PackedReports) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{42}
+	return file_log_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *PackedReports) GetIds() []byte {
@@ -4335,7 +4465,7 @@ type PackedDelete struct {
 
 func (x *PackedDelete) Reset() {
 	*x = PackedDelete{}
-	mi := &file_log_proto_msgTypes[43]
+	mi := &file_log_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4347,7 +4477,7 @@ func (x *PackedDelete) String() string {
 func (*PackedDelete) ProtoMessage() {}
 
 func (x *PackedDelete) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[43]
+	mi := &file_log_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4360,7 +4490,7 @@ func (x *PackedDelete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackedDelete.ProtoReflect.Descriptor instead.
 func (*PackedDelete) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{43}
+	return file_log_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *PackedDelete) GetTasks() []*TaskRuns {
@@ -4381,7 +4511,7 @@ type PackedDesire struct {
 
 func (x *PackedDesire) Reset() {
 	*x = PackedDesire{}
-	mi := &file_log_proto_msgTypes[44]
+	mi := &file_log_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4393,7 +4523,7 @@ func (x *PackedDesire) String() string {
 func (*PackedDesire) ProtoMessage() {}
 
 func (x *PackedDesire) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[44]
+	mi := &file_log_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4406,7 +4536,7 @@ func (x *PackedDesire) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackedDesire.ProtoReflect.Descriptor instead.
 func (*PackedDesire) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{44}
+	return file_log_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *PackedDesire) GetTasks() []*TaskRuns {
@@ -4435,7 +4565,7 @@ type TaskNames struct {
 
 func (x *TaskNames) Reset() {
 	*x = TaskNames{}
-	mi := &file_log_proto_msgTypes[45]
+	mi := &file_log_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4447,7 +4577,7 @@ func (x *TaskNames) String() string {
 func (*TaskNames) ProtoMessage() {}
 
 func (x *TaskNames) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[45]
+	mi := &file_log_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4460,7 +4590,7 @@ func (x *TaskNames) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskNames.ProtoReflect.Descriptor instead.
 func (*TaskNames) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{45}
+	return file_log_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *TaskNames) GetServices() []string {
@@ -4501,7 +4631,7 @@ type AddressForm struct {
 
 func (x *AddressForm) Reset() {
 	*x = AddressForm{}
-	mi := &file_log_proto_msgTypes[46]
+	mi := &file_log_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4513,7 +4643,7 @@ func (x *AddressForm) String() string {
 func (*AddressForm) ProtoMessage() {}
 
 func (x *AddressForm) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[46]
+	mi := &file_log_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4526,7 +4656,7 @@ func (x *AddressForm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressForm.ProtoReflect.Descriptor instead.
 func (*AddressForm) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{46}
+	return file_log_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *AddressForm) GetNetworkId() string {
@@ -4615,7 +4745,7 @@ type TaskColumns struct {
 
 func (x *TaskColumns) Reset() {
 	*x = TaskColumns{}
-	mi := &file_log_proto_msgTypes[47]
+	mi := &file_log_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4627,7 +4757,7 @@ func (x *TaskColumns) String() string {
 func (*TaskColumns) ProtoMessage() {}
 
 func (x *TaskColumns) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[47]
+	mi := &file_log_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4640,7 +4770,7 @@ func (x *TaskColumns) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskColumns.ProtoReflect.Descriptor instead.
 func (*TaskColumns) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{47}
+	return file_log_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *TaskColumns) GetCount() uint32 {
@@ -4840,7 +4970,7 @@ type AttachmentWish struct {
 
 func (x *AttachmentWish) Reset() {
 	*x = AttachmentWish{}
-	mi := &file_log_proto_msgTypes[48]
+	mi := &file_log_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4852,7 +4982,7 @@ func (x *AttachmentWish) String() string {
 func (*AttachmentWish) ProtoMessage() {}
 
 func (x *AttachmentWish) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[48]
+	mi := &file_log_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4865,7 +4995,7 @@ func (x *AttachmentWish) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachmentWish.ProtoReflect.Descriptor instead.
 func (*AttachmentWish) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{48}
+	return file_log_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *AttachmentWish) GetId() string {
@@ -4918,7 +5048,7 @@ type AttachedNetwork struct {
 
 func (x *AttachedNetwork) Reset() {
 	*x = AttachedNetwork{}
-	mi := &file_log_proto_msgTypes[49]
+	mi := &file_log_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4930,7 +5060,7 @@ func (x *AttachedNetwork) String() string {
 func (*AttachedNetwork) ProtoMessage() {}
 
 func (x *AttachedNetwork) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[49]
+	mi := &file_log_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4943,7 +5073,7 @@ func (x *AttachedNetwork) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachedNetwork.ProtoReflect.Descriptor instead.
 func (*AttachedNetwork) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{49}
+	return file_log_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *AttachedNetwork) GetNetworkId() string {
@@ -5005,7 +5135,7 @@ type AttachmentRecord struct {
 
 func (x *AttachmentRecord) Reset() {
 	*x = AttachmentRecord{}
-	mi := &file_log_proto_msgTypes[50]
+	mi := &file_log_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5017,7 +5147,7 @@ func (x *AttachmentRecord) String() string {
 func (*AttachmentRecord) ProtoMessage() {}
 
 func (x *AttachmentRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[50]
+	mi := &file_log_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5030,7 +5160,7 @@ func (x *AttachmentRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachmentRecord.ProtoReflect.Descriptor instead.
 func (*AttachmentRecord) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{50}
+	return file_log_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *AttachmentRecord) GetId() string {
@@ -5099,7 +5229,7 @@ type AttachmentRef struct {
 
 func (x *AttachmentRef) Reset() {
 	*x = AttachmentRef{}
-	mi := &file_log_proto_msgTypes[51]
+	mi := &file_log_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5111,7 +5241,7 @@ func (x *AttachmentRef) String() string {
 func (*AttachmentRef) ProtoMessage() {}
 
 func (x *AttachmentRef) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[51]
+	mi := &file_log_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5124,7 +5254,7 @@ func (x *AttachmentRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachmentRef.ProtoReflect.Descriptor instead.
 func (*AttachmentRef) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{51}
+	return file_log_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *AttachmentRef) GetId() string {
@@ -5155,7 +5285,7 @@ type TaskCreate_Item struct {
 
 func (x *TaskCreate_Item) Reset() {
 	*x = TaskCreate_Item{}
-	mi := &file_log_proto_msgTypes[56]
+	mi := &file_log_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5167,7 +5297,7 @@ func (x *TaskCreate_Item) String() string {
 func (*TaskCreate_Item) ProtoMessage() {}
 
 func (x *TaskCreate_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_log_proto_msgTypes[56]
+	mi := &file_log_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5180,7 +5310,7 @@ func (x *TaskCreate_Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskCreate_Item.ProtoReflect.Descriptor instead.
 func (*TaskCreate_Item) Descriptor() ([]byte, []int) {
-	return file_log_proto_rawDescGZIP(), []int{23, 0}
+	return file_log_proto_rawDescGZIP(), []int{25, 0}
 }
 
 func (x *TaskCreate_Item) GetSlot() uint64 {
@@ -5349,7 +5479,7 @@ const file_log_proto_rawDesc = "" +
 	"\tnot_after\x18\x04 \x01(\x03R\bnotAfter\"<\n" +
 	"\vRemovedNode\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x14\n" +
-	"\x05until\x18\x02 \x01(\x03R\x05until\"\xe5\x04\n" +
+	"\x05until\x18\x02 \x01(\x03R\x05until\"\x94\x05\n" +
 	"\n" +
 	"NodeRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12&\n" +
@@ -5368,10 +5498,19 @@ const file_log_proto_rawDesc = "" +
 	"\brestarts\x18\r \x01(\x04R\brestarts\x12'\n" +
 	"\x03tls\x18\x0e \x01(\v2\x15.skein.api.v1.NodeTLSR\x03tls\x12#\n" +
 	"\rfeature_level\x18\x0f \x01(\rR\ffeatureLevel\x12!\n" +
-	"\factive_since\x18\x11 \x01(\x03R\vactiveSince\x1a9\n" +
+	"\factive_since\x18\x11 \x01(\x03R\vactiveSince\x12-\n" +
+	"\x05crypt\x18\x12 \x01(\v2\x17.skein.api.v1.NodeCryptR\x05crypt\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"k\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"I\n" +
+	"\tNodeCrypt\x12*\n" +
+	"\x04keys\x18\x01 \x03(\v2\x16.skein.api.v1.CryptKeyR\x04keys\x12\x10\n" +
+	"\x03err\x18\x02 \x01(\tR\x03err\"Q\n" +
+	"\bCryptKey\x12\x12\n" +
+	"\x04slot\x18\x01 \x01(\rR\x04slot\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x02 \x01(\fR\tpublicKey\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\"k\n" +
 	"\n" +
 	"NodeStatus\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x14\n" +
@@ -5434,7 +5573,7 @@ const file_log_proto_rawDesc = "" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x18\n" +
 	"\astarted\x18\x03 \x01(\x03R\astarted\x12\x1c\n" +
 	"\tcompleted\x18\x04 \x01(\x03R\tcompleted\x12\x18\n" +
-	"\amessage\x18\x05 \x01(\tR\amessage\"\xd5\x04\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\"\xf3\x04\n" +
 	"\rNetworkRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12&\n" +
 	"\x04meta\x18\x02 \x01(\v2\x12.skein.api.v1.MetaR\x04meta\x12\x12\n" +
@@ -5456,7 +5595,8 @@ const file_log_proto_rawDesc = "" +
 	"\ano_ipv6\x18\x0f \x01(\bR\x06noIpv6\x12\x1b\n" +
 	"\tno_growth\x18\x10 \x01(\bR\bnoGrowth\x12\x19\n" +
 	"\bpath_mtu\x18\x11 \x01(\rR\apathMtu\x12\x14\n" +
-	"\x05avoid\x18\x12 \x03(\tR\x05avoid\x1a9\n" +
+	"\x05avoid\x18\x12 \x03(\tR\x05avoid\x12\x1c\n" +
+	"\tencrypted\x18\x13 \x01(\bR\tencrypted\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbc\x03\n" +
@@ -5741,7 +5881,7 @@ func file_log_proto_rawDescGZIP() []byte {
 	return file_log_proto_rawDescData
 }
 
-var file_log_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
+var file_log_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
 var file_log_proto_goTypes = []any{
 	(*Entry)(nil),            // 0: skein.api.v1.Entry
 	(*Txn)(nil),              // 1: skein.api.v1.Txn
@@ -5757,49 +5897,51 @@ var file_log_proto_goTypes = []any{
 	(*NodeTLS)(nil),          // 11: skein.api.v1.NodeTLS
 	(*RemovedNode)(nil),      // 12: skein.api.v1.RemovedNode
 	(*NodeRecord)(nil),       // 13: skein.api.v1.NodeRecord
-	(*NodeStatus)(nil),       // 14: skein.api.v1.NodeStatus
-	(*ServiceRecord)(nil),    // 15: skein.api.v1.ServiceRecord
-	(*Revision)(nil),         // 16: skein.api.v1.Revision
-	(*PastRevision)(nil),     // 17: skein.api.v1.PastRevision
-	(*VIP)(nil),              // 18: skein.api.v1.VIP
-	(*PortConfig)(nil),       // 19: skein.api.v1.PortConfig
-	(*UpdateStatus)(nil),     // 20: skein.api.v1.UpdateStatus
-	(*NetworkRecord)(nil),    // 21: skein.api.v1.NetworkRecord
-	(*NetworkRange)(nil),     // 22: skein.api.v1.NetworkRange
-	(*TaskCreate)(nil),       // 23: skein.api.v1.TaskCreate
-	(*TaskPlacement)(nil),    // 24: skein.api.v1.TaskPlacement
-	(*TaskReport)(nil),       // 25: skein.api.v1.TaskReport
-	(*Restarts)(nil),         // 26: skein.api.v1.Restarts
-	(*TaskDesire)(nil),       // 27: skein.api.v1.TaskDesire
-	(*TaskMove)(nil),         // 28: skein.api.v1.TaskMove
-	(*TaskDelete)(nil),       // 29: skein.api.v1.TaskDelete
-	(*TaskRecord)(nil),       // 30: skein.api.v1.TaskRecord
-	(*TaskExtra)(nil),        // 31: skein.api.v1.TaskExtra
-	(*GenericResource)(nil),  // 32: skein.api.v1.GenericResource
-	(*VolumeHome)(nil),       // 33: skein.api.v1.VolumeHome
-	(*Attachment)(nil),       // 34: skein.api.v1.Attachment
-	(*SnapshotChunk)(nil),    // 35: skein.api.v1.SnapshotChunk
-	(*SnapshotHeader)(nil),   // 36: skein.api.v1.SnapshotHeader
-	(*Quarantine)(nil),       // 37: skein.api.v1.Quarantine
-	(*SnapshotEnd)(nil),      // 38: skein.api.v1.SnapshotEnd
-	(*TaskRuns)(nil),         // 39: skein.api.v1.TaskRuns
-	(*PackedCreate)(nil),     // 40: skein.api.v1.PackedCreate
-	(*PackedPlacement)(nil),  // 41: skein.api.v1.PackedPlacement
-	(*PackedReports)(nil),    // 42: skein.api.v1.PackedReports
-	(*PackedDelete)(nil),     // 43: skein.api.v1.PackedDelete
-	(*PackedDesire)(nil),     // 44: skein.api.v1.PackedDesire
-	(*TaskNames)(nil),        // 45: skein.api.v1.TaskNames
-	(*AddressForm)(nil),      // 46: skein.api.v1.AddressForm
-	(*TaskColumns)(nil),      // 47: skein.api.v1.TaskColumns
-	(*AttachmentWish)(nil),   // 48: skein.api.v1.AttachmentWish
-	(*AttachedNetwork)(nil),  // 49: skein.api.v1.AttachedNetwork
-	(*AttachmentRecord)(nil), // 50: skein.api.v1.AttachmentRecord
-	(*AttachmentRef)(nil),    // 51: skein.api.v1.AttachmentRef
-	nil,                      // 52: skein.api.v1.NodeRecord.LabelsEntry
-	nil,                      // 53: skein.api.v1.NetworkRecord.LabelsEntry
-	nil,                      // 54: skein.api.v1.NetworkRange.Aux4Entry
-	nil,                      // 55: skein.api.v1.NetworkRange.Aux6Entry
-	(*TaskCreate_Item)(nil),  // 56: skein.api.v1.TaskCreate.Item
+	(*NodeCrypt)(nil),        // 14: skein.api.v1.NodeCrypt
+	(*CryptKey)(nil),         // 15: skein.api.v1.CryptKey
+	(*NodeStatus)(nil),       // 16: skein.api.v1.NodeStatus
+	(*ServiceRecord)(nil),    // 17: skein.api.v1.ServiceRecord
+	(*Revision)(nil),         // 18: skein.api.v1.Revision
+	(*PastRevision)(nil),     // 19: skein.api.v1.PastRevision
+	(*VIP)(nil),              // 20: skein.api.v1.VIP
+	(*PortConfig)(nil),       // 21: skein.api.v1.PortConfig
+	(*UpdateStatus)(nil),     // 22: skein.api.v1.UpdateStatus
+	(*NetworkRecord)(nil),    // 23: skein.api.v1.NetworkRecord
+	(*NetworkRange)(nil),     // 24: skein.api.v1.NetworkRange
+	(*TaskCreate)(nil),       // 25: skein.api.v1.TaskCreate
+	(*TaskPlacement)(nil),    // 26: skein.api.v1.TaskPlacement
+	(*TaskReport)(nil),       // 27: skein.api.v1.TaskReport
+	(*Restarts)(nil),         // 28: skein.api.v1.Restarts
+	(*TaskDesire)(nil),       // 29: skein.api.v1.TaskDesire
+	(*TaskMove)(nil),         // 30: skein.api.v1.TaskMove
+	(*TaskDelete)(nil),       // 31: skein.api.v1.TaskDelete
+	(*TaskRecord)(nil),       // 32: skein.api.v1.TaskRecord
+	(*TaskExtra)(nil),        // 33: skein.api.v1.TaskExtra
+	(*GenericResource)(nil),  // 34: skein.api.v1.GenericResource
+	(*VolumeHome)(nil),       // 35: skein.api.v1.VolumeHome
+	(*Attachment)(nil),       // 36: skein.api.v1.Attachment
+	(*SnapshotChunk)(nil),    // 37: skein.api.v1.SnapshotChunk
+	(*SnapshotHeader)(nil),   // 38: skein.api.v1.SnapshotHeader
+	(*Quarantine)(nil),       // 39: skein.api.v1.Quarantine
+	(*SnapshotEnd)(nil),      // 40: skein.api.v1.SnapshotEnd
+	(*TaskRuns)(nil),         // 41: skein.api.v1.TaskRuns
+	(*PackedCreate)(nil),     // 42: skein.api.v1.PackedCreate
+	(*PackedPlacement)(nil),  // 43: skein.api.v1.PackedPlacement
+	(*PackedReports)(nil),    // 44: skein.api.v1.PackedReports
+	(*PackedDelete)(nil),     // 45: skein.api.v1.PackedDelete
+	(*PackedDesire)(nil),     // 46: skein.api.v1.PackedDesire
+	(*TaskNames)(nil),        // 47: skein.api.v1.TaskNames
+	(*AddressForm)(nil),      // 48: skein.api.v1.AddressForm
+	(*TaskColumns)(nil),      // 49: skein.api.v1.TaskColumns
+	(*AttachmentWish)(nil),   // 50: skein.api.v1.AttachmentWish
+	(*AttachedNetwork)(nil),  // 51: skein.api.v1.AttachedNetwork
+	(*AttachmentRecord)(nil), // 52: skein.api.v1.AttachmentRecord
+	(*AttachmentRef)(nil),    // 53: skein.api.v1.AttachmentRef
+	nil,                      // 54: skein.api.v1.NodeRecord.LabelsEntry
+	nil,                      // 55: skein.api.v1.NetworkRecord.LabelsEntry
+	nil,                      // 56: skein.api.v1.NetworkRange.Aux4Entry
+	nil,                      // 57: skein.api.v1.NetworkRange.Aux6Entry
+	(*TaskCreate_Item)(nil),  // 58: skein.api.v1.TaskCreate.Item
 }
 var file_log_proto_depIdxs = []int32{
 	1,  // 0: skein.api.v1.Entry.txns:type_name -> skein.api.v1.Txn
@@ -5807,25 +5949,25 @@ var file_log_proto_depIdxs = []int32{
 	2,  // 2: skein.api.v1.Change.expect:type_name -> skein.api.v1.Expect
 	7,  // 3: skein.api.v1.Change.put_cluster:type_name -> skein.api.v1.ClusterRecord
 	13, // 4: skein.api.v1.Change.put_node:type_name -> skein.api.v1.NodeRecord
-	14, // 5: skein.api.v1.Change.node_status:type_name -> skein.api.v1.NodeStatus
-	15, // 6: skein.api.v1.Change.put_service:type_name -> skein.api.v1.ServiceRecord
-	20, // 7: skein.api.v1.Change.update_status:type_name -> skein.api.v1.UpdateStatus
-	21, // 8: skein.api.v1.Change.put_network:type_name -> skein.api.v1.NetworkRecord
-	23, // 9: skein.api.v1.Change.create_tasks:type_name -> skein.api.v1.TaskCreate
-	24, // 10: skein.api.v1.Change.place_tasks:type_name -> skein.api.v1.TaskPlacement
-	25, // 11: skein.api.v1.Change.report_task:type_name -> skein.api.v1.TaskReport
-	27, // 12: skein.api.v1.Change.desire_tasks:type_name -> skein.api.v1.TaskDesire
-	29, // 13: skein.api.v1.Change.delete_tasks:type_name -> skein.api.v1.TaskDelete
+	16, // 5: skein.api.v1.Change.node_status:type_name -> skein.api.v1.NodeStatus
+	17, // 6: skein.api.v1.Change.put_service:type_name -> skein.api.v1.ServiceRecord
+	22, // 7: skein.api.v1.Change.update_status:type_name -> skein.api.v1.UpdateStatus
+	23, // 8: skein.api.v1.Change.put_network:type_name -> skein.api.v1.NetworkRecord
+	25, // 9: skein.api.v1.Change.create_tasks:type_name -> skein.api.v1.TaskCreate
+	26, // 10: skein.api.v1.Change.place_tasks:type_name -> skein.api.v1.TaskPlacement
+	27, // 11: skein.api.v1.Change.report_task:type_name -> skein.api.v1.TaskReport
+	29, // 12: skein.api.v1.Change.desire_tasks:type_name -> skein.api.v1.TaskDesire
+	31, // 13: skein.api.v1.Change.delete_tasks:type_name -> skein.api.v1.TaskDelete
 	4,  // 14: skein.api.v1.Change.put_dependency:type_name -> skein.api.v1.DependencyRecord
 	5,  // 15: skein.api.v1.Change.delete_dependency:type_name -> skein.api.v1.DependencyRef
-	28, // 16: skein.api.v1.Change.move_tasks:type_name -> skein.api.v1.TaskMove
-	40, // 17: skein.api.v1.Change.packed_create:type_name -> skein.api.v1.PackedCreate
-	41, // 18: skein.api.v1.Change.packed_placement:type_name -> skein.api.v1.PackedPlacement
-	42, // 19: skein.api.v1.Change.packed_reports:type_name -> skein.api.v1.PackedReports
-	43, // 20: skein.api.v1.Change.packed_delete:type_name -> skein.api.v1.PackedDelete
-	44, // 21: skein.api.v1.Change.packed_desire:type_name -> skein.api.v1.PackedDesire
-	48, // 22: skein.api.v1.Change.put_attachment:type_name -> skein.api.v1.AttachmentWish
-	51, // 23: skein.api.v1.Change.delete_attachment:type_name -> skein.api.v1.AttachmentRef
+	30, // 16: skein.api.v1.Change.move_tasks:type_name -> skein.api.v1.TaskMove
+	42, // 17: skein.api.v1.Change.packed_create:type_name -> skein.api.v1.PackedCreate
+	43, // 18: skein.api.v1.Change.packed_placement:type_name -> skein.api.v1.PackedPlacement
+	44, // 19: skein.api.v1.Change.packed_reports:type_name -> skein.api.v1.PackedReports
+	45, // 20: skein.api.v1.Change.packed_delete:type_name -> skein.api.v1.PackedDelete
+	46, // 21: skein.api.v1.Change.packed_desire:type_name -> skein.api.v1.PackedDesire
+	50, // 22: skein.api.v1.Change.put_attachment:type_name -> skein.api.v1.AttachmentWish
+	53, // 23: skein.api.v1.Change.delete_attachment:type_name -> skein.api.v1.AttachmentRef
 	6,  // 24: skein.api.v1.DependencyRecord.meta:type_name -> skein.api.v1.Meta
 	6,  // 25: skein.api.v1.ClusterRecord.meta:type_name -> skein.api.v1.Meta
 	12, // 26: skein.api.v1.ClusterRecord.removed:type_name -> skein.api.v1.RemovedNode
@@ -5833,57 +5975,59 @@ var file_log_proto_depIdxs = []int32{
 	9,  // 28: skein.api.v1.ClusterRecord.limited_tokens:type_name -> skein.api.v1.LimitedToken
 	10, // 29: skein.api.v1.ClusterRecord.gossip_rotation:type_name -> skein.api.v1.GossipRotation
 	6,  // 30: skein.api.v1.NodeRecord.meta:type_name -> skein.api.v1.Meta
-	52, // 31: skein.api.v1.NodeRecord.labels:type_name -> skein.api.v1.NodeRecord.LabelsEntry
-	14, // 32: skein.api.v1.NodeRecord.status:type_name -> skein.api.v1.NodeStatus
+	54, // 31: skein.api.v1.NodeRecord.labels:type_name -> skein.api.v1.NodeRecord.LabelsEntry
+	16, // 32: skein.api.v1.NodeRecord.status:type_name -> skein.api.v1.NodeStatus
 	11, // 33: skein.api.v1.NodeRecord.tls:type_name -> skein.api.v1.NodeTLS
-	6,  // 34: skein.api.v1.ServiceRecord.meta:type_name -> skein.api.v1.Meta
-	18, // 35: skein.api.v1.ServiceRecord.vips:type_name -> skein.api.v1.VIP
-	19, // 36: skein.api.v1.ServiceRecord.ports:type_name -> skein.api.v1.PortConfig
-	20, // 37: skein.api.v1.ServiceRecord.update_status:type_name -> skein.api.v1.UpdateStatus
-	16, // 38: skein.api.v1.ServiceRecord.revisions:type_name -> skein.api.v1.Revision
-	19, // 39: skein.api.v1.ServiceRecord.avoid:type_name -> skein.api.v1.PortConfig
-	6,  // 40: skein.api.v1.NetworkRecord.meta:type_name -> skein.api.v1.Meta
-	53, // 41: skein.api.v1.NetworkRecord.labels:type_name -> skein.api.v1.NetworkRecord.LabelsEntry
-	22, // 42: skein.api.v1.NetworkRecord.ranges:type_name -> skein.api.v1.NetworkRange
-	54, // 43: skein.api.v1.NetworkRange.aux4:type_name -> skein.api.v1.NetworkRange.Aux4Entry
-	55, // 44: skein.api.v1.NetworkRange.aux6:type_name -> skein.api.v1.NetworkRange.Aux6Entry
-	56, // 45: skein.api.v1.TaskCreate.items:type_name -> skein.api.v1.TaskCreate.Item
-	19, // 46: skein.api.v1.TaskReport.ports:type_name -> skein.api.v1.PortConfig
-	25, // 47: skein.api.v1.TaskRecord.status:type_name -> skein.api.v1.TaskReport
-	34, // 48: skein.api.v1.TaskRecord.attachments:type_name -> skein.api.v1.Attachment
-	19, // 49: skein.api.v1.TaskRecord.host_ports:type_name -> skein.api.v1.PortConfig
-	26, // 50: skein.api.v1.TaskRecord.restarts:type_name -> skein.api.v1.Restarts
-	32, // 51: skein.api.v1.TaskExtra.generic:type_name -> skein.api.v1.GenericResource
-	36, // 52: skein.api.v1.SnapshotChunk.header:type_name -> skein.api.v1.SnapshotHeader
-	7,  // 53: skein.api.v1.SnapshotChunk.cluster:type_name -> skein.api.v1.ClusterRecord
-	13, // 54: skein.api.v1.SnapshotChunk.node:type_name -> skein.api.v1.NodeRecord
-	15, // 55: skein.api.v1.SnapshotChunk.service:type_name -> skein.api.v1.ServiceRecord
-	21, // 56: skein.api.v1.SnapshotChunk.network:type_name -> skein.api.v1.NetworkRecord
-	30, // 57: skein.api.v1.SnapshotChunk.task:type_name -> skein.api.v1.TaskRecord
-	37, // 58: skein.api.v1.SnapshotChunk.quarantine:type_name -> skein.api.v1.Quarantine
-	38, // 59: skein.api.v1.SnapshotChunk.end:type_name -> skein.api.v1.SnapshotEnd
-	4,  // 60: skein.api.v1.SnapshotChunk.dependency:type_name -> skein.api.v1.DependencyRecord
-	17, // 61: skein.api.v1.SnapshotChunk.revision:type_name -> skein.api.v1.PastRevision
-	33, // 62: skein.api.v1.SnapshotChunk.volume_home:type_name -> skein.api.v1.VolumeHome
-	45, // 63: skein.api.v1.SnapshotChunk.task_names:type_name -> skein.api.v1.TaskNames
-	47, // 64: skein.api.v1.SnapshotChunk.task_columns:type_name -> skein.api.v1.TaskColumns
-	31, // 65: skein.api.v1.SnapshotChunk.task_extra:type_name -> skein.api.v1.TaskExtra
-	50, // 66: skein.api.v1.SnapshotChunk.attachment:type_name -> skein.api.v1.AttachmentRecord
-	39, // 67: skein.api.v1.PackedCreate.tasks:type_name -> skein.api.v1.TaskRuns
-	39, // 68: skein.api.v1.PackedPlacement.tasks:type_name -> skein.api.v1.TaskRuns
-	39, // 69: skein.api.v1.PackedDelete.tasks:type_name -> skein.api.v1.TaskRuns
-	39, // 70: skein.api.v1.PackedDesire.tasks:type_name -> skein.api.v1.TaskRuns
-	46, // 71: skein.api.v1.TaskNames.forms:type_name -> skein.api.v1.AddressForm
-	19, // 72: skein.api.v1.AddressForm.ports:type_name -> skein.api.v1.PortConfig
-	49, // 73: skein.api.v1.AttachmentWish.networks:type_name -> skein.api.v1.AttachedNetwork
-	6,  // 74: skein.api.v1.AttachmentRecord.meta:type_name -> skein.api.v1.Meta
-	49, // 75: skein.api.v1.AttachmentRecord.networks:type_name -> skein.api.v1.AttachedNetwork
-	26, // 76: skein.api.v1.TaskCreate.Item.restarts:type_name -> skein.api.v1.Restarts
-	77, // [77:77] is the sub-list for method output_type
-	77, // [77:77] is the sub-list for method input_type
-	77, // [77:77] is the sub-list for extension type_name
-	77, // [77:77] is the sub-list for extension extendee
-	0,  // [0:77] is the sub-list for field type_name
+	14, // 34: skein.api.v1.NodeRecord.crypt:type_name -> skein.api.v1.NodeCrypt
+	15, // 35: skein.api.v1.NodeCrypt.keys:type_name -> skein.api.v1.CryptKey
+	6,  // 36: skein.api.v1.ServiceRecord.meta:type_name -> skein.api.v1.Meta
+	20, // 37: skein.api.v1.ServiceRecord.vips:type_name -> skein.api.v1.VIP
+	21, // 38: skein.api.v1.ServiceRecord.ports:type_name -> skein.api.v1.PortConfig
+	22, // 39: skein.api.v1.ServiceRecord.update_status:type_name -> skein.api.v1.UpdateStatus
+	18, // 40: skein.api.v1.ServiceRecord.revisions:type_name -> skein.api.v1.Revision
+	21, // 41: skein.api.v1.ServiceRecord.avoid:type_name -> skein.api.v1.PortConfig
+	6,  // 42: skein.api.v1.NetworkRecord.meta:type_name -> skein.api.v1.Meta
+	55, // 43: skein.api.v1.NetworkRecord.labels:type_name -> skein.api.v1.NetworkRecord.LabelsEntry
+	24, // 44: skein.api.v1.NetworkRecord.ranges:type_name -> skein.api.v1.NetworkRange
+	56, // 45: skein.api.v1.NetworkRange.aux4:type_name -> skein.api.v1.NetworkRange.Aux4Entry
+	57, // 46: skein.api.v1.NetworkRange.aux6:type_name -> skein.api.v1.NetworkRange.Aux6Entry
+	58, // 47: skein.api.v1.TaskCreate.items:type_name -> skein.api.v1.TaskCreate.Item
+	21, // 48: skein.api.v1.TaskReport.ports:type_name -> skein.api.v1.PortConfig
+	27, // 49: skein.api.v1.TaskRecord.status:type_name -> skein.api.v1.TaskReport
+	36, // 50: skein.api.v1.TaskRecord.attachments:type_name -> skein.api.v1.Attachment
+	21, // 51: skein.api.v1.TaskRecord.host_ports:type_name -> skein.api.v1.PortConfig
+	28, // 52: skein.api.v1.TaskRecord.restarts:type_name -> skein.api.v1.Restarts
+	34, // 53: skein.api.v1.TaskExtra.generic:type_name -> skein.api.v1.GenericResource
+	38, // 54: skein.api.v1.SnapshotChunk.header:type_name -> skein.api.v1.SnapshotHeader
+	7,  // 55: skein.api.v1.SnapshotChunk.cluster:type_name -> skein.api.v1.ClusterRecord
+	13, // 56: skein.api.v1.SnapshotChunk.node:type_name -> skein.api.v1.NodeRecord
+	17, // 57: skein.api.v1.SnapshotChunk.service:type_name -> skein.api.v1.ServiceRecord
+	23, // 58: skein.api.v1.SnapshotChunk.network:type_name -> skein.api.v1.NetworkRecord
+	32, // 59: skein.api.v1.SnapshotChunk.task:type_name -> skein.api.v1.TaskRecord
+	39, // 60: skein.api.v1.SnapshotChunk.quarantine:type_name -> skein.api.v1.Quarantine
+	40, // 61: skein.api.v1.SnapshotChunk.end:type_name -> skein.api.v1.SnapshotEnd
+	4,  // 62: skein.api.v1.SnapshotChunk.dependency:type_name -> skein.api.v1.DependencyRecord
+	19, // 63: skein.api.v1.SnapshotChunk.revision:type_name -> skein.api.v1.PastRevision
+	35, // 64: skein.api.v1.SnapshotChunk.volume_home:type_name -> skein.api.v1.VolumeHome
+	47, // 65: skein.api.v1.SnapshotChunk.task_names:type_name -> skein.api.v1.TaskNames
+	49, // 66: skein.api.v1.SnapshotChunk.task_columns:type_name -> skein.api.v1.TaskColumns
+	33, // 67: skein.api.v1.SnapshotChunk.task_extra:type_name -> skein.api.v1.TaskExtra
+	52, // 68: skein.api.v1.SnapshotChunk.attachment:type_name -> skein.api.v1.AttachmentRecord
+	41, // 69: skein.api.v1.PackedCreate.tasks:type_name -> skein.api.v1.TaskRuns
+	41, // 70: skein.api.v1.PackedPlacement.tasks:type_name -> skein.api.v1.TaskRuns
+	41, // 71: skein.api.v1.PackedDelete.tasks:type_name -> skein.api.v1.TaskRuns
+	41, // 72: skein.api.v1.PackedDesire.tasks:type_name -> skein.api.v1.TaskRuns
+	48, // 73: skein.api.v1.TaskNames.forms:type_name -> skein.api.v1.AddressForm
+	21, // 74: skein.api.v1.AddressForm.ports:type_name -> skein.api.v1.PortConfig
+	51, // 75: skein.api.v1.AttachmentWish.networks:type_name -> skein.api.v1.AttachedNetwork
+	6,  // 76: skein.api.v1.AttachmentRecord.meta:type_name -> skein.api.v1.Meta
+	51, // 77: skein.api.v1.AttachmentRecord.networks:type_name -> skein.api.v1.AttachedNetwork
+	28, // 78: skein.api.v1.TaskCreate.Item.restarts:type_name -> skein.api.v1.Restarts
+	79, // [79:79] is the sub-list for method output_type
+	79, // [79:79] is the sub-list for method input_type
+	79, // [79:79] is the sub-list for extension type_name
+	79, // [79:79] is the sub-list for extension extendee
+	0,  // [0:79] is the sub-list for field type_name
 }
 
 func init() { file_log_proto_init() }
@@ -5918,7 +6062,7 @@ func file_log_proto_init() {
 		(*Change_PutAttachment)(nil),
 		(*Change_DeleteAttachment)(nil),
 	}
-	file_log_proto_msgTypes[35].OneofWrappers = []any{
+	file_log_proto_msgTypes[37].OneofWrappers = []any{
 		(*SnapshotChunk_Header)(nil),
 		(*SnapshotChunk_Cluster)(nil),
 		(*SnapshotChunk_Node)(nil),
@@ -5941,7 +6085,7 @@ func file_log_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_log_proto_rawDesc), len(file_log_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   57,
+			NumMessages:   59,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
