@@ -4,36 +4,67 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
+	"maps"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"skein/overlay/link"
-	"skein/overlay/nft"
 )
+
+// Comparing means to apply the record once more while an audit watches every write (link.Audit): what would be written is a difference. So
+// all that Set, SetBridges and AddSandbox write is compared, whatever it is, and nothing has to be told to the comparison but the few
+// things that are made by no write: namespaces and sockets.
+
+// boxesPerStep bounds how many containers are compared before others may have their turn.
+const boxesPerStep = 128
+
+// Report is what a comparison found.
+type Report struct {
+	Findings []link.Finding
+	More     int // findings beyond those listed
+}
 
 // Check compares everything with the kernel and mends what differs. Before the first Set it leaves networks alone. It works table by table,
 // so that a change has to wait for one table only.
 func (d *Driver) Check(ctx context.Context) error {
-	errs := []error{d.awaitAllDeparted(ctx), d.step(func() error { return d.forgetRetired(time.Now()) }), d.step(d.checkMesh)}
+	report, err := d.Compare(ctx, true)
+	for i, f := range report.Findings {
+		if i == maxLogged {
+			d.log.Warn("mended more", "differences", len(report.Findings)+report.More-i)
+			break
+		}
+		d.log.Warn("mended a difference from the record", "table", f.Table, "kind", f.Kind, "object", f.Object, "state", f.State, "error", f.Err)
+	}
+	return err
+}
+
+// maxLogged bounds the lines that one check writes.
+const maxLogged = 50
+
+// Compare compares everything with the kernel and names each difference. With repair they are mended at once; the error tells what could not
+// be mended or not be compared.
+func (d *Driver) Compare(ctx context.Context, repair bool) (Report, error) {
+	a := link.NewAudit(!repair)
+	errs := []error{d.awaitAllDeparted(ctx), d.step(func() error { return d.forgetRetired(time.Now()) }),
+		d.audited(a, "mesh", func() error { return d.checkMesh(a) })}
 	d.mu.Lock()
 	networks := slices.Clone(d.cfg.Networks)
 	d.mu.Unlock()
 	for i := range networks {
-		if ctx.Err() != nil {
-			return errors.Join(append(errs, ctx.Err())...)
+		if ctx.Err() == nil {
+			errs = append(errs, d.audited(a, "network "+networks[i].Name, func() error { return d.checkNetwork(a, networks[i].ID) }))
 		}
-		errs = append(errs, d.step(func() error { return d.checkNetwork(networks[i].ID) }))
 	}
-	errs = append(errs, d.step(func() error {
+	errs = append(errs, d.audited(a, "bridges", func() error {
 		if len(d.bridges) == 0 {
 			return nil
 		}
 		return d.setBridges(d.bridges, true)
-	}), d.step(func() error { return d.checkSandboxes(ctx) }))
-	return errors.Join(errs...)
+	}), d.checkSandboxes(ctx, a), ctx.Err())
+	var r Report
+	r.Findings, r.More = a.Findings()
+	return r, errors.Join(errs...)
 }
 
 func (d *Driver) step(f func() error) error {
@@ -42,161 +73,201 @@ func (d *Driver) step(f func() error) error {
 	return f()
 }
 
-func (d *Driver) checkMesh() error {
+// audited carries out f while the audit watches all that it may write with. An error of a dry run follows from what was found, because what is
+// missing is not made.
+func (d *Driver) audited(a *link.Audit, table string, f func() error) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	first := a.Count()
+	a.Enter(table)
+	d.watch(a)
+	err := f()
+	d.watch(nil)
+	switch {
+	case err == nil:
+	case !a.Dry():
+		a.Failed(first, err)
+	case a.Count() > first:
+		err = nil
+	default:
+		a.Add("table", table, "cannot be compared: "+err.Error())
+		err = nil
+	}
+	return err
+}
+
+func (d *Driver) watch(a *link.Audit) {
+	d.conn.Watch(a)
+	d.host.Watch(a)
+	d.nft.Watch(a)
+	for _, r := range d.routers {
+		r.watch(a)
+	}
+}
+
+func (r *router) watch(a *link.Audit) {
+	r.conn.Watch(a)
+	r.ns.Watch(a)
+	r.nft.Watch(a)
+}
+
+func (d *Driver) checkMesh(a *link.Audit) error {
 	if !d.have {
 		return nil
 	}
-	d.removeRouters(true)
-	return d.applyMesh(true)
+	left, err := d.leftRouters()
+	for _, f := range left {
+		a.Add("namespace", f, "surplus")
+	}
+	if a.Dry() {
+		defer d.mesh.forget() // nothing of it was written
+	} else {
+		d.removeRouters(true)
+	}
+	return errors.Join(err, d.applyMesh(true))
 }
 
-func (d *Driver) checkNetwork(id string) error {
+// leftRouters are files of router namespaces that no network has.
+func (d *Driver) leftRouters() ([]string, error) {
+	_, files, err := d.netnsFiles()
 	for i := range d.cfg.Networks {
-		if d.cfg.Networks[i].ID == id {
-			return d.applyNetwork(&d.cfg.Networks[i], true)
+		name := filepath.Base(d.routerFile(d.cfg.Networks[i].ID))
+		files = slices.DeleteFunc(files, func(f string) bool { return f == name })
+	}
+	return slices.DeleteFunc(files, func(f string) bool { return d.routerOfFile(f) != nil }), err
+}
+
+func (d *Driver) checkNetwork(a *link.Audit, id string) error {
+	i := slices.IndexFunc(d.cfg.Networks, func(nw Network) bool { return nw.ID == id })
+	if i < 0 {
+		return nil // it went meanwhile
+	}
+	nw := &d.cfg.Networks[i]
+	r := d.routers[id]
+	if !d.keepRouter(a, r, d.routerFile(id)) {
+		return nil
+	}
+	err := d.applyNetwork(nw, true)
+	if a.Dry() {
+		r.forget()
+	}
+	return err
+}
+
+// keepRouter sees to it that the file of a router's namespace leads to it: somebody may have unmounted it, and the next daemon would find
+// none. The namespace lives on while this one has it open. It returns false when there is nothing to compare.
+func (d *Driver) keepRouter(a *link.Audit, r *router, file string) bool {
+	if r == nil {
+		a.Add("namespace", filepath.Base(file), "missing")
+		return !a.Dry()
+	}
+	cur, err := link.OpenNS(file)
+	if err == nil {
+		same := cur.Same(r.ns)
+		cur.Close()
+		if same {
+			return true
 		}
 	}
-	return nil // it went meanwhile
+	a.Add("namespace", filepath.Base(file), "missing: its file leads elsewhere")
+	if a.Dry() {
+		return false
+	}
+	if err := errors.Join(link.RemoveNS(file), r.ns.Mount(file)); err != nil {
+		d.log.Warn("a router's namespace has no file any more and is made anew", "file", file, "error", err)
+	}
+	return true
 }
 
-func (d *Driver) checkSandboxes(ctx context.Context) error {
-	if d.have {
+// checkSandboxes looks at the outer ends of all legs, and at what answers names inside. The inner ends belong to the containers.
+func (d *Driver) checkSandboxes(ctx context.Context, a *link.Audit) error {
+	d.mu.Lock()
+	if d.have && !a.Dry() {
 		d.takeWaiting(ctx)
 	}
-	damaged, err := d.damagedSandboxes()
+	ids := slices.Sorted(maps.Keys(d.boxes))
+	d.mu.Unlock()
+	var err error
+	for part := range slices.Chunk(ids, boxesPerStep) {
+		if ctx.Err() != nil {
+			break
+		}
+		err = errors.Join(err, d.checkBoxes(ctx, a, part))
+	}
+	return err
+}
+
+func (d *Driver) checkBoxes(ctx context.Context, a *link.Audit, ids []string) error {
+	var damaged []string
+	err := d.audited(a, "containers", func() error {
+		links := map[*link.Conn]map[string]link.Link{}
+		var errs []error
+		for _, id := range ids {
+			b := d.boxes[id]
+			if b == nil { // it went meanwhile
+				continue
+			}
+			a.Enter("container " + id)
+			ok, err := d.checkBox(a, b.spec, links)
+			if !ok {
+				damaged = append(damaged, id)
+			} else if err != nil {
+				errs = append(errs, fmt.Errorf("network of container %s: %w", id, err))
+			}
+		}
+		return errors.Join(errs...)
+	})
+	if a.Dry() {
+		return err
+	}
 	for _, id := range damaged {
-		d.log.Warn("mending the network of a container", "container", id)
-		if e := d.mendSandbox(ctx, d.boxes[id].spec); e != nil {
+		e := d.step(func() error {
+			if b := d.boxes[id]; b != nil {
+				return d.mendSandbox(ctx, b.spec)
+			}
+			return nil
+		})
+		if e != nil {
 			err = errors.Join(err, fmt.Errorf("network of container %s: %w", id, e))
 		}
 	}
 	return err
 }
 
-// outside is what one namespace has of legs: devices by name and the device of each route.
-type outside struct {
-	links  map[string]link.Link
-	routes map[link.RouteKey]link.Route
-}
-
-func look(c *link.Conn) (o outside, err error) {
-	if o.links, err = c.Links(); err == nil {
-		o.routes, err = c.Routes()
+// checkBox compares one container's legs. It returns false for one that must be mended from the inside, too, because an end is gone.
+func (d *Driver) checkBox(a *link.Audit, s Sandbox, links map[*link.Conn]map[string]link.Link) (ok bool, err error) {
+	if ns, err := link.OpenNS(d.sandboxFile(s.ID)); err != nil {
+		a.Add("namespace", s.ID, "missing: "+err.Error())
+		return false, nil
+	} else {
+		ns.Close()
 	}
-	return o, err
-}
-
-// leads tells that a device is up and that the route to the address, if one is given, leads to it.
-func (o outside) leads(device string, a netip.Addr) bool {
-	l, ok := o.links[device]
-	return ok && l.Up && (!a.IsValid() || o.routes[link.RouteKey{Dst: host(a)}].Dev == l.Index)
-}
-
-// damagedSandboxes looks at the outer ends of all legs. The inner ends belong to the containers.
-func (d *Driver) damagedSandboxes() ([]string, error) {
-	node, err := look(d.conn)
+	plans, err := d.plans(s)
 	if err != nil {
-		return nil, err
+		return true, err
 	}
-	routers := map[string]outside{}
-	for id, r := range d.routers {
-		if routers[id], err = look(r.conn); err != nil {
-			return nil, err
+	ok = true
+	for _, p := range plans {
+		if links[p.outer] == nil {
+			if links[p.outer], err = p.outer.Links(); err != nil {
+				return true, err
+			}
+		}
+		l, there := links[p.outer][p.outerName]
+		switch {
+		case !there:
+			a.Add("device", p.outerName, "missing")
+			ok = false
+		case !l.Up:
+			a.Add("device", p.outerName, "differs: it is down")
+			ok = false
+		default:
+			err = errors.Join(err, p.attach(l.Index))
 		}
 	}
-	var out []string
-	for id, b := range d.boxes {
-		ok := !b.spec.Gateway4.IsValid() || node.leads(gatewayPrefix+tag(id), b.spec.Gateway4)
-		for _, l := range b.spec.Legs {
-			ok = ok && routers[l.NetworkID].leads(legPrefix+tag(id), l.Addr4.Addr())
-		}
-		for _, l := range b.spec.Bridges {
-			ok = ok && node.leads(bridgeLegName(id, l.BridgeID), netip.Addr{})
-		}
-		if !ok {
-			out = append(out, id)
-		}
+	if s.DNS && !d.dns.Serves(s.ID) {
+		a.Add("DNS", dnsResolver, "missing: nothing answers")
+		ok = false
 	}
-	return out, nil
-}
-
-// Leave removes what belongs to the cluster: overlay networks, the mesh, its rules and table. Sandboxes lose those legs; bridges stay.
-func (d *Driver) Leave(ctx context.Context) error {
-	err := d.awaitAllDeparted(ctx)
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if err := errors.Join(err, d.leave()); err != nil {
-		return fmt.Errorf("remove the cluster's networks from this node: %w", err)
-	}
-	return nil
-}
-
-func (d *Driver) leave() error {
-	for id, r := range d.routers {
-		if d.removeRouter(r, true) {
-			delete(d.routers, id)
-		}
-	}
-	_, routers, err := d.netnsFiles()
-	for _, f := range routers {
-		path := filepath.Join(d.netnsDir(), f)
-		if r, e := openRouter(path, false); e != nil {
-			err = errors.Join(err, link.RemoveNS(path))
-		} else {
-			d.removeRouter(r, true)
-		}
-	}
-	err = errors.Join(err, d.deleteLinks(func(name string, _ link.Link) bool {
-		return name == meshDevice || strings.HasPrefix(name, gatewayPrefix)
-	}))
-	rules, e := d.conn.Rules()
-	err = errors.Join(err, e, d.conn.Do(link.Diff(nil, rules, link.SetRule, link.DelRule)))
-	routes, e := d.conn.Routes()
-	err = errors.Join(err, e, d.conn.Do(link.Diff(nil, routes, link.SetRoute, link.DelRoute)))
-	err = errors.Join(err, d.nft.Delete(nft.IPv4, "skein_mesh"))
-	for _, b := range d.boxes {
-		b.spec.Legs, b.spec.Gateway4, b.spec.Gateway6 = nil, netip.Addr{}, netip.Addr{}
-	}
-	clear(d.waiting)
-	clear(d.mesh.gateways)
-	d.mesh.device, d.have, d.cfg = 0, false, Config{}
-	d.mesh.table = nil
-	d.mesh.forget()
-	d.updateDNS()
-	return err
-}
-
-func (d *Driver) deleteLinks(ours func(string, link.Link) bool) error {
-	links, err := d.conn.Links()
-	for name, l := range links {
-		if ours(name, l) {
-			err = errors.Join(err, d.conn.DelLink(name))
-		}
-	}
-	return err
-}
-
-// Teardown removes everything of ours from this node: sandboxes, networks, the mesh, bridges, rules and tables. It works without any
-// memory of what was made, so it also cleans up after a driver that died. Kernel settings (ip_forward) stay.
-func (d *Driver) Teardown(ctx context.Context) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	boxes, _, err := d.netnsFiles()
-	var all []*departure
-	for _, id := range boxes {
-		p, e := d.dismiss(ctx, id)
-		err = errors.Join(err, e)
-		all = append(all, p)
-	}
-	_, e := d.finish(all)
-	err = errors.Join(err, e)
-	err = errors.Join(err, d.leave(), d.deleteLinks(func(name string, l link.Link) bool {
-		return strings.HasPrefix(name, bridgePrefix) || strings.HasPrefix(l.Alias, bridgeAlias)
-	}), d.nft.Delete(nft.IPv4, "skein_bridge"))
-	clear(d.boxes)
-	d.bridges, d.bridgeTable = map[string]Bridge{}, nil
-	if err != nil {
-		return fmt.Errorf("remove networks of this node: %w", err)
-	}
-	return nil
+	return ok, err
 }

@@ -208,8 +208,9 @@ func (d *Driver) ensureVXLAN(to *link.Conn, name string, vni uint32, mtu int) (i
 	}
 	exists := err == nil
 	want.Index, want.Master, want.Alias = have.Index, have.Master, have.Alias
+	noFilter := map[string]string{"ipv4/conf/" + name + "/rp_filter": "0"}
 	if exists && have == want {
-		return have.Index, mtu, nil
+		return have.Index, mtu, to.NS.Sysctl(noFilter)
 	}
 	if exists {
 		if err := to.DelLink(name); err != nil {
@@ -223,8 +224,7 @@ func (d *Driver) ensureVXLAN(to *link.Conn, name string, vni uint32, mtu int) (i
 	if have, err = to.Link(name); err != nil {
 		return 0, 0, err
 	}
-	err = to.NS.Sysctl(map[string]string{"ipv4/conf/" + name + "/rp_filter": "0"})
-	return have.Index, mtu, err
+	return have.Index, mtu, to.NS.Sysctl(noFilter)
 }
 
 func (d *Driver) underlay() netip.Addr {

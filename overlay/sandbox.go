@@ -254,8 +254,8 @@ func (d *Driver) overlayPlan(s Sandbox, l Leg) (plan, error) {
 			return msgs
 		},
 		attach: func(dev int) error {
-			// Per device: new namespaces have no default for neighbour settings.
-			if err := r.ns.Sysctl(map[string]string{"ipv4/neigh/" + name + "/proxy_delay": "0"}); err != nil {
+			// Per device: new namespaces have no default for neighbour settings; the others are the namespace's defaults, which a check must see.
+			if err := r.ns.Sysctl(map[string]string{"ipv4/neigh/" + name + "/proxy_delay": "0", "ipv4/conf/" + name + "/proxy_arp": "1", "ipv4/conf/" + name + "/rp_filter": "1"}); err != nil {
 				return err
 			}
 			var msgs []link.Message

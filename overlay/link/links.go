@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,9 +17,12 @@ func (m MAC) String() string {
 }
 
 // Conn is an rtnetlink connection into one namespace.
+//
+// Whoever shares one while it is watched (see Audit) must hold the lock under which that happens.
 type Conn struct {
 	*Socket
-	NS *NS
+	NS    *NS
+	watch atomic.Pointer[watch]
 }
 
 // Dial opens a connection into ns; ns must stay open as long as the connection is used.
@@ -262,21 +266,25 @@ func (c *Conn) SetMTU(index, mtu int) error {
 }
 
 // DelLink deletes a device by name; a missing one is not an error.
-func (c *Conn) DelLink(name string) error {
+func (c *Conn) DelLink(name string) error { return deleteLink(c.Do, name) }
+
+func (s *Socket) delLink(name string) error { return deleteLink(s.Do, name) }
+
+func deleteLink(do func([]Message, ...unix.Errno) error, name string) error {
 	body := Attrs{b: ifinfo(0, 0, 0)}
 	body.Str(unix.IFLA_IFNAME, name)
-	if err := c.Do([]Message{{Type: unix.RTM_DELLINK, Body: body.b}}, unix.ENODEV); err != nil {
+	if err := do([]Message{{Type: unix.RTM_DELLINK, Body: body.b}}, unix.ENODEV); err != nil {
 		return fmt.Errorf("delete link %s: %w", name, err)
 	}
 	return nil
 }
 
 // DelLinks deletes devices by name in one go, which costs hardly more than one; missing ones are not an error. It marks them by a device
-// group that must be used for nothing else.
+// group that must be used for nothing else. It may run beside an audit of the connection, which does not see it.
 func (c *Conn) DelLinks(names []string, group uint32) error {
 	if len(names) < 2 {
 		for _, n := range names {
-			return c.DelLink(n)
+			return c.Socket.delLink(n)
 		}
 		return nil
 	}
@@ -287,12 +295,12 @@ func (c *Conn) DelLinks(names []string, group uint32) error {
 		body.U32(unix.IFLA_GROUP, group)
 		msgs = append(msgs, Message{Type: unix.RTM_SETLINK, Body: body.b})
 	}
-	if err := c.Do(msgs, unix.ENODEV); err != nil {
+	if err := c.Socket.Do(msgs, unix.ENODEV); err != nil {
 		return fmt.Errorf("mark links for deletion: %w", err)
 	}
 	body := Attrs{b: ifinfo(0, 0, 0)}
 	body.U32(unix.IFLA_GROUP, group)
-	if err := c.Do([]Message{{Type: unix.RTM_DELLINK, Body: body.b}}, unix.ENODEV); err != nil {
+	if err := c.Socket.Do([]Message{{Type: unix.RTM_DELLINK, Body: body.b}}, unix.ENODEV); err != nil {
 		return fmt.Errorf("delete %d links: %w", len(names), err)
 	}
 	return nil

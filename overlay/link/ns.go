@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,7 +15,8 @@ import (
 type NS struct {
 	f *os.File
 	// own is true when every thread of this process is already in the namespace, so that Do need not switch.
-	own bool
+	own   bool
+	watch atomic.Pointer[Audit]
 }
 
 // Current is the namespace of the calling process.
@@ -168,6 +170,9 @@ func onThread(fn func() error) error {
 // error unless it ends in "?".
 func (n *NS) Sysctl(kv map[string]string) error {
 	return n.Do(func() error {
+		if a := n.watch.Load(); a != nil {
+			kv = auditSysctl(a, kv)
+		}
 		for k, v := range kv {
 			optional := k[len(k)-1] == '?'
 			if optional {

@@ -14,6 +14,10 @@ import (
 func (s *Syncer) Exists(t *Table) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.exists(t)
+}
+
+func (s *Syncer) exists(t *Table) (bool, error) {
 	get := message(unix.NFT_MSG_GETTABLE, 0, t.Family, func(a *link.Attrs) { a.Str(unix.NFTA_TABLE_NAME, t.Name) })
 	_, _, err := s.sock.Get(get)
 	if errors.Is(err, unix.ENOENT) {
@@ -26,10 +30,16 @@ func (s *Syncer) Exists(t *Table) (bool, error) {
 func (s *Syncer) dump(want *Table) (*Table, error) {
 	t := &Table{Family: want.Family, Name: want.Name}
 	get := message(unix.NFT_MSG_GETTABLE, 0, t.Family, func(a *link.Attrs) { a.Str(unix.NFTA_TABLE_NAME, t.Name) })
-	if _, _, err := s.sock.Get(get); errors.Is(err, unix.ENOENT) {
+	_, b, err := s.sock.Get(get)
+	if errors.Is(err, unix.ENOENT) {
 		return nil, nil
 	} else if err != nil {
 		return nil, err
+	}
+	for typ, v := range link.Parse(b[min(4, len(b)):]) {
+		if typ == unix.NFTA_TABLE_FLAGS {
+			t.flags = be32(v)
+		}
 	}
 	if err := s.dumpChains(t); err != nil {
 		return nil, err
@@ -66,6 +76,8 @@ func (s *Syncer) dumpChains(t *Table) error {
 				c.Name = cString(v)
 			case unix.NFTA_CHAIN_TYPE:
 				c.Type = cString(v)
+			case unix.NFTA_CHAIN_POLICY:
+				c.drops = be32(v) != policyAccept
 			case unix.NFTA_CHAIN_HOOK:
 				for typ, v := range link.Parse(v) {
 					switch typ {

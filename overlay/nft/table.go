@@ -25,6 +25,7 @@ type Table struct {
 	Name   string
 	Sets   []*Set
 	Chains []*Chain
+	flags  uint32 // of a table read from the kernel; ours have none
 }
 
 // Type is the type of a set's key field or value: its size, and nft's number for it, which only matters to people who list the table.
@@ -151,6 +152,7 @@ type Chain struct {
 	Hook     uint32
 	Priority int32
 	Rules    []Rule
+	drops    bool // of a chain read from the kernel: its policy is not accept, as ours is
 }
 
 // Rule is a list of encoded expressions.
@@ -176,6 +178,7 @@ type Syncer struct {
 	mu     sync.Mutex
 	sock   *link.Socket
 	synced map[*Table]bool // the kernel has the table but for what its sets remember as changed
+	audit  *link.Audit     // nil: nobody watches
 }
 
 // NewSyncer opens a netfilter connection into ns.
@@ -215,8 +218,9 @@ func (s *Syncer) Sync(want *Table, full bool) (changed bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	replace, exists := false, false
-	if full || !s.synced[want] {
-		have, err := s.dump(want)
+	var have *Table
+	if full || !s.synced[want] || s.audit != nil {
+		have, err = s.dump(want)
 		if err != nil {
 			return false, fmt.Errorf("read nft table %s: %w", want.Name, err)
 		}
@@ -234,6 +238,12 @@ func (s *Syncer) Sync(want *Table, full bool) (changed bool, err error) {
 		msgs = replaceTable(want, exists)
 	} else {
 		msgs = elementChanges(want)
+	}
+	if s.audit != nil && len(msgs) > 0 {
+		s.report(want, have, replace)
+		if s.audit.Dry() {
+			return true, nil
+		}
 	}
 	if len(msgs) > 0 {
 		if err := s.transact(msgs); err != nil {
@@ -264,6 +274,18 @@ func (s *Syncer) Delete(family byte, name string) error {
 		}
 	}
 	t := &Table{Family: family, Name: name}
+	if s.audit != nil {
+		there, err := s.exists(t)
+		if err != nil {
+			return fmt.Errorf("look for nft table %s: %w", name, err)
+		}
+		if there {
+			s.audit.Add("nft table", familyName(family)+" "+name, "surplus")
+		}
+		if !there || s.audit.Dry() {
+			return nil
+		}
+	}
 	// Creating first makes deletion of a missing table succeed in the same transaction.
 	if err := s.transact([]link.Message{newTable(t), delTable(t)}); err != nil {
 		return fmt.Errorf("delete nft table %s: %w", name, err)
@@ -273,7 +295,7 @@ func (s *Syncer) Delete(family byte, name string) error {
 
 // sameShape compares everything but elements.
 func sameShape(a, b *Table) bool {
-	if len(a.Sets) != len(b.Sets) || len(a.Chains) != len(b.Chains) {
+	if a.flags != b.flags || len(a.Sets) != len(b.Sets) || len(a.Chains) != len(b.Chains) {
 		return false
 	}
 	sets := map[string]*Set{}
@@ -292,7 +314,7 @@ func sameShape(a, b *Table) bool {
 	}
 	for _, c := range a.Chains {
 		o := chains[c.Name]
-		if o == nil || len(c.Rules) != len(o.Rules) || c.Type != o.Type || c.Type != "" && (c.Hook != o.Hook || c.Priority != o.Priority) {
+		if o == nil || c.drops != o.drops || len(c.Rules) != len(o.Rules) || c.Type != o.Type || c.Type != "" && (c.Hook != o.Hook || c.Priority != o.Priority) {
 			return false
 		}
 		for i := range c.Rules {

@@ -15,6 +15,7 @@ const (
 	elementsPerMessage = 500
 	verdictType        = 0xffffff00
 	udataComment       = 0
+	policyAccept       = 1
 	setDescConcat      = 2
 	setFlagConcat      = 0x80
 )
@@ -90,7 +91,7 @@ func newChain(t *Table, c *Chain) link.Message {
 			h.BE32(unix.NFTA_HOOK_HOOKNUM, c.Hook)
 			h.BE32(unix.NFTA_HOOK_PRIORITY, uint32(c.Priority))
 		})
-		a.BE32(unix.NFTA_CHAIN_POLICY, 1) // accept
+		a.BE32(unix.NFTA_CHAIN_POLICY, policyAccept)
 		a.Str(unix.NFTA_CHAIN_TYPE, c.Type)
 	})
 }

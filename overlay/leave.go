@@ -1,0 +1,94 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"strings"
+
+	"skein/overlay/link"
+	"skein/overlay/nft"
+)
+
+// Leave removes what belongs to the cluster: overlay networks, the mesh, its rules and table. Sandboxes lose those legs; bridges stay.
+func (d *Driver) Leave(ctx context.Context) error {
+	err := d.awaitAllDeparted(ctx)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := errors.Join(err, d.leave()); err != nil {
+		return fmt.Errorf("remove the cluster's networks from this node: %w", err)
+	}
+	return nil
+}
+
+func (d *Driver) leave() error {
+	for id, r := range d.routers {
+		if d.removeRouter(r, true) {
+			delete(d.routers, id)
+		}
+	}
+	_, routers, err := d.netnsFiles()
+	for _, f := range routers {
+		path := filepath.Join(d.netnsDir(), f)
+		if r, e := openRouter(path, false); e != nil {
+			err = errors.Join(err, link.RemoveNS(path))
+		} else {
+			d.removeRouter(r, true)
+		}
+	}
+	err = errors.Join(err, d.deleteLinks(func(name string, _ link.Link) bool {
+		return name == meshDevice || strings.HasPrefix(name, gatewayPrefix)
+	}))
+	rules, e := d.conn.Rules()
+	err = errors.Join(err, e, d.conn.Do(link.Diff(nil, rules, link.SetRule, link.DelRule)))
+	routes, e := d.conn.Routes()
+	err = errors.Join(err, e, d.conn.Do(link.Diff(nil, routes, link.SetRoute, link.DelRoute)))
+	err = errors.Join(err, d.nft.Delete(nft.IPv4, "skein_mesh"))
+	for _, b := range d.boxes {
+		b.spec.Legs, b.spec.Gateway4, b.spec.Gateway6 = nil, netip.Addr{}, netip.Addr{}
+	}
+	clear(d.waiting)
+	clear(d.mesh.gateways)
+	d.mesh.device, d.have, d.cfg = 0, false, Config{}
+	d.mesh.table = nil
+	d.mesh.forget()
+	d.updateDNS()
+	return err
+}
+
+func (d *Driver) deleteLinks(ours func(string, link.Link) bool) error {
+	links, err := d.conn.Links()
+	for name, l := range links {
+		if ours(name, l) {
+			err = errors.Join(err, d.conn.DelLink(name))
+		}
+	}
+	return err
+}
+
+// Teardown removes everything of ours from this node: sandboxes, networks, the mesh, bridges, rules and tables. It works without any
+// memory of what was made, so it also cleans up after a driver that died. Kernel settings (ip_forward) stay.
+func (d *Driver) Teardown(ctx context.Context) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	boxes, _, err := d.netnsFiles()
+	var all []*departure
+	for _, id := range boxes {
+		p, e := d.dismiss(ctx, id)
+		err = errors.Join(err, e)
+		all = append(all, p)
+	}
+	_, e := d.finish(all)
+	err = errors.Join(err, e)
+	err = errors.Join(err, d.leave(), d.deleteLinks(func(name string, l link.Link) bool {
+		return strings.HasPrefix(name, bridgePrefix) || strings.HasPrefix(l.Alias, bridgeAlias)
+	}), d.nft.Delete(nft.IPv4, "skein_bridge"))
+	clear(d.boxes)
+	d.bridges, d.bridgeTable = map[string]Bridge{}, nil
+	if err != nil {
+		return fmt.Errorf("remove networks of this node: %w", err)
+	}
+	return nil
+}
