@@ -61,6 +61,7 @@ type State struct {
 	hostWish map[Port]map[string]bool
 	hostUsed map[nodePort]string // task id
 	generic  genericUse
+	fixed6   map[fixedKey]string // container id
 
 	rest     queue // addresses and subnets, AddressRest
 	restIdx  queue // node indexes, IndexRest
@@ -91,6 +92,7 @@ func New(j *Journal) *State {
 		ingress:  map[Port]string{},
 		hostWish: map[Port]map[string]bool{},
 		hostUsed: map[nodePort]string{},
+		fixed6:   map[fixedKey]string{},
 		rest:     queue{rest: AddressRest},
 		restIdx:  queue{rest: IndexRest},
 		restNets: map[netip.Prefix]int{},

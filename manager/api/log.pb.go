@@ -4964,6 +4964,7 @@ type AttachmentWish struct {
 	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`         // the container's
 	Active        bool                   `protobuf:"varint,4,opt,name=active,proto3" json:"active,omitempty"`    // it runs, or is about to: others find it
 	Networks      []*AttachedNetwork     `protobuf:"bytes,5,rep,name=networks,proto3" json:"networks,omitempty"` // with the addresses that were asked for, if any
+	Gateway       bool                   `protobuf:"varint,6,opt,name=gateway,proto3" json:"gateway,omitempty"`  // it needs a way out: an address of the node's block
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5031,6 +5032,13 @@ func (x *AttachmentWish) GetNetworks() []*AttachedNetwork {
 		return x.Networks
 	}
 	return nil
+}
+
+func (x *AttachmentWish) GetGateway() bool {
+	if x != nil {
+		return x.Gateway
+	}
+	return false
 }
 
 // AttachedNetwork is one network of a container that is no task.
@@ -5841,13 +5849,14 @@ const file_log_proto_rawDesc = "" +
 	"\x04pids\x18\x17 \x03(\x11R\x04pids\x12\x14\n" +
 	"\x05exits\x18\x18 \x03(\x11R\x05exits\x12\x1a\n" +
 	"\bstatuses\x18\x19 \x03(\fR\bstatuses\x12\x16\n" +
-	"\x06extras\x18\x1a \x03(\fR\x06extras\"\xa0\x01\n" +
+	"\x06extras\x18\x1a \x03(\fR\x06extras\"\xba\x01\n" +
 	"\x0eAttachmentWish\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x17\n" +
 	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12\x16\n" +
 	"\x06active\x18\x04 \x01(\bR\x06active\x129\n" +
-	"\bnetworks\x18\x05 \x03(\v2\x1d.skein.api.v1.AttachedNetworkR\bnetworks\"\xa2\x01\n" +
+	"\bnetworks\x18\x05 \x03(\v2\x1d.skein.api.v1.AttachedNetworkR\bnetworks\x12\x18\n" +
+	"\agateway\x18\x06 \x01(\bR\agateway\"\xa2\x01\n" +
 	"\x0fAttachedNetwork\x12\x1d\n" +
 	"\n" +
 	"network_id\x18\x01 \x01(\tR\tnetworkId\x12\x14\n" +

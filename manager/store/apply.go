@@ -151,6 +151,16 @@ func (s *state) applyChange(c *api.Change) ([]ItemError, error) {
 	case *api.Change_DeleteTasks:
 		return s.deleteTasks(k.DeleteTasks)
 	}
+	return s.applyLater(c)
+}
+
+func (s *state) applyLater(c *api.Change) ([]ItemError, error) {
+	switch k := c.Kind.(type) {
+	case *api.Change_PutAttachment:
+		return nil, s.putAttachment(k.PutAttachment)
+	case *api.Change_DeleteAttachment:
+		return nil, s.deleteAttachment(k.DeleteAttachment)
+	}
 	return s.applyPacked(c)
 }
 

@@ -115,6 +115,9 @@ func (s *state) deleteNode(id string) error {
 			s.orphan(t, "node "+either(n.Hostname, id)+" was removed from the cluster")
 		}
 	}
+	for _, a := range s.attachmentsOf(nodePair + id) {
+		s.dropAttachment(a)
+	}
 	s.alloc.RemoveNode(n, s.time)
 	s.nodes.del(id)
 	s.changedObject(KindNode, id)
@@ -403,6 +406,9 @@ func (s *state) deleteNetwork(id string) error {
 	}
 	if users := s.servicesUsing(id); len(users) > 0 {
 		return api.Errorf(errPrecondition, "network %s is in use by service %s: remove the service or detach it first", n.Name, s.services.get(users[0]).Name)
+	}
+	if err := s.leaveNetwork(n); err != nil {
+		return err
 	}
 	if t := s.holder(id, api.TaskRunning); t != "" {
 		return api.Errorf(errPrecondition, "network %s is in use by task %s: wait until the service's update is done", n.Name, t)

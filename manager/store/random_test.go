@@ -78,7 +78,7 @@ func (g *generator) someTask() *store.Task {
 
 func (g *generator) change() *api.Change {
 	states := []api.TaskState{api.TaskPreparing, api.TaskRunning, api.TaskRunning, api.TaskComplete, api.TaskFailed, api.TaskShutdown, api.TaskOrphaned}
-	switch g.IntN(21) {
+	switch g.IntN(24) {
 	case 0:
 		return putNode(g.id("n", 6), "host")
 	case 1:
@@ -89,6 +89,7 @@ func (g *generator) change() *api.Change {
 	case 2:
 		n := &api.NetworkRecord{Id: g.id("net", 5), Internal: g.IntN(3) == 0}
 		n.Name = n.Id + "-name"
+		n.Attachable = g.IntN(4) > 0
 		if g.IntN(3) == 0 {
 			n.Subnet4 = fmt.Sprintf("192.168.%d.0/%d", g.IntN(3), 24+g.IntN(6))
 		}
@@ -102,6 +103,8 @@ func (g *generator) change() *api.Change {
 		return deleteService(g.id("s", 5))
 	case 19:
 		return g.dependency()
+	case 21, 22, 23:
+		return g.attachment()
 	case 8:
 		return expect([]string{"node", "service", "network", "task"}[g.IntN(4)], g.id("s", 5), uint64(g.IntN(3)))
 	case 9, 10, 11:
@@ -189,6 +192,7 @@ func check(t *testing.T, s *store.Store) {
 				t.Fatalf("service %s: decoded revisions do not match", svc.Id)
 			}
 		}
+		checkAttachments(t, tx, hold)
 		checkTasks(t, tx, hold)
 	})
 }

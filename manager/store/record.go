@@ -15,6 +15,8 @@ type (
 	Network = api.NetworkRecord
 	// Dependency is a secret or a config.
 	Dependency = api.DependencyRecord
+	// Attachment is what a container that is no task holds of the cluster's networks.
+	Attachment = api.AttachmentRecord
 )
 
 // Kinds of dependencies.

@@ -30,7 +30,7 @@ func (s *Store) Snapshot() func(io.Writer) error {
 	c := &frozen{
 		header: &api.SnapshotHeader{Format: api.FormatV1, Level: st.level(), Index: st.version, TimeUnixNano: st.time, NextVni: st.alloc.NextVNI()},
 		nodes:  st.nodes.clone(), services: st.services.clone(), networks: st.networks.clone(), tasks: st.tasks.freeze(),
-		deps: st.deps.clone(), past: st.past.clone(), extra: st.extra.clone(), homes: st.homes.clone(),
+		deps: st.deps.clone(), past: st.past.clone(), extra: st.extra.clone(), homes: st.homes.clone(), attachments: st.attachments.clone(),
 		cluster: st.cluster, quarantine: st.alloc.Quarantine(),
 	}
 	return c.write
@@ -46,17 +46,18 @@ func (s *Store) Hash() [sha256.Size]byte {
 }
 
 type frozen struct {
-	header     *api.SnapshotHeader
-	cluster    *Cluster
-	nodes      table[string, *Node]
-	services   table[string, *Service]
-	networks   table[string, *Network]
-	tasks      *taskTable
-	deps       table[string, *Dependency]
-	past       table[revKey, *api.PastRevision]
-	extra      table[string, *api.TaskExtra]
-	homes      table[homeKey, string]
-	quarantine []*api.Quarantine
+	header      *api.SnapshotHeader
+	cluster     *Cluster
+	nodes       table[string, *Node]
+	services    table[string, *Service]
+	networks    table[string, *Network]
+	tasks       *taskTable
+	deps        table[string, *Dependency]
+	past        table[revKey, *api.PastRevision]
+	extra       table[string, *api.TaskExtra]
+	homes       table[homeKey, string]
+	attachments table[string, *api.AttachmentRecord]
+	quarantine  []*api.Quarantine
 }
 
 func (f *frozen) write(w io.Writer) error {
@@ -89,6 +90,9 @@ func (f *frozen) write(w io.Writer) error {
 	f.homes.from(homeKey{}, func(k homeKey, node string) bool {
 		cw.put(&api.SnapshotChunk{Kind: &api.SnapshotChunk_VolumeHome{VolumeHome: &api.VolumeHome{ServiceId: k.service, Slot: k.slot, Volume: k.volume, NodeId: node}}})
 		return true
+	})
+	each(f.attachments, func(a *api.AttachmentRecord) {
+		cw.put(&api.SnapshotChunk{Kind: &api.SnapshotChunk_Attachment{Attachment: a}})
 	})
 	for _, q := range f.quarantine {
 		cw.put(&api.SnapshotChunk{Kind: &api.SnapshotChunk_Quarantine{Quarantine: q}})
@@ -249,6 +253,8 @@ func (l *loader) load(n uint64, m *api.SnapshotChunk) error {
 		return l.loadColumns(k.TaskColumns)
 	case *api.SnapshotChunk_TaskExtra:
 		return s.loadExtra(k.TaskExtra)
+	case *api.SnapshotChunk_Attachment:
+		return s.loadAttachment(k.Attachment)
 	case *api.SnapshotChunk_VolumeHome:
 		h := k.VolumeHome
 		s.homes.put(homeKey{h.ServiceId, h.Slot, h.Volume}, h.NodeId)

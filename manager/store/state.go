@@ -15,15 +15,16 @@ type state struct {
 	version uint64 // Raft index of the newest entry
 	time    int64  // its time
 
-	cluster  *Cluster
-	nodes    table[string, *Node]
-	services table[string, *Service]
-	networks table[string, *Network]
-	tasks    *taskTable
-	deps     table[string, *Dependency]
-	past     table[revKey, *api.PastRevision] // of the services, oldest first
-	extra    table[string, *api.TaskExtra]    // by task
-	homes    table[homeKey, string]           // node ids
+	cluster     *Cluster
+	nodes       table[string, *Node]
+	services    table[string, *Service]
+	networks    table[string, *Network]
+	tasks       *taskTable
+	deps        table[string, *Dependency]
+	past        table[revKey, *api.PastRevision] // of the services, oldest first
+	extra       table[string, *api.TaskExtra]    // by task
+	homes       table[homeKey, string]           // node ids
+	attachments table[string, *api.AttachmentRecord]
 
 	pastSize  map[string]int // bytes by service
 	pastTotal int
@@ -32,6 +33,7 @@ type state struct {
 	serviceNames map[string]string  // name → id
 	networkNames map[string]string
 	usedBy       table[pair, struct{}] // network, service
+	attachedTo   table[pair, struct{}] // network, or node behind nodePair; container
 
 	requests map[revKey]*allocator.TaskRequest // what tasks of a revision need; forgotten when services or networks change
 	grant    allocator.TaskGrant               // scratch
@@ -54,6 +56,8 @@ func newState() *state {
 		pastSize:     map[string]int{},
 		extra:        newTable[string, *api.TaskExtra](j, strings.Compare),
 		homes:        newTable[homeKey, string](j, compareHome),
+		attachments:  newTable[string, *api.AttachmentRecord](j, strings.Compare),
+		attachedTo:   newTable[pair, struct{}](j, comparePair),
 		depNames:     map[depName]string{},
 		serviceNames: map[string]string{},
 		networkNames: map[string]string{},

@@ -44,6 +44,11 @@ type ReadTx interface {
 	CountTasks() int
 	VolumeHome(serviceID string, slot uint64, volume string) string // node id, empty if it has none
 	TaskExtra(id string) *api.TaskExtra                             // nil for most tasks
+	// Attachments are of containers that are no tasks.
+	Attachment(id string) *Attachment
+	Attachments() []*Attachment
+	AttachmentsOfNode(nodeID string) []*Attachment
+	AttachmentsOfNetwork(networkID string) []*Attachment
 	// NodeByPrefix etc.: id, unique id prefix (tasks: too), or name, in docker's order. Not found and ambiguous are errdefs errors.
 	FindNode(ref string) (*Node, error)
 	FindService(ref string) (*Service, error)
@@ -75,6 +80,7 @@ const (
 	KindNetwork
 	KindTask
 	KindDependency
+	KindAttachment
 	kinds // how many there are
 )
 
