@@ -95,6 +95,7 @@ type Dispatcher struct {
 	ctx          context.Context
 	nodes        map[string]*node
 	tasks        map[string]*taskEntry
+	attached     map[string]*attachedEntry // containers that are no tasks
 	spread       *spread
 	dirty        dirty
 	greets       []*node // with sessions that wait for everything
@@ -124,7 +125,7 @@ func New(cfg Config) *Dispatcher {
 	return &Dispatcher{
 		cfg: cfg, writer: newWriter(cfg.Store, cfg.Log), soft: newSoftStates(),
 		calls: make(chan func(), callsBound), done: make(chan struct{}), probes: make(chan struct{}, maxProbes),
-		nodes: map[string]*node{}, tasks: map[string]*taskEntry{}, spread: newSpread(), templates: map[templateKey]*template{}, caution: cautionOf(nil),
+		nodes: map[string]*node{}, tasks: map[string]*taskEntry{}, attached: map[string]*attachedEntry{}, spread: newSpread(), templates: map[templateKey]*template{}, caution: cautionOf(nil),
 		creds: newCredentials(),
 	}
 }

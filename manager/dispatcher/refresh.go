@@ -13,7 +13,7 @@ import (
 type dirty struct {
 	all    bool
 	drains bool
-	keys   [store.KindDependency + 1][]string // by kind; an object may be in it twice
+	keys   [store.KindAttachment + 1][]string // by kind; an object may be in it twice
 	count  int
 }
 
@@ -60,6 +60,12 @@ func (x *dirty) everything(d *Dispatcher, tx store.ReadTx) {
 	})
 	for id := range d.tasks {
 		x.mark(store.KindTask, id)
+	}
+	for _, a := range tx.Attachments() {
+		x.mark(store.KindAttachment, a.Id)
+	}
+	for id := range d.attached {
+		x.mark(store.KindAttachment, id)
 	}
 }
 
@@ -156,6 +162,9 @@ func (d *Dispatcher) refresh(tx store.ReadTx, x *dirty) (managers bool) {
 	for _, id := range x.keys[store.KindTask] {
 		d.refreshTask(tx, id)
 	}
+	for _, id := range x.keys[store.KindAttachment] {
+		d.refreshAttachment(tx, id)
+	}
 	return managers
 }
 
@@ -202,6 +211,7 @@ func (d *Dispatcher) markTasks(tx store.ReadTx, node string, x *dirty) {
 	for _, t := range tx.TasksByNode(node) {
 		x.mark(store.KindTask, t.ID)
 	}
+	d.markAttachments(tx, node, x)
 }
 
 // tellsMore reports whether an agent has to hear of a change of its node's record.
@@ -306,9 +316,10 @@ func (e *taskEntry) tables() []string {
 }
 
 // need counts the tables that a node needs for a task.
-func (d *Dispatcher) need(e *taskEntry, by int) {
-	for _, id := range e.nets {
-		n := e.node
+func (d *Dispatcher) need(e *taskEntry, by int) { d.needNets(e.node, e.nets, by) }
+
+func (d *Dispatcher) needNets(n *node, nets []string, by int) {
+	for _, id := range nets {
 		n.nets[id] += by
 		if n.nets[id] <= 0 {
 			delete(n.nets, id)
