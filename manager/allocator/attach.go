@@ -24,7 +24,7 @@ func (s *State) SetAttachment(old *api.AttachmentRecord, w *api.AttachmentWish, 
 	kept := map[string]*api.AttachedNetwork{}
 	for _, n := range old.GetNetworks() {
 		i := slices.IndexFunc(w.Networks, func(x *api.AttachedNetwork) bool { return x.NetworkId == n.NetworkId })
-		if i >= 0 && keeps(n, w.Networks[i]) {
+		if i >= 0 && Keeps(n, w.Networks[i]) {
 			kept[n.NetworkId] = n
 		} else {
 			s.giveAttached(w.Id, n, now)
@@ -62,8 +62,8 @@ func (s *State) SetAttachment(old *api.AttachmentRecord, w *api.AttachmentWish, 
 	return rec, nil
 }
 
-// keeps reports whether what a container holds of a network is what it wishes now.
-func keeps(held, wish *api.AttachedNetwork) bool {
+// Keeps reports whether what a container holds of a network is what it wishes now.
+func Keeps(held, wish *api.AttachedNetwork) bool {
 	same := func(prefix string, fixed bool, want string) bool {
 		if want == "" {
 			return !fixed

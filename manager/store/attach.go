@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"skein/manager/allocator"
 	"skein/manager/api"
 )
 
@@ -202,3 +203,16 @@ func (v view) AttachmentsOfNode(id string) []*Attachment { return v.s.attachment
 
 // AttachmentsOfNetwork lists those that are on a network.
 func (v view) AttachmentsOfNetwork(id string) []*Attachment { return v.s.attachmentsOf(id) }
+
+// Meets reports whether a container's record is what a wish asks for already.
+func Meets(rec *Attachment, w *api.AttachmentWish) bool {
+	if rec == nil || rec.NodeId != w.NodeId || rec.Name != w.Name || rec.Active != w.Active || len(rec.Networks) != len(w.Networks) || (rec.Gateway4 != "") != w.Gateway {
+		return false
+	}
+	for i, n := range rec.Networks {
+		if n.NetworkId != w.Networks[i].NetworkId || !allocator.Keeps(n, w.Networks[i]) || !slices.Equal(n.Names, w.Networks[i].Names) {
+			return false
+		}
+	}
+	return true
+}
