@@ -1575,7 +1575,8 @@ type Assignment struct {
 	Dependencies      []string               `protobuf:"bytes,17,rep,name=dependencies,proto3" json:"dependencies,omitempty"` // ids of secrets and configs
 	Generic           []*GenericResource     `protobuf:"bytes,18,rep,name=generic,proto3" json:"generic,omitempty"`           // what the task holds of the node's generic resources
 	Templated         bool                   `protobuf:"varint,19,opt,name=templated,proto3" json:"templated,omitempty"`
-	RegistryAuth      []byte                 `protobuf:"bytes,20,opt,name=registry_auth,json=registryAuth,proto3" json:"registry_auth,omitempty"` // JSON of moby registry.AuthConfig, for the pull; never kept on a disk
+	RegistryAuth      []byte                 `protobuf:"bytes,20,opt,name=registry_auth,json=registryAuth,proto3" json:"registry_auth,omitempty"`  // JSON of moby registry.AuthConfig, for the pull; never kept on a disk
+	DrainTimeout      int64                  `protobuf:"varint,21,opt,name=drain_timeout,json=drainTimeout,proto3" json:"drain_timeout,omitempty"` // with desired >= SHUTDOWN: nanoseconds to wait for clients' connections; 0: as the node does by itself, below 0: not at all
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -1748,6 +1749,13 @@ func (x *Assignment) GetRegistryAuth() []byte {
 		return x.RegistryAuth
 	}
 	return nil
+}
+
+func (x *Assignment) GetDrainTimeout() int64 {
+	if x != nil {
+		return x.DrainTimeout
+	}
+	return 0
 }
 
 // TableUpdate carries the endpoint table of one network, or with table "mesh" the nodes and everything published.
@@ -2298,7 +2306,7 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\x13service_labels_json\x18\x05 \x01(\fR\x11serviceLabelsJson\x12.\n" +
 	"\x05ports\x18\x06 \x03(\v2\x18.skein.api.v1.PortConfigR\x05ports\x12\"\n" +
 	"\fdependencies\x18\a \x03(\tR\fdependencies\x12#\n" +
-	"\rregistry_auth\x18\b \x01(\fR\fregistryAuth\"\xac\x05\n" +
+	"\rregistry_auth\x18\b \x01(\fR\fregistryAuth\"\xd1\x05\n" +
 	"\n" +
 	"Assignment\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x1d\n" +
@@ -2323,7 +2331,8 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\fdependencies\x18\x11 \x03(\tR\fdependencies\x127\n" +
 	"\ageneric\x18\x12 \x03(\v2\x1d.skein.api.v1.GenericResourceR\ageneric\x12\x1c\n" +
 	"\ttemplated\x18\x13 \x01(\bR\ttemplated\x12#\n" +
-	"\rregistry_auth\x18\x14 \x01(\fR\fregistryAuth\"\x94\x04\n" +
+	"\rregistry_auth\x18\x14 \x01(\fR\fregistryAuth\x12#\n" +
+	"\rdrain_timeout\x18\x15 \x01(\x03R\fdrainTimeout\"\x94\x04\n" +
 	"\vTableUpdate\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x12\n" +
