@@ -791,7 +791,8 @@ func noLeaks(l *lab, h *labHost, open, shut BridgeLeg) {
 		legs   []BridgeLeg
 		leaves bool
 	}{{"cont-shut", []BridgeLeg{shut}, false}, {"cont-both", []BridgeLeg{shut, open}, true}} {
-		ns := l.sandbox(h, Sandbox{ID: c.id, DNS: true, Bridges: c.legs, Upstreams: []netip.AddrPort{netip.MustParseAddrPort(resolver)}})
+		h.resolvers = func() []netip.AddrPort { return []netip.AddrPort{netip.MustParseAddrPort(resolver)} }
+		ns := l.sandbox(h, Sandbox{ID: c.id, DNS: true, Bridges: c.legs})
 		m, err := query(ns, "udp", "secret.example.com", mdns.TypeA)
 		if err != nil || (m.Rcode == mdns.RcodeRefused) == c.leaves || (len(asked) > 0) != c.leaves {
 			l.t.Errorf("%s: a foreign name: %v, %v; %d questions left the node", c.id, m, err, len(asked))

@@ -7,6 +7,8 @@ package overlay
 
 import (
 	"net/netip"
+
+	"skein/overlay/dns"
 )
 
 // Config is the whole desired state of this node's networks.
@@ -49,6 +51,7 @@ type Service struct {
 	Names      []string
 	VIP4, VIP6 netip.Addr // invalid with DNSRR
 	DNSRR      bool
+	Ports      []dns.Port // with names, for SRV queries
 }
 
 // EndpointState decides what an endpoint takes part in: all states have routes; only Ready ones are in VIPs, the mesh and DNS.
@@ -109,7 +112,7 @@ type Sandbox struct {
 	// DNS answers on 127.0.0.11:53 inside the namespace when true.
 	DNS       bool
 	SearchDNS []string
-	// Upstreams are resolvers for foreign names; empty: the host's.
+	// Upstreams are the container's own resolvers for foreign names; empty: the node's.
 	Upstreams []netip.AddrPort
 }
 

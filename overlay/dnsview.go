@@ -38,7 +38,7 @@ func (d *Driver) serveDNS(ctx context.Context, ns *link.NS, s Sandbox) error {
 	if err != nil {
 		return fmt.Errorf("open DNS sockets: %w", err)
 	}
-	if err := d.dns.Add(s.ID, d.view(s, zones, dns.HostResolvers()), udp, tcp); err != nil {
+	if err := d.dns.Add(s.ID, d.view(s, zones, d.resolvers()), udp, tcp, d.inside(s.ID)); err != nil {
 		udp.Close()
 		tcp.Close()
 		return err
@@ -175,7 +175,7 @@ func closeFDs(fds map[string]int) {
 func (d *Driver) updateDNS() { d.refreshViews(d.zones()) }
 
 func (d *Driver) refreshViews(zones map[string]*dns.Zone) {
-	resolvers := dns.HostResolvers()
+	resolvers := d.resolvers()
 	for id, b := range d.boxes {
 		if b.spec.DNS {
 			d.dns.SetView(id, d.view(b.spec, zones, resolvers))
@@ -183,10 +183,21 @@ func (d *Driver) refreshViews(zones map[string]*dns.Zone) {
 	}
 }
 
-// view is what a sandbox resolves. One that is on internal networks only has no resolver for foreign names, whichever it asks for: they are
-// asked from the node, and would carry out what the network keeps in.
+// inside runs functions in the namespace of a sandbox. It holds nothing open, because descriptors are few.
+func (d *Driver) inside(id string) func(func() error) error {
+	return func(f func() error) error {
+		ns, err := link.OpenNS(d.sandboxFile(id))
+		if err != nil {
+			return err
+		}
+		defer ns.Close()
+		return ns.Do(f)
+	}
+}
+
+// view is what a sandbox resolves.
 func (d *Driver) view(s Sandbox, zones map[string]*dns.Zone, resolvers []netip.AddrPort) *dns.View {
-	v := &dns.View{Search: s.SearchDNS, Upstreams: s.Upstreams}
+	v := &dns.View{Bare: slices.ContainsFunc(s.SearchDNS, func(n string) bool { return n != "." }) || len(s.Upstreams) > 0, Upstreams: d.upstreams(s, resolvers)}
 	for _, l := range s.Legs {
 		if z := zones[l.NetworkID]; z != nil {
 			v.Zones = append(v.Zones, z)
@@ -197,13 +208,38 @@ func (d *Driver) view(s Sandbox, zones map[string]*dns.Zone, resolvers []netip.A
 			v.Zones = append(v.Zones, z)
 		}
 	}
-	switch {
-	case d.internal(s):
-		v.Upstreams = nil
-	case len(v.Upstreams) == 0:
-		v.Upstreams = resolvers
-	}
 	return v
+}
+
+// upstreams are whom to ask for foreign names, and from where: from the container's namespace what it can reach itself, the rest from the
+// node's. The node never asks for a container that is on internal networks only: its questions would carry out what the network keeps in.
+// Such a container has only those resolvers of its own choice that it reaches itself.
+func (d *Driver) upstreams(s Sandbox, resolvers []netip.AddrPort) []dns.Upstream {
+	shut := d.internal(s)
+	four, six := d.egress(s)
+	var out []dns.Upstream
+	for _, a := range s.Upstreams {
+		reached := four && a.Addr().Is4() || six && a.Addr().Is6()
+		out = append(out, dns.Upstream{Addr: a, Node: !shut && !reached && !a.Addr().IsLoopback()})
+	}
+	if shut || len(out) > 0 {
+		return out
+	}
+	for _, a := range resolvers {
+		reached := four && a.Addr().Is4() || six && a.Addr().Is6()
+		// Loopback is the node's; link-local addresses mean what they do where they were written down.
+		out = append(out, dns.Upstream{Addr: a, Node: !reached || a.Addr().IsLoopback() || a.Addr().IsLinkLocalUnicast()})
+	}
+	return out
+}
+
+// egress tells in which families a sandbox has a way out.
+func (d *Driver) egress(s Sandbox) (four, six bool) {
+	four, six = s.Gateway4.IsValid(), s.Gateway6.IsValid()
+	for _, l := range s.Bridges {
+		four = four || l.Addr4.IsValid() && !d.bridges[l.BridgeID].Internal
+	}
+	return four, six
 }
 
 // internal tells that a sandbox has no way out of this cluster's networks.
@@ -248,11 +284,11 @@ func (d *Driver) zones() map[string]*dns.Zone {
 			if z == nil {
 				continue
 			}
-			for _, n := range l.Names {
-				z.Add(n, true, l.Addr4.Addr())
+			for _, n := range unique(l.Names) {
+				z.Add(n, false, l.Addr4.Addr())
 			}
 			if len(l.Names) > 0 {
-				z.Point(l.Addr4.Addr(), l.Names[0])
+				z.Point(l.Addr4.Addr(), l.Names[0], false)
 			}
 		}
 	}
@@ -260,44 +296,43 @@ func (d *Driver) zones() map[string]*dns.Zone {
 }
 
 func networkZone(nw *Network) *dns.Zone {
-	z := dns.NewZone(nw.Name, nw.Subnet4)
-	if nw.Subnet6.IsValid() {
-		z.Subnets = append(z.Subnets, nw.Subnet6)
-	}
+	z := dns.NewZone(nw.Name, nw.Subnet4, nw.Subnet6)
 	services := make(map[string]*Service, len(nw.Services))
 	for i := range nw.Services {
 		s := &nw.Services[i]
 		services[s.ID] = s
-		for _, n := range s.Names {
+		for _, n := range unique(s.Names) {
 			z.Add("tasks."+n, false)
 			if s.DNSRR {
 				z.Add(n, false)
 			} else {
 				z.Add(n, true, s.VIP4, s.VIP6)
 			}
+			z.Serve(n, s.Ports)
+			z.Serve("tasks."+n, s.Ports)
 		}
 		if len(s.Names) > 0 && !s.DNSRR {
-			z.Point(s.VIP4, s.Names[0])
-			z.Point(s.VIP6, s.Names[0])
+			z.Point(s.VIP4, s.Names[0], true)
+			z.Point(s.VIP6, s.Names[0], true)
 		}
 	}
 	for i := range nw.Endpoints {
 		e := &nw.Endpoints[i]
 		if len(e.Names) > 0 { // a reverse name helps the logs of others even while the endpoint starts or drains
-			z.Point(e.Addr4, e.Names[0])
-			z.Point(e.Addr6, e.Names[0])
+			z.Point(e.Addr4, e.Names[0], false)
+			z.Point(e.Addr6, e.Names[0], false)
 		}
 		if e.State != Ready {
 			continue
 		}
-		for _, n := range e.Names {
-			z.Add(n, true, e.Addr4, e.Addr6)
+		for _, n := range unique(e.Names) {
+			z.Add(n, false, e.Addr4, e.Addr6)
 		}
 		s := services[e.ServiceID]
 		if s == nil {
 			continue
 		}
-		for _, n := range s.Names {
+		for _, n := range unique(s.Names) {
 			z.Add("tasks."+n, false, e.Addr4, e.Addr6)
 			if s.DNSRR {
 				z.Add(n, false, e.Addr4, e.Addr6)
@@ -305,4 +340,20 @@ func networkZone(nw *Network) *dns.Zone {
 		}
 	}
 	return z
+}
+
+// unique drops names that were listed before: a service may be its own alias, a container have its host name as its name.
+func unique(names []string) []string {
+	for i, n := range names {
+		if slices.Contains(names[:i], n) {
+			out := slices.Clone(names[:i])
+			for _, n := range names[i:] {
+				if !slices.Contains(out, n) {
+					out = append(out, n)
+				}
+			}
+			return out
+		}
+	}
+	return names
 }

@@ -50,6 +50,8 @@ type Driver struct {
 	conn *link.Conn
 	nft  *nft.Syncer
 	dns  *dns.Server
+	// resolvers are the node's for foreign names, as they are now.
+	resolvers func() []netip.AddrPort
 
 	ids idLocks // taken before mu
 
@@ -86,7 +88,8 @@ func New(opts Options) (*Driver, error) {
 		opts.CheckEvery = 5 * time.Second
 	}
 	d := &Driver{opts: opts, log: opts.Logger.With("component", "overlay"), routers: map[string]*router{}, boxes: map[string]*box{},
-		waiting: map[string]Sandbox{}, bridges: map[string]Bridge{}, stored: map[string]int{}}
+		waiting: map[string]Sandbox{}, bridges: map[string]Bridge{}, stored: map[string]int{},
+		resolvers: func() []netip.AddrPort { return dns.HostResolvers() }}
 	if err := d.open(); err != nil {
 		d.Close()
 		return nil, fmt.Errorf("overlay driver: %w", err)

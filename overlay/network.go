@@ -143,7 +143,7 @@ func (r *router) forgetGone(nw *Network) error {
 func sameNetwork(a, b *Network) bool {
 	return a.ID == b.ID && a.Name == b.Name && a.VNI == b.VNI && a.Subnet4 == b.Subnet4 && a.Subnet6 == b.Subnet6 && a.MTU == b.MTU &&
 		slices.EqualFunc(a.Services, b.Services, func(a, b Service) bool {
-			return a.ID == b.ID && a.VIP4 == b.VIP4 && a.VIP6 == b.VIP6 && a.DNSRR == b.DNSRR && slices.Equal(a.Names, b.Names)
+			return a.ID == b.ID && a.VIP4 == b.VIP4 && a.VIP6 == b.VIP6 && a.DNSRR == b.DNSRR && slices.Equal(a.Names, b.Names) && slices.Equal(a.Ports, b.Ports)
 		}) &&
 		slices.EqualFunc(a.Endpoints, b.Endpoints, func(a, b Endpoint) bool {
 			return a.ID == b.ID && a.ServiceID == b.ServiceID && a.Node == b.Node && a.Addr4 == b.Addr4 && a.Addr6 == b.Addr6 &&

@@ -333,6 +333,9 @@ func ensureLeg(ns *link.NS, conn *link.Conn, links map[string]link.Link, p plan)
 	if err := conn.Do(append([]link.Message{link.Up(inner.Index)}, p.inner(inner.Index)...)); err != nil {
 		return fmt.Errorf("configure %s: %w", inner.Name, err)
 	}
+	if err := p.outer.AwaitActive(p.outerName); err != nil {
+		return err
+	}
 	if err := p.attach(outer.Index); err != nil {
 		return fmt.Errorf("configure outer end of %s: %w", inner.Name, err)
 	}

@@ -185,6 +185,7 @@ func (e *Engine) bridgeSandbox(r record) (overlay.Sandbox, map[string]*network.E
 		}
 		sb.Bridges, nets[name] = append(sb.Bridges, leg), settings
 	}
+	sb.DNS = sb.DNS || len(sb.Bridges) > 0 && needsForwarder(r)
 	return sb, nets, nil
 }
 
@@ -204,7 +205,7 @@ func (e *Engine) bridgeLeg(r record, s network.EndpointSettings) (overlay.Bridge
 	}
 	leg := overlay.BridgeLeg{BridgeID: l.ID, Addr4: addr}
 	if l.Name != defaultBridge {
-		leg.Names = append([]string{r.Name, r.ID[:12], r.Config.Hostname}, s.Aliases...)
+		leg.Names = dnsNames(r, s.Aliases)
 	}
 	s.EndpointID, s.Gateway, s.IPAddress, s.IPPrefixLen, s.DNSNames = r.ID, l.Gateway, addr.Addr(), addr.Bits(), leg.Names
 	return leg, &s, nil
@@ -460,38 +461,4 @@ func sandboxAddrs(s overlay.Sandbox) []netip.Addr {
 		out = append(out, s.Gateway4)
 	}
 	return out
-}
-
-func resolvConf(r record) []byte {
-	var b bytes.Buffer
-	hc := r.HostConfig
-	switch {
-	case r.Sandbox.DNS:
-		b.WriteString("nameserver 127.0.0.11\n")
-	case len(hc.DNS) > 0:
-		for _, d := range hc.DNS {
-			fmt.Fprintf(&b, "nameserver %s\n", d)
-		}
-	default:
-		host, err := os.ReadFile("/etc/resolv.conf")
-		if err == nil && len(hc.DNSSearch)+len(hc.DNSOptions) == 0 {
-			return host
-		}
-		for _, line := range strings.Split(string(host), "\n") {
-			if strings.HasPrefix(line, "nameserver") {
-				b.WriteString(line + "\n")
-			}
-		}
-	}
-	if len(hc.DNSSearch) > 0 {
-		fmt.Fprintf(&b, "search %s\n", strings.Join(hc.DNSSearch, " "))
-	}
-	opts := hc.DNSOptions
-	if r.Sandbox.DNS && len(opts) == 0 {
-		opts = []string{"ndots:0"}
-	}
-	if len(opts) > 0 {
-		fmt.Fprintf(&b, "options %s\n", strings.Join(opts, " "))
-	}
-	return b.Bytes()
 }

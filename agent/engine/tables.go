@@ -9,6 +9,7 @@ import (
 	"skein/agent"
 	"skein/manager/api"
 	"skein/overlay"
+	"skein/overlay/dns"
 )
 
 // SetTables turns the cluster's tables into the overlay's configuration and applies it (agent.Network).
@@ -121,6 +122,7 @@ func networkConfig(t agent.Table) (overlay.Network, error) {
 		s := t.Services[id]
 		n.Services = append(n.Services, overlay.Service{
 			ID: id, Names: append([]string{s.Name}, s.Aliases...), VIP4: addr(s.Vip4), VIP6: addr(s.Vip6), DNSRR: s.Dnsrr,
+			Ports: namedPorts(s.Ports),
 		})
 	}
 	for _, id := range sortedKeys(t.Endpoints) {
@@ -136,4 +138,15 @@ func networkConfig(t agent.Table) (overlay.Network, error) {
 func addr(s string) netip.Addr {
 	a, _ := netip.ParseAddr(s)
 	return a
+}
+
+// namedPorts are those that can be asked for by name.
+func namedPorts(ports []*api.PortConfig) []dns.Port {
+	var out []dns.Port
+	for _, p := range ports {
+		if p.Name != "" {
+			out = append(out, dns.Port{Name: p.Name, Protocol: p.Protocol, Number: uint16(p.Target)})
+		}
+	}
+	return out
 }

@@ -1,9 +1,11 @@
 package dispatcher
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/swarm"
@@ -186,12 +188,12 @@ func serviceRecords(svc *store.Service) map[string]*api.ServiceEndpoint {
 	}
 	dnsrr := svc.Spec.EndpointSpec != nil && svc.Spec.EndpointSpec.Mode == swarm.ResolutionModeDNSRR
 	for _, n := range svc.Spec.TaskTemplate.Networks {
-		out[n.Target] = &api.ServiceEndpoint{ServiceId: svc.Id, Name: svc.Name, Aliases: n.Aliases, Dnsrr: dnsrr}
+		out[n.Target] = &api.ServiceEndpoint{ServiceId: svc.Id, Name: svc.Name, Aliases: n.Aliases, Dnsrr: dnsrr, Ports: namedPorts(svc.Ports)}
 	}
 	for _, v := range svc.Vips {
 		e := out[v.NetworkId]
 		if e == nil {
-			e = &api.ServiceEndpoint{ServiceId: svc.Id, Name: svc.Name, Dnsrr: dnsrr}
+			e = &api.ServiceEndpoint{ServiceId: svc.Id, Name: svc.Name, Dnsrr: dnsrr, Ports: namedPorts(svc.Ports)}
 			out[v.NetworkId] = e
 		}
 		e.Vip4, e.Vip6 = v.Addr4, v.Addr6
@@ -260,7 +262,7 @@ func (d *Dispatcher) endpoint(tx store.ReadTx, t *store.Task, table string) *api
 		return e
 	}
 	svc := tx.Service(t.ServiceID)
-	e.Names = taskNames(t, svc)
+	e.Names = taskNames(t, svc, n.rec)
 	for _, a := range t.Attachments {
 		if a.NetworkId != table {
 			continue
@@ -275,20 +277,61 @@ func (d *Dispatcher) endpoint(tx store.ReadTx, t *store.Task, table string) *api
 	return e
 }
 
-// taskNames are docker's names of a task's container.
-func taskNames(t *store.Task, svc *store.Service) []string {
+// namedPorts are those that DNS answers for by name.
+func namedPorts(ports []*api.PortConfig) []*api.PortConfig {
+	return slices.DeleteFunc(slices.Clone(ports), func(p *api.PortConfig) bool { return p.Name == "" })
+}
+
+// taskNames are docker's names of a task's container: its own, its short id, its host name if the service chose one.
+func taskNames(t *store.Task, svc *store.Service, node *store.Node) []string {
 	var names []string
 	if svc != nil {
-		where := fmt.Sprint(t.Slot)
-		if t.Slot == 0 {
-			where = t.NodeID
-		}
-		names = append(names, svc.Name+"."+where+"."+t.ID)
+		names = append(names, taskName(t, svc))
 	}
 	if id := t.Status.GetContainerId(); len(id) >= 12 {
 		names = append(names, id[:12])
 	}
+	if svc == nil || svc.Revs[t.Revision] == nil {
+		return names
+	}
+	if cs := svc.Revs[t.Revision].TaskTemplate.ContainerSpec; cs != nil && cs.Hostname != "" {
+		if host := taskHostname(cs.Hostname, t, svc, node); host != "" && !slices.Contains(names, host) {
+			names = append(names, host)
+		}
+	}
 	return names
+}
+
+func taskName(t *store.Task, svc *store.Service) string {
+	return svc.Name + "." + fmt.Sprint(taskSlot(t)) + "." + t.ID
+}
+
+func taskSlot(t *store.Task) any {
+	if t.Slot == 0 {
+		return t.NodeID
+	}
+	return t.Slot
+}
+
+// taskHostname expands the template as the task's node does; one that cannot be expanded ends the task there, and is no name.
+func taskHostname(text string, t *store.Task, svc *store.Service, node *store.Node) string {
+	if !strings.Contains(text, "{{") {
+		return text
+	}
+	var desc swarm.NodeDescription
+	if err := json.Unmarshal(node.DescriptionJson, &desc); err != nil { // its agent said nothing of itself yet
+		return ""
+	}
+	type m = map[string]any
+	host, err := api.ExpandTemplate(text, m{
+		"Service": m{"ID": svc.Id, "Name": svc.Name},
+		"Node":    m{"ID": t.NodeID, "Hostname": node.Hostname, "Platform": m{"Architecture": desc.Platform.Architecture, "OS": desc.Platform.OS}},
+		"Task":    m{"ID": t.ID, "Slot": taskSlot(t), "Name": taskName(t, svc)},
+	}, nil)
+	if err != nil {
+		return ""
+	}
+	return host
 }
 
 func serviceAlias(svc *store.Service, alias string) bool {

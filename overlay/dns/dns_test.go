@@ -8,7 +8,9 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -30,7 +32,7 @@ func start(t *testing.T, v *View) (*Server, func(network, name string, typ uint1
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Add("box", v, udp, tcp); err != nil {
+	if err := s.Add("box", v, udp, tcp, here); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Close)
@@ -73,6 +75,15 @@ func upstream(t *testing.T, f func(q *dns.Msg) *dns.Msg) (netip.AddrPort, *atomi
 	return netip.MustParseAddrPort(udp.LocalAddr().String()), &asked
 }
 
+// ups are resolvers to be asked from inside.
+func ups(addrs ...netip.AddrPort) []Upstream {
+	var out []Upstream
+	for _, a := range addrs {
+		out = append(out, Upstream{Addr: a})
+	}
+	return out
+}
+
 func answerWith(addrs ...string) func(*dns.Msg) *dns.Msg {
 	return func(q *dns.Msg) *dns.Msg {
 		m := new(dns.Msg).SetReply(q)
@@ -101,7 +112,7 @@ func zone() *Zone {
 	z := NewZone("front", netip.MustParsePrefix("10.0.0.0/24"))
 	z.Add("web", true, netip.MustParseAddr("10.0.0.2"), netip.Addr{})
 	z.Add("rr", false)
-	z.Point(netip.MustParseAddr("10.0.0.2"), "web")
+	z.Point(netip.MustParseAddr("10.0.0.2"), "web", true)
 	return z
 }
 
@@ -111,8 +122,8 @@ func TestLocalNames(t *testing.T) {
 	second.Add("web", true, netip.MustParseAddr("10.1.0.2"))
 	second.Add("db", true, netip.MustParseAddr("10.1.0.3"))
 	second.Add("six", true, netip.MustParseAddr("fd00::3"))
-	second.Point(netip.MustParseAddr("fd00::3"), "six")
-	_, ask := start(t, &View{Zones: []*Zone{zone(), second}, Upstreams: []netip.AddrPort{foreign}})
+	second.Point(netip.MustParseAddr("fd00::3"), "six", true)
+	_, ask := start(t, &View{Zones: []*Zone{zone(), second}, Upstreams: ups(foreign)})
 	for _, c := range []struct {
 		name    string
 		typ     uint16
@@ -157,7 +168,7 @@ func TestViewsChange(t *testing.T) {
 	for i := range 100 {
 		z.Add("later", false, netip.AddrFrom4([4]byte{10, 0, 1, byte(i)}))
 	}
-	s.SetView("box", &View{Zones: []*Zone{z}, Search: []string{"example.com"}})
+	s.SetView("box", &View{Zones: []*Zone{z}, Bare: true})
 	if got := text(ask("udp", "nolabel", dns.TypeA)); got != "REFUSED" {
 		t.Errorf("an unknown label with search domains is a foreign name: %s", got)
 	}
@@ -186,18 +197,18 @@ func TestForwarding(t *testing.T) {
 	s, ask := start(t, &View{})
 	for _, c := range []struct {
 		name      string
-		upstreams []netip.AddrPort
+		upstreams []Upstream
 		network   string
 		want      string
 		within    time.Duration
 	}{
-		{"first answers", []netip.AddrPort{good, silent}, "udp", "192.0.2.9", 250 * time.Millisecond},
-		{"first is silent", []netip.AddrPort{silent, good}, "udp", "192.0.2.9", time.Second},
-		{"first refuses connections", []netip.AddrPort{dead, good}, "udp", "192.0.2.9", 250 * time.Millisecond},
-		{"first fails", []netip.AddrPort{broken, good}, "udp", "192.0.2.9", 250 * time.Millisecond},
-		{"all fail", []netip.AddrPort{broken, dead}, "udp", "SERVFAIL", time.Second},
-		{"all are silent", []netip.AddrPort{silent}, "udp", "SERVFAIL", 3 * time.Second},
-		{"large by TCP", []netip.AddrPort{large}, "tcp", strings.Join(many, " "), time.Second},
+		{"first answers", ups(good, silent), "udp", "192.0.2.9", 250 * time.Millisecond},
+		{"first is silent", ups(silent, good), "udp", "192.0.2.9", time.Second},
+		{"first refuses connections", ups(dead, good), "udp", "192.0.2.9", 250 * time.Millisecond},
+		{"first fails", ups(broken, good), "udp", "192.0.2.9", 250 * time.Millisecond},
+		{"all fail", ups(broken, dead), "udp", "SERVFAIL", time.Second},
+		{"all are silent", ups(silent), "udp", "SERVFAIL", 3 * time.Second},
+		{"large by TCP", ups(large), "tcp", strings.Join(many, " "), time.Second},
 	} {
 		s.SetView("box", &View{Upstreams: c.upstreams})
 		begin := time.Now()
@@ -205,7 +216,7 @@ func TestForwarding(t *testing.T) {
 			t.Errorf("%s: %q after %s, want %q within %s", c.name, got, time.Since(begin), c.want, c.within)
 		}
 	}
-	s.SetView("box", &View{Upstreams: []netip.AddrPort{large}})
+	s.SetView("box", &View{Upstreams: ups(large)})
 	if m, err := ask("udp", "example.com", dns.TypeA); err != nil || !m.Truncated {
 		t.Errorf("a large answer over UDP: %v %v", m, err)
 	}
@@ -219,5 +230,228 @@ func TestHostResolvers(t *testing.T) {
 	got := HostResolvers(filepath.Join(dir, "none"), stub, real)
 	if fmt.Sprint(got) != "[192.0.2.1:53 [fd00::1]:53]" {
 		t.Errorf("got %v", got)
+	}
+	if got := HostResolvers(stub, filepath.Join(dir, "none")); fmt.Sprint(got) != "[127.0.0.53:53]" {
+		t.Errorf("nothing but a stub: %v", got)
+	}
+	if got := HostResolvers(filepath.Join(dir, "none")); got != nil {
+		t.Errorf("no file: %v", got)
+	}
+	c := HostConf(real)
+	if fmt.Sprint(c.Search) != "[a b]" || len(HostConf(stub, real).Options) != 0 || fmt.Sprint(ReadConf(stub).Options) != "[edns0]" {
+		t.Errorf("got %+v, %+v", c, ReadConf(stub))
+	}
+}
+
+// SRV queries find the ports that a service names, or a number, on the VIP or on each container.
+func TestServices(t *testing.T) {
+	z := NewZone("front", netip.MustParsePrefix("10.0.0.0/24"))
+	a, b := netip.MustParseAddr("10.0.0.11"), netip.MustParseAddr("10.0.0.12")
+	z.Add("web", true, netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("fd00::2"))
+	z.Add("tasks.web", false, a)
+	z.Add("tasks.web", false, b)
+	ports := []Port{{"http", "tcp", 80}, {"http", "udp", 443}}
+	z.Serve("web", ports)
+	z.Serve("tasks.web", ports)
+	z.Serve("nosuch", ports)
+	z.Point(a, "web.1.x", false)
+	z.Point(b, "web.2.y", false)
+	_, ask := start(t, &View{Zones: []*Zone{z}})
+	for _, c := range []struct {
+		name  string
+		typ   uint16
+		want  string
+		extra string
+	}{
+		{"_http._tcp.web", dns.TypeSRV, "0 1 80 web.front.", "10.0.0.2 fd00::2"},
+		{"_HTTP._udp.web.front", dns.TypeSRV, "0 1 443 web.front.", "10.0.0.2 fd00::2"},
+		{"_5432._tcp.web", dns.TypeSRV, "0 1 5432 web.front.", "10.0.0.2 fd00::2"},
+		{"_http._tcp.tasks.web", dns.TypeSRV, "0 1 80 web.1.x.front. 0 1 80 web.2.y.front.", "10.0.0.11 10.0.0.12"},
+		{"_smtp._tcp.web", dns.TypeSRV, "NXDOMAIN", ""},
+		{"_http._sctp.web", dns.TypeSRV, "NXDOMAIN", ""},
+		{"_0._tcp.web", dns.TypeSRV, "NXDOMAIN", ""},
+		{"_http._tcp.web", dns.TypeA, "", ""},
+		{"_http._tcp.nosuch", dns.TypeSRV, "NXDOMAIN", ""},
+		{"_http._tcp.example.com", dns.TypeSRV, "REFUSED", ""},
+	} {
+		m, err := ask("udp", c.name, c.typ)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sort := func(rrs []dns.RR) string {
+			out := strings.Split(text(&dns.Msg{Answer: rrs}, nil), "\x00")
+			if len(rrs) > 0 {
+				out = nil
+				for _, rr := range rrs {
+					out = append(out, text(&dns.Msg{Answer: []dns.RR{rr}}, nil))
+				}
+			}
+			slices.Sort(out)
+			return strings.Join(out, " ")
+		}
+		got := text(m, nil)
+		if m.Rcode == 0 {
+			got = sort(m.Answer)
+		}
+		if extra := sort(m.Extra); got != c.want || extra != c.extra {
+			t.Errorf("%s %s: %q with %q, want %q with %q", c.name, dns.TypeToString[c.typ], got, extra, c.want, c.extra)
+		}
+	}
+}
+
+// Names of what comes and goes are not to be cached for long, those of VIPs may.
+func TestTimesToLive(t *testing.T) {
+	z := zone()
+	z.Add("box", false, netip.MustParseAddr("10.0.0.9"))
+	z.Point(netip.MustParseAddr("10.0.0.9"), "box", false)
+	_, ask := start(t, &View{Zones: []*Zone{z}})
+	for _, c := range []struct {
+		name string
+		typ  uint16
+		want uint32
+	}{
+		{"web", dns.TypeA, ttlStable},
+		{"2.0.0.10.in-addr.arpa", dns.TypePTR, ttlStable},
+		{"box", dns.TypeA, ttlEndpoint},
+		{"9.0.0.10.in-addr.arpa", dns.TypePTR, ttlEndpoint},
+		{"nosuch", dns.TypeA, ttlNegative},
+		{"web", dns.TypeAAAA, ttlNegative},
+		{"77.0.0.10.in-addr.arpa", dns.TypePTR, ttlNegative},
+	} {
+		m, err := ask("udp", c.name, c.typ)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if rrs := append(m.Answer, m.Ns...); len(rrs) != 1 || rrs[0].Header().Ttl != c.want {
+			t.Errorf("%s: %v, want a time to live of %d", c.name, rrs, c.want)
+		}
+	}
+}
+
+// What is no plain question is answered as the standards say, and never passed on.
+func TestOddQueries(t *testing.T) {
+	foreign, asked := upstream(t, answerWith("192.0.2.9"))
+	s := NewServer(here, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	b := &box{}
+	b.view.Store(&View{Zones: []*Zone{zone()}, Upstreams: ups(foreign)})
+	for _, c := range []struct {
+		what string
+		edit func(*dns.Msg)
+		want int
+	}{
+		{"an update", func(m *dns.Msg) { m.Opcode = dns.OpcodeUpdate }, dns.RcodeNotImplemented},
+		{"no question", func(m *dns.Msg) { m.Question = nil }, dns.RcodeFormatError},
+		{"two questions", func(m *dns.Msg) { m.Question = append(m.Question, m.Question[0]) }, dns.RcodeFormatError},
+		{"EDNS 1", func(m *dns.Msg) { m.SetEdns0(4096, false); m.IsEdns0().SetVersion(1) }, dns.RcodeBadVers},
+		{"class CH", func(m *dns.Msg) { m.Question[0].Qclass = dns.ClassCHAOS }, dns.RcodeRefused},
+		{"a zone transfer", func(m *dns.Msg) { m.Question[0].Qtype = dns.TypeAXFR }, dns.RcodeRefused},
+	} {
+		q := new(dns.Msg).SetQuestion("example.com.", dns.TypeA)
+		c.edit(q)
+		w := &recorder{}
+		s.answer(b, w, q)
+		if w.got == nil || w.got.Rcode != c.want || w.got.Id != q.Id {
+			t.Errorf("%s: %v, want %s", c.what, w.got, dns.RcodeToString[c.want])
+		}
+	}
+	if asked.Load() != 0 {
+		t.Errorf("%d were passed on", asked.Load())
+	}
+}
+
+// A question that is lost on its way is asked again, and an answer that nobody asked for is not taken.
+func TestLossAndForgery(t *testing.T) {
+	udp, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer udp.Close()
+	go func() {
+		buf := make([]byte, 4096)
+		for i := 0; ; i++ {
+			n, from, err := udp.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			q := new(dns.Msg)
+			if i == 0 || q.Unpack(buf[:n]) != nil { // the first is lost
+				continue
+			}
+			send := func(edit func(*dns.Msg)) {
+				m := answerWith("192.0.2.66")(q)
+				edit(m)
+				b, _ := m.Pack()
+				_, _ = udp.WriteTo(b, from)
+			}
+			_, _ = udp.WriteTo([]byte("garbage"), from)
+			send(func(m *dns.Msg) { m.Id++ })
+			send(func(m *dns.Msg) { m.Question[0].Name = "example.org." })
+			send(func(m *dns.Msg) { m.Question[0].Qtype = dns.TypeMX })
+			send(func(m *dns.Msg) { m.Response = false })
+			send(func(m *dns.Msg) { m.Answer[0].(*dns.A).A = net.ParseIP("192.0.2.9") })
+		}
+	}()
+	_, ask := start(t, &View{Upstreams: ups(netip.MustParseAddrPort(udp.LocalAddr().String()))})
+	begin := time.Now()
+	if got := text(ask("udp", "example.com", dns.TypeA)); got != "192.0.2.9" || time.Since(begin) < resendAfter {
+		t.Errorf("got %q after %s", got, time.Since(begin))
+	}
+}
+
+// A container's own resolvers are asked where the container is, the node's where the node is.
+func TestWhereUpstreamsAreAsked(t *testing.T) {
+	good, _ := upstream(t, answerWith("192.0.2.9"))
+	var inside, node atomic.Int64
+	count := func(n *atomic.Int64) func(func() error) error {
+		return func(f func() error) error { n.Add(1); return f() }
+	}
+	f := &forwarder{node: count(&node)}
+	q := question{Msg: new(dns.Msg).SetQuestion("example.com.", dns.TypeA), inside: count(&inside)}
+	for _, up := range []Upstream{{Addr: good}, {Addr: good, Node: true}} {
+		if _, err := f.exchange(q, []Upstream{up}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if inside.Load() != 1 || node.Load() != 1 {
+		t.Errorf("asked %d times from the container and %d from the node, want once each", inside.Load(), node.Load())
+	}
+}
+
+// A container that floods gets SERVFAIL and takes nothing from others; the node's fair share holds however many flood.
+func TestCaps(t *testing.T) {
+	release := make(chan struct{})
+	held, _ := upstream(t, func(q *dns.Msg) *dns.Msg { <-release; return answerWith("192.0.2.9")(q) })
+	s, _ := start(t, &View{})
+	flooder, other := &box{inside: here}, &box{inside: here}
+	flooder.view.Store(&View{Upstreams: ups(held)})
+	good, _ := upstream(t, answerWith("192.0.2.9"))
+	other.view.Store(&View{Upstreams: ups(good)})
+	send := func(b *box) string {
+		w := &recorder{}
+		s.answer(b, w, new(dns.Msg).SetQuestion("example.com.", dns.TypeA))
+		return text(w.got, nil)
+	}
+	var wg sync.WaitGroup
+	for range maxForwards {
+		wg.Go(func() { send(flooder) })
+	}
+	for deadline := time.Now().Add(10 * time.Second); flooder.forwards.Load() < maxForwards && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	if got := send(flooder); got != "SERVFAIL" {
+		t.Errorf("beyond its cap: %s", got)
+	}
+	s.forwards.Add(busyForwards)
+	if got := send(other); got != "192.0.2.9" {
+		t.Errorf("another container while the node is busy: %s", got)
+	}
+	other.forwards.Add(fairForwards)
+	if got := send(other); got != "SERVFAIL" {
+		t.Errorf("beyond the fair share of a busy node: %s", got)
+	}
+	close(release)
+	wg.Wait()
+	if n := flooder.forwards.Load(); n != 0 {
+		t.Errorf("%d are counted after all ended", n)
 	}
 }

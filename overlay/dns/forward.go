@@ -1,12 +1,10 @@
 package dns
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
 	"strings"
 	"time"
@@ -16,14 +14,23 @@ import (
 
 const (
 	hedgeAfter   = 300 * time.Millisecond // then the next resolver is asked too
+	resendAfter  = 700 * time.Millisecond // then a resolver that may not have got the question is asked again
 	upstreamTime = 2 * time.Second        // for one resolver
-	totalTime    = 5 * time.Second        // for all; a client's own patience is about that
-	maxUpstreams = 4
+	totalTime    = 4 * time.Second        // for all; a client's own patience is 5 s
+	maxUpstreams = 3                      // as many as resolv.conf may name
+	forwardSize  = 4096                   // bytes of an answer by UDP, or more where the client takes more
 )
 
 // forwarder asks foreign resolvers.
 type forwarder struct {
-	do func(func() error) error
+	node func(func() error) error // runs a function in the node's network
+}
+
+// question is a query to pass on.
+type question struct {
+	*dns.Msg
+	tcp    bool                     // the client came by TCP
+	inside func(func() error) error // runs a function in the client's network
 }
 
 type reply struct {
@@ -33,7 +40,7 @@ type reply struct {
 
 // exchange asks the resolvers in order, the next one whenever the last failed or has been silent for hedgeAfter; the first usable
 // answer wins.
-func (f *forwarder) exchange(q *dns.Msg, tcp bool, upstreams []netip.AddrPort) (*dns.Msg, error) {
+func (f *forwarder) exchange(q question, upstreams []Upstream) (*dns.Msg, error) {
 	upstreams = upstreams[:min(len(upstreams), maxUpstreams)]
 	ctx, cancel := context.WithTimeout(context.Background(), totalTime)
 	defer cancel()
@@ -45,7 +52,7 @@ func (f *forwarder) exchange(q *dns.Msg, tcp bool, upstreams []netip.AddrPort) (
 		up := upstreams[asked]
 		asked++
 		go func() {
-			m, err := f.one(ctx, q.Copy(), tcp, up)
+			m, err := f.one(ctx, q, up)
 			replies <- reply{m, err}
 		}()
 	}
@@ -82,74 +89,80 @@ func (f *forwarder) exchange(q *dns.Msg, tcp bool, upstreams []netip.AddrPort) (
 	}
 }
 
-func (f *forwarder) one(ctx context.Context, q *dns.Msg, tcp bool, up netip.AddrPort) (*dns.Msg, error) {
+func (f *forwarder) one(ctx context.Context, q question, up Upstream) (*dns.Msg, error) {
 	m, err := f.over(ctx, "udp", q, up)
-	if err == nil && m.Truncated && tcp { // a client that came by UDP gets it as it is, and comes again by TCP
+	if err == nil && m.Truncated && q.tcp { // a client that came by UDP gets it as it is, and comes again by TCP
 		m, err = f.over(ctx, "tcp", q, up)
 	}
-	return m, err
+	if err != nil {
+		return nil, fmt.Errorf("ask resolver %s: %w", up.Addr, err)
+	}
+	return m, nil
 }
 
-func (f *forwarder) over(ctx context.Context, network string, q *dns.Msg, up netip.AddrPort) (*dns.Msg, error) {
+func (f *forwarder) over(ctx context.Context, network string, q question, up Upstream) (*dns.Msg, error) {
 	ctx, cancel := context.WithTimeout(ctx, upstreamTime)
 	defer cancel()
+	do := q.inside
+	if up.Node || do == nil {
+		do = f.node
+	}
 	var conn net.Conn
-	err := f.do(func() (err error) {
-		conn, err = (&net.Dialer{}).DialContext(ctx, network, up.String())
+	err := do(func() (err error) {
+		conn, err = (&net.Dialer{}).DialContext(ctx, network, up.Addr.String())
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("ask resolver %s: %w", up, err)
+		return nil, err
 	}
 	defer conn.Close()
-	deadline, _ := ctx.Deadline()
-	_ = conn.SetDeadline(deadline)
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	c := &dns.Conn{Conn: conn, UDPSize: 4096}
-	id := q.Id
-	q.Id = dns.Id() // the client's choice must not be guessable upstream
-	if err := c.WriteMsg(q); err != nil {
-		return nil, fmt.Errorf("ask resolver %s: %w", up, err)
+	c := &dns.Conn{Conn: conn, UDPSize: forwardSize}
+	if o := q.IsEdns0(); o != nil {
+		c.UDPSize = max(c.UDPSize, o.UDPSize())
 	}
-	for {
-		m, err := c.ReadMsg()
-		if err != nil {
-			return nil, fmt.Errorf("ask resolver %s: %w", up, err)
-		}
-		if m.Id == q.Id && len(m.Question) == 1 && strings.EqualFold(m.Question[0].Name, q.Question[0].Name) {
-			m.Id = id
-			return m, nil
-		}
+	own := q.Copy()
+	own.Id = dns.Id() // the client's choice must not be guessable upstream
+	m, err := ask(ctx, c, own, network == "udp")
+	if err != nil {
+		return nil, err
 	}
+	m.Id = q.Id
+	return m, nil
 }
 
-// HostResolvers reads the node's resolvers from resolv.conf; where that names only systemd-resolved's stub, from the file behind it.
-func HostResolvers(files ...string) []netip.AddrPort {
-	if len(files) == 0 {
-		files = []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"}
-	}
-	stub := netip.MustParseAddr("127.0.0.53")
-	var out []netip.AddrPort
-	for _, file := range files {
-		f, err := os.Open(file)
-		if err != nil {
-			continue
+// ask sends the question, by UDP from time to time again, and waits for the answer to it.
+func ask(ctx context.Context, c *dns.Conn, q *dns.Msg, again bool) (*dns.Msg, error) {
+	for ctx.Err() == nil {
+		if err := c.WriteMsg(q); err != nil {
+			return nil, err
 		}
-		sc := bufio.NewScanner(f)
-		for sc.Scan() && len(out) < maxUpstreams {
-			fields := strings.Fields(sc.Text())
-			if len(fields) < 2 || fields[0] != "nameserver" {
-				continue
+		end, _ := ctx.Deadline()
+		if resend := time.Now().Add(resendAfter); again && resend.Before(end) {
+			end = resend
+		}
+		if err := c.SetReadDeadline(end); err != nil {
+			return nil, err
+		}
+		for ctx.Err() == nil { // the deadline may have been set after ctx ended; then it is at most resendAfter away
+			m, err := c.ReadMsg()
+			if again && errors.Is(err, os.ErrDeadlineExceeded) {
+				break
 			}
-			if a, err := netip.ParseAddr(fields[1]); err == nil && a != stub {
-				out = append(out, netip.AddrPortFrom(a, 53))
+			var lost net.Error
+			if err != nil && (!again || errors.As(err, &lost)) {
+				return nil, err
+			}
+			if err == nil && answers(m, q) { // anything else was made up by somebody
+				return m, nil
 			}
 		}
-		f.Close()
-		if len(out) > 0 {
-			break
-		}
 	}
-	return out
+	return nil, fmt.Errorf("no answer: %w", ctx.Err())
+}
+
+func answers(m, q *dns.Msg) bool {
+	return m.Response && m.Id == q.Id && len(m.Question) == 1 && strings.EqualFold(m.Question[0].Name, q.Question[0].Name) &&
+		m.Question[0].Qtype == q.Question[0].Qtype && m.Question[0].Qclass == q.Question[0].Qclass
 }

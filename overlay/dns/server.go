@@ -4,11 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net"
-	"net/netip"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -16,20 +12,22 @@ import (
 )
 
 const (
-	ttlStable   = 30 // seconds: VIPs and containers keep their address
-	ttlEndpoint = 2  // tasks.NAME and round robin: caches must not pin the dead
-	ttlNegative = 1
-	udpSize     = 4096
-	// maxForwards bounds the foreign queries in flight per container; more are answered SERVFAIL.
-	maxForwards = 256
+	udpSize = 4096
+	// maxForwards bounds the foreign queries in flight per container; more are answered SERVFAIL. Each takes a descriptor or a few. While
+	// the node has more than busyForwards, a container with fairForwards or more gets no further one, so that a few cannot use up what others need.
+	maxForwards  = 256
+	fairForwards = 16
+	busyForwards = 2048
 	// maxTCP bounds the open TCP connections per container.
 	maxTCP = 64
 )
 
 // Server answers on the sockets of many containers. Safe for concurrent use.
 type Server struct {
-	log   *slog.Logger
-	fwd   *forwarder
+	log      *slog.Logger
+	fwd      *forwarder
+	forwards atomic.Int64 // in flight for all containers
+
 	mu    sync.Mutex
 	boxes map[string]*box
 	wg    sync.WaitGroup
@@ -37,23 +35,24 @@ type Server struct {
 
 type box struct {
 	view     atomic.Pointer[View]
-	forwards chan struct{}
+	inside   func(func() error) error
+	forwards atomic.Int64
 	servers  []*dns.Server
 }
 
-// NewServer makes a server without sockets. do runs a function where foreign resolvers can be reached (the node's network namespace).
-func NewServer(do func(func() error) error, log *slog.Logger) *Server {
-	return &Server{log: log, fwd: &forwarder{do: do}, boxes: map[string]*box{}}
+// NewServer makes a server without sockets. node runs a function in the node's network namespace.
+func NewServer(node func(func() error) error, log *slog.Logger) *Server {
+	return &Server{log: log, fwd: &forwarder{node: node}, boxes: map[string]*box{}}
 }
 
-// Add begins to answer on the sockets, which the server then owns.
-func (s *Server) Add(id string, v *View, udp net.PacketConn, tcp net.Listener) error {
+// Add begins to answer on the sockets, which the server then owns. inside runs a function in the container's network namespace.
+func (s *Server) Add(id string, v *View, udp net.PacketConn, tcp net.Listener, inside func(func() error) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.boxes[id] != nil {
 		return fmt.Errorf("serve DNS for %s: it is served already", id)
 	}
-	b := &box{forwards: make(chan struct{}, maxForwards)}
+	b := &box{inside: inside}
 	b.view.Store(v)
 	h := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) { s.answer(b, w, q) })
 	b.servers = []*dns.Server{{PacketConn: udp, Handler: h, UDPSize: udpSize}, {Listener: &limited{Listener: tcp, slots: make(chan struct{}, maxTCP)}, Handler: h}}
@@ -151,17 +150,23 @@ func (s *Server) answer(b *box, w dns.ResponseWriter, q *dns.Msg) {
 	m := new(dns.Msg)
 	m.SetReply(q)
 	m.RecursionAvailable = true
-	if len(q.Question) != 1 || q.Opcode != dns.OpcodeQuery {
-		m.Rcode = dns.RcodeNotImplemented
-		write(w, q, m)
-		return
+	opt := q.IsEdns0()
+	if opt != nil {
+		m.SetEdns0(udpSize, opt.Do())
 	}
-	if !local(m, v, q.Question[0]) {
+	switch {
+	case q.Opcode != dns.OpcodeQuery:
+		m.Rcode = dns.RcodeNotImplemented
+	case len(q.Question) != 1:
+		m.Rcode = dns.RcodeFormatError
+	case opt != nil && opt.Version() != 0:
+		m.Rcode = dns.RcodeBadVers
+	case q.Question[0].Qclass != dns.ClassINET && q.Question[0].Qclass != dns.ClassANY, q.Question[0].Qtype == dns.TypeAXFR, q.Question[0].Qtype == dns.TypeIXFR:
+		m.Rcode = dns.RcodeRefused // neither zones nor resolvers' versions are to be had here
+	case !local(m, v, q.Question[0]):
+		m.Authoritative = false
 		s.forward(b, v, w, q, m)
 		return
-	}
-	if q.IsEdns0() != nil {
-		m.SetEdns0(udpSize, false)
 	}
 	write(w, q, m)
 }
@@ -179,111 +184,26 @@ func write(w dns.ResponseWriter, q, m *dns.Msg) {
 	_ = w.WriteMsg(m) // the client may have gone
 }
 
+// forward passes q on; m is the answer if there is no other.
 func (s *Server) forward(b *box, v *View, w dns.ResponseWriter, q, m *dns.Msg) {
 	if len(v.Upstreams) == 0 {
 		m.Rcode = dns.RcodeRefused
 		write(w, q, m)
 		return
 	}
-	select {
-	case b.forwards <- struct{}{}:
-		defer func() { <-b.forwards }()
-	default:
+	own, all := b.forwards.Add(1), s.forwards.Add(1)
+	defer b.forwards.Add(-1)
+	defer s.forwards.Add(-1)
+	if own > maxForwards || all > busyForwards && own > fairForwards {
 		m.Rcode = dns.RcodeServerFailure
 		write(w, q, m)
 		return
 	}
-	r, err := s.fwd.exchange(q, w.RemoteAddr().Network() == "tcp", v.Upstreams)
+	r, err := s.fwd.exchange(question{q, w.RemoteAddr().Network() == "tcp", b.inside}, v.Upstreams)
 	if err != nil {
 		s.log.Debug("foreign name not resolved", "name", q.Question[0].Name, "error", err)
 		m.Rcode = dns.RcodeServerFailure
 		r = m
 	}
-	r.Id = q.Id
 	write(w, q, r)
-}
-
-// local answers m if the question is about names of the view; it tells whether it did.
-func local(m *dns.Msg, v *View, q dns.Question) bool {
-	m.Authoritative = true
-	if a, ok := reverseAddr(q.Name); ok {
-		name, known := v.reverse(a)
-		if !known {
-			return false
-		}
-		if name == "" {
-			m.Rcode = dns.RcodeNameError
-		} else if q.Qtype == dns.TypePTR || q.Qtype == dns.TypeANY {
-			m.Answer = []dns.RR{&dns.PTR{Hdr: header(q.Name, dns.TypePTR, ttlStable), Ptr: dns.Fqdn(name)}}
-		}
-		return true
-	}
-	r, ok := v.Lookup(q.Name)
-	if !ok {
-		if strings.Contains(canonical(q.Name), ".") || len(v.Search) > 0 {
-			return false
-		}
-		m.Rcode = dns.RcodeNameError
-		m.Ns = negative(q.Name)
-		return true
-	}
-	ttl := uint32(ttlEndpoint)
-	if r.Stable {
-		ttl = ttlStable
-	}
-	start := 0
-	if n := len(r.Addrs); n > 1 {
-		start = rand.IntN(n)
-	}
-	for i := range r.Addrs {
-		a := r.Addrs[(start+i)%len(r.Addrs)]
-		switch {
-		case a.Is4() && (q.Qtype == dns.TypeA || q.Qtype == dns.TypeANY):
-			m.Answer = append(m.Answer, &dns.A{Hdr: header(q.Name, dns.TypeA, ttl), A: a.AsSlice()})
-		case a.Is6() && (q.Qtype == dns.TypeAAAA || q.Qtype == dns.TypeANY):
-			m.Answer = append(m.Answer, &dns.AAAA{Hdr: header(q.Name, dns.TypeAAAA, ttl), AAAA: a.AsSlice()})
-		}
-	}
-	if len(m.Answer) == 0 {
-		m.Ns = negative(q.Name)
-	}
-	rand.Shuffle(len(m.Answer), func(i, j int) { m.Answer[i], m.Answer[j] = m.Answer[j], m.Answer[i] })
-	return true
-}
-
-func header(name string, typ uint16, ttl uint32) dns.RR_Header {
-	return dns.RR_Header{Name: name, Rrtype: typ, Class: dns.ClassINET, Ttl: ttl}
-}
-
-// negative is the SOA that lets caches forget a negative answer soon.
-func negative(name string) []dns.RR {
-	return []dns.RR{&dns.SOA{Hdr: header(name, dns.TypeSOA, ttlNegative), Ns: "skein.", Mbox: "skein.", Minttl: ttlNegative, Refresh: 60, Retry: 60, Expire: 60}}
-}
-
-// reverseAddr reads names under in-addr.arpa and ip6.arpa.
-func reverseAddr(name string) (netip.Addr, bool) {
-	name = canonical(name)
-	if rest, ok := strings.CutSuffix(name, ".in-addr.arpa"); ok {
-		parts := strings.Split(rest, ".")
-		if len(parts) != 4 {
-			return netip.Addr{}, false
-		}
-		a, err := netip.ParseAddr(parts[3] + "." + parts[2] + "." + parts[1] + "." + parts[0])
-		return a, err == nil
-	}
-	rest, ok := strings.CutSuffix(name, ".ip6.arpa")
-	parts := strings.Split(rest, ".")
-	if !ok || len(parts) != 32 {
-		return netip.Addr{}, false
-	}
-	var b [16]byte
-	for i, p := range parts {
-		n, err := strconv.ParseUint(p, 16, 4)
-		if err != nil {
-			return netip.Addr{}, false
-		}
-		at := 31 - i
-		b[at/2] |= byte(n) << (4 * (1 - at%2))
-	}
-	return netip.AddrFrom16(b), true
 }
