@@ -44,7 +44,9 @@ const (
 // State is everything that is handed out now.
 type State struct {
 	j       *Journal
-	overlay netip.Prefix
+	onGrow  func(network string, r *api.NetworkRange)
+	level   uint32 // feature level
+	overlay []netip.Prefix
 	mesh    netip.Prefix
 	ula     netip.Prefix // invalid: no IPv6
 	bits    int
@@ -68,17 +70,23 @@ type State struct {
 	restNets map[netip.Prefix]int
 }
 
-// network is what must not overlap another network.
+// network is what ranges that are chosen here must not overlap.
 type network struct {
 	name   string
-	v4, v6 netip.Prefix
+	ranges []span
 }
 
-// New returns a state in which nothing is handed out. Every later change adds its undo to j.
-func New(j *Journal) *State {
+// span is one range of a network; v6 may be invalid.
+type span struct{ v4, v6 netip.Prefix }
+
+// New returns a state in which nothing is handed out. Every later change adds its undo to j. A network that is full and gets a further range
+// while something is allocated is told to onGrow, which has its record hold it.
+func New(j *Journal, onGrow func(network string, r *api.NetworkRange)) *State {
 	return &State{
 		j:        j,
-		overlay:  netip.MustParsePrefix(DefaultOverlayPool),
+		onGrow:   onGrow,
+		level:    1,
+		overlay:  []netip.Prefix{netip.MustParsePrefix(DefaultOverlayPool)},
 		mesh:     netip.MustParsePrefix(DefaultMeshPool),
 		bits:     DefaultOverlayBits,
 		pools:    map[string]*pool{},
@@ -110,7 +118,7 @@ func (s *State) SetPools(c *api.ClusterRecord) error {
 	if c.OverlayBits == 0 {
 		c.OverlayBits = DefaultOverlayBits
 	}
-	overlay, err := parsePool("overlay", c.OverlayPool)
+	overlay, err := overlayPools(c)
 	if err != nil {
 		return err
 	}
@@ -126,10 +134,8 @@ func (s *State) SetPools(c *api.ClusterRecord) error {
 	}
 	bits := int(c.OverlayBits)
 	switch {
-	case overlay.Overlaps(mesh):
-		return invalid("set the cluster's pools: overlay pool %s and mesh pool %s overlap: choose separate ranges", overlay, mesh)
-	case bits < overlay.Bits() || bits > 29:
-		return invalid("set the cluster's pools: subnet size /%d does not fit overlay pool %s: choose %d..29", bits, overlay, overlay.Bits())
+	case bits > 29:
+		return invalid("set the cluster's pools: subnet size /%d does not fit overlay pool %s: choose %d..29", bits, overlay[0], overlay[0].Bits())
 	case mesh.Bits() > nodeBits-1:
 		return invalid("set the cluster's pools: mesh pool %s is too small: each node needs a /%d of it, so give it a /%d or larger",
 			mesh, nodeBits, nodeBits-1)
@@ -138,10 +144,51 @@ func (s *State) SetPools(c *api.ClusterRecord) error {
 	case ula != s.ula && (len(s.indexes) > 0 || len(s.networks) > 0):
 		return precondition("set the cluster's pools: IPv6 prefix %q is in use by networks or nodes and cannot become %q", s.ula, c.UlaPrefix)
 	}
+	for i, p := range overlay {
+		switch {
+		case p.Overlaps(mesh):
+			return invalid("set the cluster's pools: overlay pool %s and mesh pool %s overlap: choose separate ranges", p, mesh)
+		case bits < p.Bits():
+			return invalid("set the cluster's pools: subnet size /%d does not fit overlay pool %s: choose %d..29", bits, p, p.Bits())
+		}
+		for _, q := range overlay[:i] {
+			if p.Overlaps(q) {
+				return invalid("set the cluster's pools: overlay pools %s and %s overlap: choose separate ranges", q, p)
+			}
+		}
+	}
 	old := *s
-	s.j.Add(func() { s.overlay, s.mesh, s.ula, s.bits = old.overlay, old.mesh, old.ula, old.bits })
-	s.overlay, s.mesh, s.ula, s.bits = overlay, mesh, ula, bits
+	s.j.Add(func() {
+		s.level, s.overlay, s.mesh, s.ula, s.bits = old.level, old.overlay, old.mesh, old.ula, old.bits
+	})
+	s.level, s.overlay, s.mesh, s.ula, s.bits = max(1, c.FeatureLevel), overlay, mesh, ula, bits
+	if old.level < api.LevelNetworks && s.level >= api.LevelNetworks {
+		for _, p := range s.pools { // those of the versions before may grow now; none of them was told not to
+			p.grows = true
+			s.j.Add(func() { p.grows = false })
+		}
+	}
 	return nil
+}
+
+// overlayPools are what networks are cut from.
+func overlayPools(c *api.ClusterRecord) ([]netip.Prefix, error) {
+	all := c.OverlayPools
+	if len(all) == 0 || c.FeatureLevel < api.LevelNetworks {
+		all = []string{c.OverlayPool}
+	}
+	if all[0] != c.OverlayPool {
+		return nil, invalid("set the cluster's pools: the first of the overlay pools %v is not %s", all, c.OverlayPool)
+	}
+	var out []netip.Prefix
+	for _, text := range all {
+		p, err := parsePool("overlay", text)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, p)
+	}
+	return out, nil
 }
 
 func parsePool(what, text string) (netip.Prefix, error) {

@@ -2,10 +2,7 @@ package allocator
 
 import (
 	"fmt"
-	"maps"
-	"math/bits"
 	"net/netip"
-	"slices"
 	"strconv"
 
 	"skein/manager/api"
@@ -88,10 +85,7 @@ func (s *State) AddNetwork(n *api.NetworkRecord) error {
 	if err := s.chooseVNI(n); err != nil {
 		return err
 	}
-	if err := s.chooseSubnet4(n); err != nil {
-		return err
-	}
-	if err := s.chooseSubnet6(n); err != nil {
+	if err := s.chooseRanges(n); err != nil {
 		return err
 	}
 	return s.RestoreNetwork(n)
@@ -99,38 +93,42 @@ func (s *State) AddNetwork(n *api.NetworkRecord) error {
 
 // RestoreNetwork takes over a network that has all it needs.
 func (s *State) RestoreNetwork(n *api.NetworkRecord) error {
-	v4, err := netip.ParsePrefix(n.Subnet4)
-	if err != nil || !v4.Addr().Is4() || v4.Bits() < 8 || v4.Bits() > 29 {
-		return dataLoss("network %s: subnet %q is not an IPv4 range of /8 to /29", n.Id, n.Subnet4)
-	}
-	var v6 netip.Prefix
-	if n.Subnet6 != "" {
-		if v6, err = netip.ParsePrefix(n.Subnet6); err != nil || !v6.Addr().Is6() {
-			return dataLoss("network %s: subnet %q is not an IPv6 range", n.Id, n.Subnet6)
-		}
-	}
 	if other, used := s.vnis[n.Vni]; used {
 		return dataLoss("network %s: VNI %d is held by network %s", n.Id, n.Vni, other)
 	}
+	p := &pool{title: fmt.Sprintf("network %q", n.Name), network: n.Id, grows: s.level >= api.LevelNetworks && !n.NoGrowth}
+	nw := network{name: n.Name}
+	for i, r := range rangesOf(n) {
+		part, err := partOf(r, i == 0)
+		if err != nil {
+			return dataLoss("network %s: %v", n.Id, err)
+		}
+		p.append(part)
+		nw.ranges = append(nw.ranges, span{part.v4, part.v6})
+	}
+	for _, text := range n.Avoid {
+		if a, err := netip.ParsePrefix(text); err == nil {
+			p.avoid = append(p.avoid, a)
+		}
+	}
 	Set(s.j, s.vnis, n.Vni, n.Id)
-	Set(s.j, s.networks, n.Id, network{name: n.Name, v4: v4, v6: v6})
-	Set(s.j, s.pools, n.Id, newPool(fmt.Sprintf("network %q", n.Name), v4, v6))
+	Set(s.j, s.networks, n.Id, nw)
+	Set(s.j, s.pools, n.Id, p)
 	return nil
 }
 
-// RemoveNetwork frees all of a network. Its subnet rests before it is handed out unasked.
+// RemoveNetwork frees all of a network. Its subnets rest before they are handed out unasked.
 func (s *State) RemoveNetwork(n *api.NetworkRecord, now int64) {
 	s.forget(n.Id)
 	nw := s.networks[n.Id]
 	Unset(s.j, s.vnis, n.Vni)
 	Unset(s.j, s.networks, n.Id)
 	Unset(s.j, s.pools, n.Id)
-	if !nw.v4.IsValid() {
-		return
+	for _, r := range nw.ranges {
+		Set(s.j, s.restNets, r.v4, s.restNets[r.v4]+1)
+		s.rest.push(resting{pool: restSubnet, addr: r.v4.String(), until: now + int64(AddressRest)})
+		s.j.Add(s.rest.unpush)
 	}
-	Set(s.j, s.restNets, nw.v4, s.restNets[nw.v4]+1)
-	s.rest.push(resting{pool: restSubnet, addr: nw.v4.String(), until: now + int64(AddressRest)})
-	s.j.Add(s.rest.unpush)
 }
 
 // Held is the number of addresses that services and tasks have of a network.
@@ -170,116 +168,3 @@ func followingVNI(v uint32) uint32 {
 	}
 	return v + 1
 }
-
-func (s *State) chooseSubnet4(n *api.NetworkRecord) error {
-	if n.Subnet4 == "" {
-		p, ok := s.freeSubnet()
-		if !ok {
-			return exhausted("create network %q: overlay pool %s has no free /%d left (%d networks): remove unused networks, or name a subnet",
-				n.Name, s.overlay, s.bits, len(s.networks))
-		}
-		n.Subnet4 = p.String()
-		return nil
-	}
-	p, err := netip.ParsePrefix(n.Subnet4)
-	switch {
-	case err != nil || !p.Addr().Is4():
-		return invalid("create network %q: subnet %q is not an IPv4 range such as 192.168.7.0/24", n.Name, n.Subnet4)
-	case p != p.Masked():
-		return invalid("create network %q: subnet %s has host bits set: did you mean %s?", n.Name, p, p.Masked())
-	case p.Bits() < 8 || p.Bits() > 29:
-		return invalid("create network %q: subnet %s: the prefix length must be 8..29", n.Name, p)
-	case reserved4(p):
-		return invalid("create network %q: subnet %s is not usable: loopback, link-local, multicast and 0.0.0.0/8 are reserved", n.Name, p)
-	case p.Overlaps(s.mesh):
-		return conflict("create network %q: subnet %s overlaps the cluster's mesh pool %s: choose another subnet", n.Name, p, s.mesh)
-	}
-	for _, id := range slices.Sorted(maps.Keys(s.networks)) {
-		if o := s.networks[id]; o.v4.Overlaps(p) {
-			return conflict("create network %q: subnet %s overlaps %s of network %q: choose another subnet", n.Name, p, o.v4, o.name)
-		}
-	}
-	n.Subnet4 = p.String()
-	return nil
-}
-
-func reserved4(p netip.Prefix) bool {
-	a := p.Addr()
-	return a.As4()[0] == 0 || a.IsLoopback() || a.IsLinkLocalUnicast() || a.As4()[0] >= 224
-}
-
-// freeSubnet finds the lowest block of the overlay pool that overlaps neither a network nor a subnet at rest.
-func (s *State) freeSubnet() (netip.Prefix, bool) {
-	taken := make([]netip.Prefix, 0, len(s.networks)+len(s.restNets))
-	for _, n := range s.networks {
-		taken = append(taken, n.v4)
-	}
-	for p := range s.restNets {
-		taken = append(taken, p)
-	}
-	slices.SortFunc(taken, netip.Prefix.Compare)
-	end := uint64(1) << (32 - s.overlay.Bits())
-	step := uint64(1) << (32 - s.bits)
-	next := uint64(0)
-	for _, t := range taken {
-		if !t.Overlaps(s.overlay) {
-			continue
-		}
-		if t.Bits() <= s.overlay.Bits() {
-			return netip.Prefix{}, false
-		}
-		from, _ := offset(s.overlay, t.Addr())
-		if next+step <= uint64(from) {
-			break
-		}
-		to := uint64(from) + uint64(1)<<(32-t.Bits())
-		next = max(next, (to+step-1)/step*step)
-	}
-	if next+step > end {
-		return netip.Prefix{}, false
-	}
-	return netip.PrefixFrom(plus4(s.overlay.Addr(), uint32(next)), s.bits), true
-}
-
-func (s *State) chooseSubnet6(n *api.NetworkRecord) error {
-	if n.Subnet6 == "" {
-		if !s.ula.IsValid() {
-			return nil
-		}
-		used := map[netip.Prefix]bool{}
-		for _, o := range s.networks {
-			used[o.v6] = true
-		}
-		for id := uint32(1); id < 1<<16; id++ { // 0 is the nodes' blocks
-			b := s.ula.Addr().As16()
-			b[6], b[7] = byte(id>>8), byte(id)
-			if p := netip.PrefixFrom(netip.AddrFrom16(b), 64); !used[p] {
-				n.Subnet6 = p.String()
-				return nil
-			}
-		}
-		return exhausted("create network %q: all 65,535 subnets of %s are taken", n.Name, s.ula)
-	}
-	p, err := netip.ParsePrefix(n.Subnet6)
-	v4bits := bits.Len32(1<<(32-netip.MustParsePrefix(n.Subnet4).Bits()) - 1)
-	switch {
-	case err != nil || !p.Addr().Is6() || p.Addr().Is4In6() || p != p.Masked():
-		return invalid("create network %q: subnet %q is not an IPv6 range such as fd00:1234::/64", n.Name, n.Subnet6)
-	case p.Addr().IsLoopback() || p.Addr().IsLinkLocalUnicast() || p.Addr().IsMulticast():
-		return invalid("create network %q: subnet %s is not usable: loopback, link-local and multicast are reserved", n.Name, p)
-	case p.Bits() < 32 || 128-p.Bits() < v4bits:
-		return invalid("create network %q: subnet %s: the prefix length must be 32..%d to hold as many addresses as %s",
-			n.Name, p, 128-v4bits, n.Subnet4)
-	case s.ula.IsValid() && p.Overlaps(s.nodeBlocks6()):
-		return conflict("create network %q: subnet %s overlaps the nodes' blocks %s", n.Name, p, s.nodeBlocks6())
-	}
-	for _, id := range slices.Sorted(maps.Keys(s.networks)) {
-		if o := s.networks[id]; o.v6.IsValid() && o.v6.Overlaps(p) {
-			return conflict("create network %q: subnet %s overlaps %s of network %q: choose another subnet", n.Name, p, o.v6, o.name)
-		}
-	}
-	n.Subnet6 = p.String()
-	return nil
-}
-
-func (s *State) nodeBlocks6() netip.Prefix { return netip.PrefixFrom(s.ula.Addr(), 64) }

@@ -76,7 +76,7 @@ func (s *State) free(r resting) {
 	if p == nil || err != nil {
 		return
 	}
-	if off, ok := offset(p.v4, a); ok && p.has(off) {
+	if off, ok := p.offset4(a); ok && p.has(off) {
 		p.unset(off)
 		p.resting--
 	}

@@ -67,11 +67,7 @@ func (s *State) placeTask(req *TaskRequest, g *TaskGrant) error {
 		if err != nil {
 			return err
 		}
-		a := Address{NetworkID: n.NetworkID, V4: netip.PrefixFrom(p.addr4(off), p.v4.Bits()), Aliases: n.Aliases}
-		if v6 := p.addr6(off); v6.IsValid() {
-			a.V6 = netip.PrefixFrom(v6, p.v6.Bits())
-		}
-		g.Addresses = append(g.Addresses, a)
+		g.Addresses = append(g.Addresses, Address{NetworkID: n.NetworkID, V4: p.prefix4(off), V6: p.prefix6(off), Aliases: n.Aliases})
 	}
 	if !req.Gateway {
 		return nil

@@ -156,6 +156,11 @@ func (s *state) applyService(rec *api.ServiceRecord) error {
 			return api.Errorf(errNotFound, "service %s: network %s not found", rec.Name, id)
 		}
 	}
+	if s.level() >= api.LevelNetworks {
+		if err := s.alloc.Apart(networkTargets(spec)); err != nil {
+			return api.Errorf(errInvalid, "service %s: %v", rec.Name, err)
+		}
+	}
 	if err := s.checkDependencies(rec.Name, spec); err != nil {
 		return err
 	}
@@ -287,6 +292,7 @@ func (s *state) putNetwork(n *api.NetworkRecord) error {
 			return api.Errorf(errPrecondition, "network %s: name, driver and internal cannot change: remove it and create it anew", old.Name)
 		}
 		n.Vni, n.Subnet4, n.Subnet6 = old.Vni, old.Subnet4, old.Subnet6
+		n.Ranges, n.NoIpv6, n.NoGrowth, n.Avoid = old.Ranges, old.NoIpv6, old.NoGrowth, old.Avoid
 	} else {
 		if err := s.addNetwork(n); err != nil {
 			return err

@@ -3,6 +3,8 @@ package store
 import (
 	"strings"
 
+	"google.golang.org/protobuf/proto"
+
 	"skein/manager/allocator"
 	"skein/manager/api"
 )
@@ -44,9 +46,8 @@ type state struct {
 
 func newState() *state {
 	j := &allocator.Journal{}
-	return &state{
+	s := &state{
 		j:            j,
-		alloc:        allocator.New(j),
 		nodes:        newTable[string, *Node](j, strings.Compare),
 		services:     newTable[string, *Service](j, strings.Compare),
 		networks:     newTable[string, *Network](j, strings.Compare),
@@ -64,6 +65,20 @@ func newState() *state {
 		usedBy:       newTable[pair, struct{}](j, comparePair),
 		requests:     map[revKey]*allocator.TaskRequest{},
 	}
+	s.alloc = allocator.New(j, s.growNetwork)
+	return s
+}
+
+// growNetwork has a network's record hold the range that it was given because the others are full.
+func (s *state) growNetwork(id string, r *api.NetworkRange) {
+	n := proto.Clone(s.networks.get(id)).(*api.NetworkRecord)
+	if len(n.Ranges) == 0 {
+		n.Ranges = []*api.NetworkRange{{Subnet4: n.Subnet4, Subnet6: n.Subnet6}}
+	}
+	n.Ranges = append(n.Ranges, r)
+	n.Meta = nextMeta(n.Meta, s.version, s.time)
+	s.networks.put(id, n)
+	s.changedObject(KindNetwork, id)
 }
 
 // changed notes that a task changed, or goes.
