@@ -1,7 +1,6 @@
 package allocator
 
 import (
-	"encoding/binary"
 	"net/netip"
 	"slices"
 
@@ -143,9 +142,9 @@ func (s *State) takeAttached(id string, n *api.AttachedNetwork) (*api.AttachedNe
 	if err != nil {
 		return nil, err
 	}
-	out.Addr4 = netip.PrefixFrom(p.addr4(off), p.v4.Bits()).String()
-	six := p.addr6(off)
-	if want6.IsValid() && want6 != six {
+	out.Addr4 = p.prefix4(off).String()
+	six := p.prefix6(off)
+	if want6.IsValid() && want6 != six.Addr() {
 		if other, ok := p.offset6(want6); ok {
 			if err := s.takeAt(p, n.NetworkId, p.addr4(other), want6); err != nil {
 				return nil, err
@@ -153,10 +152,10 @@ func (s *State) takeAttached(id string, n *api.AttachedNetwork) (*api.AttachedNe
 		} else {
 			Set(s.j, s.fixed6, fixedKey{n.NetworkId, want6}, id)
 		}
-		six = want6
+		six = netip.PrefixFrom(want6, p.subnet6(want6).Bits())
 	}
 	if six.IsValid() {
-		out.Addr6 = netip.PrefixFrom(six, p.v6.Bits()).String()
+		out.Addr6 = six.String()
 	}
 	return out, nil
 }
@@ -170,11 +169,11 @@ func (s *State) wished6(p *pool, n *api.AttachedNetwork) (netip.Addr, error) {
 	switch {
 	case err != nil || !a.Is6():
 		return a, invalid("address %q on %s is not an IPv6 address", n.Addr6, p.title)
-	case !p.v6.IsValid():
+	case p.prefixes6() == "":
 		return a, invalid("address %s on %s: the network has no IPv6 addresses", a, p.title)
-	case !p.v6.Contains(a):
-		return a, invalid("invalid address %s: it does not belong to subnet %s of %s", a, p.v6, p.title)
-	case a == p.addr6(0) || a == p.addr6(1):
+	case !p.subnet6(a).IsValid():
+		return a, invalid("invalid address %s: it does not belong to subnet %s of %s", a, p.prefixes6(), p.title)
+	case p.reserved6(a):
 		return a, invalid("invalid address %s: it belongs to %s itself", a, p.title)
 	}
 	if _, held := s.fixed6[fixedKey{n.NetworkId, a}]; held {
@@ -190,11 +189,11 @@ func (s *State) offsetFor(p *pool, n *api.AttachedNetwork, want6 netip.Addr) (ui
 		if err != nil || !a.Is4() {
 			return 0, invalid("address %q on %s is not an IPv4 address", n.Addr4, p.title)
 		}
-		off, ok := offset(p.v4, a)
+		off, ok := p.offset4(a)
 		switch {
 		case !ok:
-			return 0, invalid("invalid address %s: it does not belong to subnet %s of %s", a, p.v4, p.title)
-		case off < p.first || off > p.last:
+			return 0, invalid("invalid address %s: it does not belong to subnet %s of %s", a, p.prefixes(), p.title)
+		case !p.usable(off):
 			return 0, invalid("invalid address %s: it belongs to %s itself", a, p.title)
 		}
 		return off, s.takeAt(p, n.NetworkId, a, a)
@@ -209,7 +208,7 @@ func (s *State) offsetFor(p *pool, n *api.AttachedNetwork, want6 netip.Addr) (ui
 
 // takeAt takes a certain address, also one that rests. shown is what the user calls it.
 func (s *State) takeAt(p *pool, poolName string, addr, shown netip.Addr) error {
-	off, ok := offset(p.v4, addr)
+	off, ok := p.offset4(addr)
 	if !ok {
 		return invalid("address %s is not of %s", shown, p.title)
 	}
@@ -252,20 +251,4 @@ func (s *State) giveAttached(id string, n *api.AttachedNetwork, now int64) {
 	case !ok && s.fixed6[fixedKey{n.NetworkId, six.Addr()}] == id:
 		Unset(s.j, s.fixed6, fixedKey{n.NetworkId, six.Addr()})
 	}
-}
-
-// offset6 is the offset that stands for an IPv6 address, if there is one.
-func (p *pool) offset6(a netip.Addr) (uint32, bool) {
-	if !a.Is6() || !p.v6.IsValid() || !p.v6.Contains(a) {
-		return 0, false
-	}
-	x, base := a.As16(), p.v6.Addr().As16()
-	if binary.BigEndian.Uint64(x[:8]) != binary.BigEndian.Uint64(base[:8]) {
-		return 0, false
-	}
-	off := binary.BigEndian.Uint64(x[8:]) - binary.BigEndian.Uint64(base[8:])
-	if off < uint64(p.first) || off > uint64(p.last) {
-		return 0, false
-	}
-	return uint32(off), true
 }

@@ -5,6 +5,7 @@ import (
 	"math"
 	"math/bits"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"skein/manager/api"
@@ -31,6 +32,7 @@ type part struct {
 	first, last uint32     // lowest and highest offset that is handed out unasked
 	low         uint32     // nothing below it is free
 	barred      map[uint32]bool
+	taboo6      map[netip.Addr]bool // reserved ones, whether an offset stands for them or not
 }
 
 // newPool makes the pool of a node's block, of which the node itself has the first address.
@@ -44,7 +46,7 @@ func newPool(title string, v4, v6 netip.Prefix) *pool {
 
 // newPart is a range of which all is handed out but its ends.
 func newPart(v4, v6 netip.Prefix, base6 netip.Addr) *part {
-	return &part{v4: v4, v6: v6, base6: base6, first: 1, last: size4(v4) - 2, barred: map[uint32]bool{}}
+	return &part{v4: v4, v6: v6, base6: base6, first: 1, last: size4(v4) - 2, barred: map[uint32]bool{}, taboo6: map[netip.Addr]bool{}}
 }
 
 func size4(p netip.Prefix) uint32 { return uint32(1) << (32 - p.Bits()) }
@@ -252,7 +254,7 @@ func (p *pool) prefix6(off uint32) netip.Prefix {
 	return netip.PrefixFrom(a, r.v6.Bits())
 }
 
-// offset4 and offset6 are the offsets that stand for an address, if one does.
+// offset4 is the offset that stands for an address, if one does; so is offset6, if a container may have it.
 func (p *pool) offset4(a netip.Addr) (uint32, bool) {
 	for _, r := range p.parts {
 		if off, ok := offset(r.v4, a); ok {
@@ -267,11 +269,37 @@ func (p *pool) offset6(a netip.Addr) (uint32, bool) {
 		if !r.v6.IsValid() || !r.v6.Contains(a) {
 			continue
 		}
-		if d, ok := distance6(r.base6, a); ok && d < uint64(size4(r.v4)) {
+		if d, ok := distance6(r.base6, a); ok && d < uint64(size4(r.v4)) && p.usable(r.start+uint32(d)) {
 			return r.start + uint32(d), true
 		}
 	}
 	return 0, false
+}
+
+// subnet6 is the IPv6 range that an address is in, invalid if there is none.
+func (p *pool) subnet6(a netip.Addr) netip.Prefix {
+	for _, r := range p.parts {
+		if r.v6.IsValid() && r.v6.Contains(a) {
+			return r.v6
+		}
+	}
+	return netip.Prefix{}
+}
+
+// prefixes6 lists the IPv6 ranges.
+func (p *pool) prefixes6() string {
+	var all []string
+	for _, r := range p.parts {
+		if text := r.v6.String(); r.v6.IsValid() && !slices.Contains(all, text) {
+			all = append(all, text)
+		}
+	}
+	return strings.Join(all, ", ")
+}
+
+// reserved6 reports whether an IPv6 address is nobody's: the first of a range, or one that was reserved.
+func (p *pool) reserved6(a netip.Addr) bool {
+	return slices.ContainsFunc(p.parts, func(r *part) bool { return r.v6.IsValid() && (a == r.v6.Addr() || r.taboo6[a]) })
 }
 
 func plus4(a netip.Addr, off uint32) netip.Addr {

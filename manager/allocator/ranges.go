@@ -79,6 +79,7 @@ func (r *part) bar(rec *api.NetworkRange, first bool) error {
 		if err != nil || !r.v6.Contains(a) {
 			return fmt.Errorf("address %q is not in subnet %s", text, r.v6)
 		}
+		r.taboo6[a] = true
 		if d, ok := distance6(r.base6, a); ok && d < uint64(size4(r.v4)) {
 			r.barred[uint32(d)] = true
 		}
@@ -411,7 +412,7 @@ func (s *State) freeSubnet6(n *api.NetworkRecord, r *api.NetworkRange, before []
 
 func (s *State) nodeBlocks6() netip.Prefix { return netip.PrefixFrom(s.ula.Addr(), 64) }
 
-// grow gives a network that is full a further range, as large as what it has, or as large as the overlay pools have.
+// grow gives a network that is full a further range: as large as what it has, unless that is more than an eighth of a pool or more than is left.
 func (s *State) grow(p *pool) error {
 	full := func(why string) error {
 		return exhausted("%s is full: all %d addresses of %s are taken or rest for %s after their release: %s", p.title, p.capacity(), p.prefixes(), AddressRest, why)
@@ -427,7 +428,7 @@ func (s *State) grow(p *pool) error {
 	}
 	var v4 netip.Prefix
 	ok := false
-	for length := min(s.bits, max(12, 32-bits.Len32(p.size()-1))); length <= s.bits && !ok; length++ {
+	for length := min(s.bits, max(s.overlay[0].Bits()+3, 32-bits.Len32(p.size()-1))); length <= s.bits && !ok; length++ {
 		v4, ok = s.freeSubnet(length, nil, p.avoid)
 	}
 	if !ok || uint64(p.size())+uint64(size4(v4)) > maxOffsets {

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"net/netip"
 	"slices"
 	"strings"
 
@@ -63,6 +62,7 @@ func (s *state) checkWish(w *api.AttachmentWish, old *api.AttachmentRecord) erro
 	case len(w.Networks) > maxNetworks:
 		return api.Errorf(errInvalid, "container %s: attached to %d networks, the limit is %d", w.Name, len(w.Networks), maxNetworks)
 	}
+	var ids []string
 	for i, a := range w.Networks {
 		n := s.networks.get(a.NetworkId)
 		has := slices.ContainsFunc(old.GetNetworks(), func(o *api.AttachedNetwork) bool { return o.NetworkId == a.NetworkId })
@@ -75,21 +75,16 @@ func (s *state) checkWish(w *api.AttachmentWish, old *api.AttachmentRecord) erro
 			return api.Errorf(errInvalid, "container %s on network %s: more than %d names, or one of more than %d bytes", w.Name, n.Name, maxAttachedNames, maxAttachedName)
 		}
 		for _, b := range w.Networks[:i] {
-			switch o := s.networks.get(b.NetworkId); {
-			case o.Id == n.Id:
+			if b.NetworkId == n.Id {
 				return api.Errorf(errInvalid, "container %s: network %s is named twice", w.Name, n.Name)
-			case overlap(n.Subnet4, o.Subnet4) || overlap(n.Subnet6, o.Subnet6):
-				return api.Errorf(errInvalid, "container %s: networks %s (%s) and %s (%s) have addresses in common: it can be on one of them", w.Name, o.Name, o.Subnet4, n.Name, n.Subnet4)
 			}
 		}
+		ids = append(ids, n.Id)
+	}
+	if err := s.alloc.Apart(ids); err != nil {
+		return api.Errorf(errInvalid, "container %s: %v", w.Name, err)
 	}
 	return nil
-}
-
-func overlap(a, b string) bool {
-	p, e := netip.ParsePrefix(a)
-	q, f := netip.ParsePrefix(b)
-	return e == nil && f == nil && p.Overlaps(q)
 }
 
 // deleteAttachment forgets a container. One that is not there needs nothing.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -93,6 +94,13 @@ func (g *generator) change() *api.Change {
 		if g.IntN(3) == 0 {
 			n.Subnet4 = fmt.Sprintf("192.168.%d.0/%d", g.IntN(3), 24+g.IntN(6))
 		}
+		n.NoGrowth, n.NoIpv6 = g.IntN(4) == 0, g.IntN(4) == 0
+		if g.IntN(3) == 0 {
+			n.Ranges = []*api.NetworkRange{{Subnet4: "172.20.0.0/28", Range4: "172.20.0.8/30", Gateway4: "172.20.0.9", Aux4: map[string]string{"a": "172.20.0.3"}}, {}}
+			if g.IntN(2) == 0 {
+				n.Ranges[0].Subnet6, n.Ranges[0].Aux6 = "fd00:5::/64", map[string]string{"b": "fd00:5::a"}
+			}
+		}
 		return putNetwork(n)
 	case 3:
 		return deleteNetwork(g.id("net", 5))
@@ -166,9 +174,7 @@ func check(t *testing.T, s *store.Store) {
 		for i, n := range nets {
 			hold(fmt.Sprint("vni ", n.Vni), n.Id)
 			for _, o := range nets[:i] {
-				if netip.MustParsePrefix(n.Subnet4).Overlaps(netip.MustParsePrefix(o.Subnet4)) {
-					t.Fatalf("networks %s and %s overlap: %s %s", n.Id, o.Id, n.Subnet4, o.Subnet4)
-				}
+				noneShared(t, n, o)
 			}
 		}
 		for _, svc := range tx.Services() {
@@ -197,6 +203,28 @@ func check(t *testing.T, s *store.Store) {
 	})
 }
 
+// noneShared wants ranges that were chosen by the allocator to be one network's alone.
+func noneShared(t *testing.T, n, o *store.Network) {
+	pool := netip.MustParsePrefix("10.0.0.0/8")
+	for _, a := range ranges4(n) {
+		for _, b := range ranges4(o) {
+			if a.Overlaps(b) && (pool.Overlaps(a) || pool.Overlaps(b)) {
+				t.Fatalf("networks %s and %s overlap: %s %s", n.Id, o.Id, a, b)
+			}
+		}
+	}
+}
+
+func ranges4(n *store.Network) []netip.Prefix {
+	out := []netip.Prefix{netip.MustParsePrefix(n.Subnet4)}
+	for i, r := range n.Ranges {
+		if i > 0 {
+			out = append(out, netip.MustParsePrefix(r.Subnet4))
+		}
+	}
+	return out
+}
+
 func checkTasks(t *testing.T, tx store.ReadTx, hold func(what, by string)) {
 	byNode, byService := 0, map[string]int{}
 	for _, k := range tx.Tasks() {
@@ -220,7 +248,7 @@ func checkTasks(t *testing.T, tx store.ReadTx, hold func(what, by string)) {
 		for _, a := range k.Attachments {
 			if n := tx.Network(a.NetworkId); n != nil {
 				addr := netip.MustParsePrefix(a.Addr4)
-				if addr.Masked().String() != n.Subnet4 {
+				if !slices.Contains(ranges4(n), addr.Masked()) {
 					continue // of a network of that id before
 				}
 				hold(a.NetworkId+" "+addr.Addr().String(), k.ID)
