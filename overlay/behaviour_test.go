@@ -57,7 +57,7 @@ func unreachable(t *testing.T, ns *link.NS, at string) {
 	t.Helper()
 	var c net.Conn
 	err := ns.Do(func() (err error) {
-		c, err = net.DialTimeout("tcp4", at, 300*time.Millisecond)
+		c, err = net.DialTimeout("tcp", at, 300*time.Millisecond)
 		return err
 	})
 	if err == nil {
@@ -350,7 +350,7 @@ func TestDNSInSandboxes(t *testing.T) {
 		{"WEB.front", mdns.TypeA, "10.10.0.2"},
 		{"tasks.web", mdns.TypeA, "10.10.0.11 10.10.0.12"},
 		{"web.2", mdns.TypeA, "10.10.0.12"},
-		{"web", mdns.TypeAAAA, ""},
+		{"web", mdns.TypeAAAA, "fd12:3456:789a:1::2"},
 		{"2.0.10.10.in-addr.arpa", mdns.TypePTR, "web.front."},
 		{"12.0.10.10.in-addr.arpa", mdns.TypePTR, "web.2.front."},
 		{"rr", mdns.TypeA, ""},
@@ -436,7 +436,7 @@ func TestDaemonRestart(t *testing.T) {
 	}
 	h.cfg = l.baseConfig(h)
 	slots := func() map[string]string {
-		t := nft.MeshTable(false, h.meshParams())
+		t := nft.MeshTable(false, h.meshParams(false))
 		l.must(h.nft.Load(t))
 		return maps.Collect(t.Set("slots").All())
 	}
@@ -577,7 +577,7 @@ func TestTeardownLeavesNothing(t *testing.T) {
 	if len(rules)+len(routes)+len(files) != 0 {
 		t.Errorf("left: rules %v, routes %v, files %v", rules, routes, files)
 	}
-	for _, table := range []*nft.Table{nft.MeshTable(false, h.meshParams()), nft.BridgeTable(nil)} {
+	for _, table := range []*nft.Table{nft.MeshTable(false, h.meshParams(false)), nft.BridgeTable(nil)} {
 		if there, err := fresh.nft.Exists(table); err != nil || there {
 			t.Errorf("table %s left: %v, %v", table.Name, there, err)
 		}

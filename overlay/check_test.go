@@ -72,12 +72,13 @@ func TestEverythingIsCompared(t *testing.T) {
 		all = append(all, l.entriesOf(ns)...)
 		all = append(all, l.sysctlsOf(ns, map[string]string{"ipv4/ip_forward": "0", "ipv4/conf/all/rp_filter": "1", "ipv6/conf/all/forwarding": "0",
 			"ipv4/conf/" + vxlanDevice + "/rp_filter": "1", "ipv4/conf/" + legPrefix + tag("task1") + "/proxy_arp": "0"})...)
-		all = append(all, l.tablesOf(ns, nft.VIPTable(false, addr("10.10.0.1")), "vips", "slots", "self")...)
-		all = append(all, l.tablesOf(ns, nft.VIPTable(true, addr("fd00:10::1")), "vips", "slots", "self")...)
+		all = append(all, l.tablesOf(ns, nft.VIPTable(false, legPrefix+"*", addr("10.10.0.1")), "vips", "slots", "self")...)
+		all = append(all, l.tablesOf(ns, nft.VIPTable(true, legPrefix+"*", addr("fd00:10::1")), "vips", "slots", "self")...)
 	}
-	all = append(all, l.sysctlsOf(h.ns, map[string]string{"ipv4/ip_forward": "0", "ipv4/conf/" + meshDevice + "/route_localnet": "0",
+	all = append(all, l.sysctlsOf(h.ns, map[string]string{"ipv4/ip_forward": "0", forwarding6: "0", "ipv4/conf/" + meshDevice + "/route_localnet": "0",
 		"ipv4/conf/" + gatewayPrefix + tag("task1") + "/rp_filter": "0", "ipv4/conf/all/rp_filter": "1"})...)
-	all = append(all, l.tablesOf(h.ns, nft.MeshTable(false, h.meshParams()), "peer_mark", "peer_zone", "pubs", "slots", "published", "targets", "self", "nodes")...)
+	all = append(all, l.tablesOf(h.ns, nft.MeshTable(false, h.meshParams(false)), "peer_mark", "peer_zone", "pubs", "slots", "published", "targets", "self", "nodes")...)
+	all = append(all, l.tablesOf(h.ns, nft.MeshTable(true, h.meshParams(true)), "peer_mark", "peer_zone", "pubs", "slots", "published", "targets", "self", "nodes")...)
 	all = append(all, l.tablesOf(h.ns, nft.BridgeTable(h.bridgeParams), "ports")...)
 	all = append(all, damage{"namespace", filepath.Base(h.routerFile("netwebidnetwebidnetwebid1")), func() error {
 		return link.RemoveNS(h.routerFile("netwebidnetwebidnetwebid1"))
@@ -200,7 +201,9 @@ func (l *lab) tablesOf(ns *link.NS, t *nft.Table, sets ...string) (out []damage)
 	l.must(err)
 	l.t.Cleanup(func() { s.Close() })
 	out = append(out, damage{"nft table", t.Name, func() error { return s.Delete(t.Family, t.Name) }},
-		damage{"nft table", t.Name, func() error { return nftRequest(ns, unix.NFT_MSG_DELRULE, t, unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN, t.Chains[len(t.Chains)-1].Name) }},
+		damage{"nft table", t.Name, func() error {
+			return nftRequest(ns, unix.NFT_MSG_DELRULE, t, unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN, t.Chains[len(t.Chains)-1].Name)
+		}},
 		damage{"nft table", t.Name, func() error { return nftRequest(ns, unix.NFT_MSG_NEWTABLE, t, unix.NFTA_TABLE_NAME, 0, "") }})
 	for _, name := range sets {
 		out = append(out, damage{"nft element", t.Name + " " + name, func() error {

@@ -22,6 +22,10 @@ type Config struct {
 	DataPort uint16
 	// MeshPool is the pool of node blocks: node i owns the i-th /22 of it; the first address of a block is the node's own.
 	MeshPool netip.Prefix
+	// MeshPool6 is the cluster's IPv6 prefix of 48 bits, or invalid: node i owns the i-th /112 of its first /64.
+	MeshPool6 netip.Prefix
+	// NodeAddrs are further addresses of nodes, of both families: a client that has one is a process of a node.
+	NodeAddrs []netip.Addr
 }
 
 // Node is a cluster member as the network sees it. Index is 1..16382 and names its mesh block, MAC addresses and marks.

@@ -50,6 +50,7 @@ type Driver struct {
 	conn *link.Conn
 	nft  *nft.Syncer
 	dns  *dns.Server
+	six  bool // the kernel has IPv6
 	// resolvers are the node's for foreign names, as they are now.
 	resolvers func() []netip.AddrPort
 
@@ -113,6 +114,8 @@ func (d *Driver) open() (err error) {
 	if d.nft, err = nft.NewSyncer(d.host); err != nil {
 		return err
 	}
+	_, err = d.host.ReadSysctl(forwarding6)
+	d.six = err == nil
 	if err := os.MkdirAll(d.netnsDir(), 0o755); err != nil {
 		return err
 	}
@@ -188,10 +191,12 @@ func (d *Driver) Set(ctx context.Context, cfg Config) (Applied, error) {
 	if err := validate(cfg); err != nil {
 		return nil, err
 	}
+	cfg = d.dropIPv6(cfg)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	full := !d.have
-	d.peersChanged = !full && (cfg.Self != d.cfg.Self || cfg.DataPort != d.cfg.DataPort || cfg.MeshPool != d.cfg.MeshPool || !slices.Equal(cfg.Peers, d.cfg.Peers))
+	d.peersChanged = !full && (cfg.Self != d.cfg.Self || cfg.DataPort != d.cfg.DataPort || cfg.MeshPool != d.cfg.MeshPool ||
+		cfg.MeshPool6 != d.cfg.MeshPool6 || !slices.Equal(cfg.Peers, d.cfg.Peers))
 	d.cfg, d.have = cfg, true
 	defer func() { d.peersChanged = false }()
 	return d.apply(ctx, full), nil
@@ -250,6 +255,9 @@ func validate(cfg Config) error {
 	}
 	if !cfg.MeshPool.IsValid() || !cfg.MeshPool.Addr().Is4() || cfg.MeshPool.Bits() > 21 {
 		return bad("mesh pool %s must be an IPv4 prefix of at most 21 bits", cfg.MeshPool)
+	}
+	if cfg.MeshPool6.IsValid() && (!cfg.MeshPool6.Addr().Is6() || cfg.MeshPool6.Bits() != 48) {
+		return bad("IPv6 prefix %s of the mesh must have 48 bits", cfg.MeshPool6)
 	}
 	if cfg.DataPort == 0 {
 		return bad("data port is missing")

@@ -37,10 +37,14 @@ type labHost struct {
 
 const (
 	clientAddr = "198.51.100.7"
+	client6    = "2001:db8:9::7"
 	dataPort   = 4799
 )
 
-var labPool = netip.MustParsePrefix("10.192.0.0/10")
+var (
+	labPool  = netip.MustParsePrefix("10.192.0.0/10")
+	labPool6 = netip.MustParsePrefix("fd12:3456:789a::/48")
+)
 
 func newLab(t *testing.T, hosts int) *lab {
 	t.Helper()
@@ -48,13 +52,17 @@ func newLab(t *testing.T, hosts int) *lab {
 	l.sw = l.namespace("sw")
 	l.cl = l.namespace("cl")
 	sw := l.conn(l.sw)
-	l.must(l.sw.Sysctl(map[string]string{"ipv4/ip_forward": "1"}))
+	l.must(l.sw.Sysctl(map[string]string{"ipv4/ip_forward": "1", forwarding6: "1"}))
 	l.must(sw.AddBridge(link.End{Name: "br0"}))
 	l.address(l.sw, "br0", "192.0.2.254/24")
+	l.address(l.sw, "br0", "2001:db8:1::fe/64")
 	l.cable(l.cl, "eth0", "client")
 	l.address(l.sw, "client", "198.51.100.1/24")
 	l.address(l.cl, "eth0", clientAddr+"/24")
 	l.defaultRoute(l.cl, "eth0", "198.51.100.1")
+	l.address(l.sw, "client", "2001:db8:9::1/64")
+	l.address(l.cl, "eth0", client6+"/64")
+	l.defaultRoute(l.cl, "eth0", "2001:db8:9::1")
 	br, err := sw.Link("br0")
 	l.must(err)
 	for i := 1; i <= hosts; i++ {
@@ -66,6 +74,8 @@ func newLab(t *testing.T, hosts int) *lab {
 		h := &labHost{ns: ns, index: uint32(i), addr: netip.AddrFrom4([4]byte{192, 0, 2, byte(i)})}
 		l.address(ns, "eth0", h.addr.String()+"/24")
 		l.defaultRoute(ns, "eth0", "192.0.2.254")
+		l.address(ns, "eth0", fmt.Sprintf("2001:db8:1::%d/64", i))
+		l.defaultRoute(ns, "eth0", "2001:db8:1::fe")
 		h.Driver = l.driver(i, nil)
 		l.hosts = append(l.hosts, h)
 	}
@@ -155,15 +165,20 @@ func (l *lab) defaultRoute(ns *link.NS, dev, via string) {
 	c := l.conn(ns)
 	i, err := c.Link(dev)
 	l.must(err)
-	m := link.SetRoute(link.RouteKey{Dst: netip.MustParsePrefix("0.0.0.0/0")}, link.Route{Dev: i.Index, Via: netip.MustParseAddr(via)})
+	to := anywhere4
+	if strings.Contains(via, ":") {
+		to = anywhere6
+	}
+	m := link.SetRoute(link.RouteKey{Dst: to}, link.Route{Dev: i.Index, Via: netip.MustParseAddr(via)})
 	m.Body[5] = 4 // static: not one of ours
 	l.must(c.Do([]link.Message{m}))
 }
 
 // baseConfig is a cluster of all hosts without networks.
 func (l *lab) baseConfig(h *labHost) Config {
-	cfg := Config{DataPort: dataPort, MeshPool: labPool}
+	cfg := Config{DataPort: dataPort, MeshPool: labPool, MeshPool6: labPool6}
 	for _, o := range l.hosts {
+		cfg.NodeAddrs = append(cfg.NodeAddrs, addr(fmt.Sprintf("2001:db8:1::%d", o.index)))
 		n := Node{Index: o.index, Hostname: fmt.Sprintf("h%d", o.index), Underlay: o.addr}
 		if o == h {
 			cfg.Self = n

@@ -45,14 +45,17 @@ func (d *Driver) leave() error {
 	err = errors.Join(err, e, d.conn.Do(link.Diff(nil, rules, link.SetRule, link.DelRule)))
 	routes, e := d.conn.Routes()
 	err = errors.Join(err, e, d.conn.Do(link.Diff(nil, routes, link.SetRoute, link.DelRoute)))
-	err = errors.Join(err, d.nft.Delete(nft.IPv4, "skein_mesh"))
+	err = errors.Join(err, d.nft.Delete(nft.IPv4, nft.MeshTableName))
+	if d.six {
+		err = errors.Join(err, d.nft.Delete(nft.IPv6, nft.MeshTableName), d.unforward6())
+	}
 	for _, b := range d.boxes {
 		b.spec.Legs, b.spec.Gateway4, b.spec.Gateway6 = nil, netip.Addr{}, netip.Addr{}
 	}
 	clear(d.waiting)
 	clear(d.mesh.gateways)
 	d.mesh.device, d.have, d.cfg = 0, false, Config{}
-	d.mesh.table = nil
+	d.mesh.tables = [2]*meshTable{}
 	d.mesh.forget()
 	d.updateDNS()
 	return err

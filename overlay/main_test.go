@@ -12,6 +12,11 @@ import (
 
 // TestMain fails when the tests leave goroutines, descriptors or namespace mounts behind.
 func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "overlay")
+	if err != nil || os.Setenv("TMPDIR", dir) != nil { // others run tests at the same time
+		fmt.Fprintln(os.Stderr, "no directory of our own:", err)
+		os.Exit(1)
+	}
 	fds := descriptors()
 	code := m.Run()
 	deadline := time.Now().Add(10 * time.Second) // idle TCP connections of DNS clients end after their time
@@ -27,8 +32,12 @@ func TestMain(m *testing.M) {
 		fmt.Fprintf(os.Stderr, "%d descriptors before, %d after\n", fds, n)
 		code = 1
 	}
-	if mounts, err := os.ReadFile("/proc/self/mounts"); err == nil && strings.Contains(string(mounts), os.TempDir()+"/Test") && code == 0 {
+	if mounts, err := os.ReadFile("/proc/self/mounts"); err == nil && strings.Contains(string(mounts), dir) && code == 0 {
 		fmt.Fprintln(os.Stderr, "namespace mounts left")
+		code = 1
+	}
+	if err := os.RemoveAll(dir); err != nil && code == 0 {
+		fmt.Fprintln(os.Stderr, err)
 		code = 1
 	}
 	os.Exit(code)

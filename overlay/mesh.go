@@ -25,18 +25,13 @@ type mesh struct {
 	neighs map[link.NeighKey]link.MAC
 	fdb    map[link.FDBKey]netip.Addr
 	rules  map[link.RuleKey]link.Rule
-	// table is skein_mesh; nil before it was looked at or when this node's place in the cluster changed.
-	table  *nft.Table
-	params nft.MeshParams
-	dealer *dealer
-	// targets may be reached through the mesh. One stays as long as its gateway leg, since a packet may be under way to a backend that
-	// has just been taken out.
-	targets map[string]netip.Addr
+	// tables are skein_mesh by family, 0 IPv4 and 1 IPv6; nil: not looked at yet, or no IPv6.
+	tables [2]*meshTable
 	// backends are the addresses that published ports lead to; retired ones left at that time and their UDP flows are still there.
 	backends map[netip.Addr]bool
 	retired  map[netip.Addr]time.Time
 	// gateways are the addresses of local gateway legs by the tag of their sandbox.
-	gateways map[string]netip.Addr
+	gateways map[string]gateway
 	// gone are gateway addresses whose flows are still to be forgotten.
 	gone []netip.Addr
 	// left are backends that left with the change under way.
@@ -44,11 +39,24 @@ type mesh struct {
 	rpWarned bool
 }
 
+// gateway is what a gateway leg has of each family.
+type gateway struct{ v4, v6 netip.Addr }
+
+// meshTable is skein_mesh of one family.
+type meshTable struct {
+	*nft.Table
+	params nft.MeshParams
+	dealer *dealer
+	// targets may be reached through the mesh. One stays as long as its gateway leg, since a packet may be under way to a backend that
+	// has just been taken out.
+	targets map[string]netip.Addr
+}
+
 func (m *mesh) forget() { m.routes, m.neighs, m.fdb, m.rules = nil, nil, nil, nil }
 
 // adoptGateways finds the gateway legs that exist.
 func (d *Driver) adoptGateways() error {
-	d.mesh.gateways = map[string]netip.Addr{}
+	d.mesh.gateways = map[string]gateway{}
 	links, err := d.conn.Links()
 	if err != nil {
 		return err
@@ -65,7 +73,13 @@ func (d *Driver) adoptGateways() error {
 	}
 	for k, r := range routes {
 		if t, ok := legs[r.Dev]; ok && k.Dst.IsSingleIP() && k.Table == 0 {
-			d.mesh.gateways[t] = k.Dst.Addr()
+			g := d.mesh.gateways[t]
+			if a := k.Dst.Addr(); a.Is4() {
+				g.v4 = a
+			} else {
+				g.v6 = a
+			}
+			d.mesh.gateways[t] = g
 		}
 	}
 	return nil
@@ -107,6 +121,9 @@ func (d *Driver) setUpMesh() error {
 	own := host(nodeAddr(d.cfg.MeshPool, d.cfg.Self.Index))
 	if err := d.conn.Do([]link.Message{link.AddAddr(dev, own)}); err != nil {
 		return fmt.Errorf("set the node's mesh address %s: %w", own, err)
+	}
+	if err := d.setUpMesh6(dev); err != nil {
+		return err
 	}
 	return d.host.Sysctl(map[string]string{
 		"ipv4/conf/" + meshDevice + "/rp_filter":      "0",
@@ -165,6 +182,7 @@ func (d *Driver) applyPeers() error {
 		routes[link.RouteKey{Dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Table: tableBase + p.Index}] = link.Route{Dev: m.device, Via: via}
 		rules[link.RuleKey{Pref: rulePref + 1, Mark: markBase + p.Index, Mask: 0xffffffff}] = link.Rule{Table: tableBase + p.Index}
 	}
+	d.addPeers6(routes, neighs, rules)
 	if err := d.readPeers(); err != nil {
 		return err
 	}
@@ -203,29 +221,42 @@ func (d *Driver) readPeers() (err error) {
 	return err
 }
 
-func (d *Driver) meshParams() nft.MeshParams {
-	pool, self := d.cfg.MeshPool, d.cfg.Self.Index
-	return nft.MeshParams{Device: meshDevice, Gateways: gatewayPrefix + "*", Node: nodeAddr(pool, self), Block: nodeBlock(pool, self),
-		DataPort: d.cfg.DataPort, MarkBase: markBase, MarkMask: markMask}
+func (d *Driver) meshParams(v6 bool) nft.MeshParams {
+	self := d.cfg.Self.Index
+	p := nft.MeshParams{Device: meshDevice, Gateways: gatewayPrefix + "*", DataPort: d.cfg.DataPort, MarkBase: markBase, MarkMask: markMask}
+	if v6 {
+		p.Node, p.Block = nodeAddr6(d.cfg.MeshPool6, self), nodeBlock6(d.cfg.MeshPool6, self)
+	} else {
+		p.Node, p.Block = nodeAddr(d.cfg.MeshPool, self), nodeBlock(d.cfg.MeshPool, self)
+	}
+	return p
 }
 
-// loadMesh starts the table from what an earlier driver left in the kernel.
+// loadMesh starts the tables from what an earlier driver left in the kernel.
 func (d *Driver) loadMesh() error {
-	m := &d.mesh
-	params := d.meshParams()
-	if m.table != nil && m.params == params {
-		return nil
-	}
-	t := nft.MeshTable(false, params)
-	if err := d.nft.Load(t); err != nil {
-		return err
-	}
-	m.table, m.params, m.dealer = t, params, newDealer(t, "pubs")
-	m.targets = map[string]netip.Addr{}
-	for k := range t.Set("targets").All() {
-		if a, ok := netip.AddrFromSlice([]byte(k[:4])); ok {
-			m.targets[k] = a
+	for i, v6 := range []bool{false, true} {
+		if v6 && !d.cfg.MeshPool6.IsValid() {
+			if d.mesh.tables[i] != nil {
+				d.mesh.tables[i] = nil
+				return d.nft.Delete(nft.IPv6, nft.MeshTableName)
+			}
+			continue
 		}
+		params := d.meshParams(v6)
+		if t := d.mesh.tables[i]; t != nil && t.params == params {
+			continue
+		}
+		t := &meshTable{Table: nft.MeshTable(v6, params), params: params, targets: map[string]netip.Addr{}}
+		if err := d.nft.Load(t.Table); err != nil {
+			return err
+		}
+		t.dealer = newDealer(t.Table, "pubs")
+		for k := range t.Set("targets").All() {
+			if a, ok := netip.AddrFromSlice([]byte(k[:params.Node.BitLen()/8])); ok {
+				t.targets[k] = a
+			}
+		}
+		d.mesh.tables[i] = t
 	}
 	return nil
 }
@@ -235,23 +266,30 @@ func (d *Driver) applyMeshRules(full bool) error {
 	if err := d.loadMesh(); err != nil {
 		return err
 	}
-	t := d.mesh.table
 	peerMark, peerZone := map[string]string{}, map[string]string{}
-	nodes := map[string]string{}
+	nodes := [2]map[string]string{{}, {}}
 	for _, p := range append([]Node{{Index: d.cfg.Self.Index, Underlay: d.underlay()}}, d.cfg.Peers...) {
-		nodes[nft.AddrKey(p.Underlay)] = ""
+		nodes[familyIndex(p.Underlay)][nft.AddrKey(p.Underlay)] = ""
 		if p.Index != d.cfg.Self.Index {
 			mac := nodeMAC(meshVNI, p.Index)
 			peerMark[string(mac[:])] = nft.MarkValue(markBase + p.Index)
 			peerZone[string(mac[:])] = nft.ZoneValue(uint16(p.Index))
 		}
 	}
-	t.Set("peer_mark").Replace(peerMark)
-	t.Set("peer_zone").Replace(peerZone)
-	t.Set("nodes").Replace(nodes)
+	for _, a := range d.cfg.NodeAddrs {
+		nodes[familyIndex(a)][nft.AddrKey(a)] = ""
+	}
+	for i, t := range d.mesh.tables {
+		if t == nil {
+			continue
+		}
+		t.Set("peer_mark").Replace(peerMark)
+		t.Set("peer_zone").Replace(peerZone)
+		t.Set("nodes").Replace(nodes[i])
+	}
 	d.fillPorts()
 	d.fillGateways()
-	if _, err := d.nft.Sync(t, full); err != nil {
+	if err := d.syncMesh(full); err != nil {
 		return err
 	}
 	// A client whose first packets met a backend that died would go on asking the dead until it gives up.
@@ -260,11 +298,32 @@ func (d *Driver) applyMeshRules(full bool) error {
 	return err
 }
 
+// syncMesh writes what changed of the tables.
+func (d *Driver) syncMesh(full bool) error {
+	var errs []error
+	for _, t := range d.mesh.tables {
+		if t != nil {
+			_, err := d.nft.Sync(t.Table, full)
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // fillPorts fills what follows from published ports.
 func (d *Driver) fillPorts() {
-	m := &d.mesh
-	current := map[string]netip.Addr{}
 	live := map[netip.Addr]bool{}
+	for i, t := range d.mesh.tables {
+		if t != nil {
+			d.fillPortsOf(t, i == 1, live)
+		}
+	}
+	d.mesh.retire(live)
+}
+
+// fillPortsOf does so for one family, and adds its backends to live.
+func (d *Driver) fillPortsOf(t *meshTable, v6 bool, live map[netip.Addr]bool) {
+	current := map[string]netip.Addr{}
 	published := make(map[string]string, len(d.cfg.Mesh.Ports))
 	want := make(map[string]share, len(d.cfg.Mesh.Ports))
 	for _, p := range d.portsByPrecedence() {
@@ -280,33 +339,33 @@ func (d *Driver) fillPorts() {
 		published[key] = ""
 		var backends []string
 		for _, b := range p.Backends {
-			if !b.Addr4.IsValid() || p.Local && b.Node != d.cfg.Self.Index {
+			a := pick(v6, b.Addr4, b.Addr6)
+			if !a.IsValid() || p.Local && b.Node != d.cfg.Self.Index {
 				continue
 			}
-			backends = append(backends, nft.AddrPort(b.Addr4, p.Target))
-			live[b.Addr4] = true
+			backends = append(backends, nft.AddrPort(a, p.Target))
+			live[a] = true
 			if b.Node == d.cfg.Self.Index {
-				current[nft.TargetKey(b.Addr4, proto, p.Target)] = b.Addr4
+				current[nft.TargetKey(a, proto, p.Target)] = a
 			}
 		}
 		for _, b := range p.Soon {
-			if b.Addr4.IsValid() && b.Node == d.cfg.Self.Index {
-				current[nft.TargetKey(b.Addr4, proto, p.Target)] = b.Addr4
+			if a := pick(v6, b.Addr4, b.Addr6); a.IsValid() && b.Node == d.cfg.Self.Index {
+				current[nft.TargetKey(a, proto, p.Target)] = a
 			}
 		}
 		if len(backends) > 0 {
 			want[key] = share{backends, func(i int) string { return nft.MeshSlotKey(proto, p.Published, i) }}
 		}
 	}
-	m.retire(live)
-	m.dealer.update(want)
-	m.table.Set("published").Replace(published)
-	for k, a := range m.targets { // see mesh.targets
+	t.dealer.update(want)
+	t.Set("published").Replace(published)
+	for k, a := range t.targets { // see meshTable.targets
 		if _, ok := current[k]; !ok && d.isLocalGateway(a) {
 			current[k] = a
 		}
 	}
-	m.targets = current
+	t.targets = current
 }
 
 // retire notes which backends have just left.
@@ -346,7 +405,7 @@ func (d *Driver) hasBackendHere(p PublishedPort) bool {
 
 func (d *Driver) isLocalGateway(a netip.Addr) bool {
 	for _, g := range d.mesh.gateways {
-		if g == a {
+		if g.v4 == a || g.v6 == a {
 			return true
 		}
 	}
@@ -355,16 +414,22 @@ func (d *Driver) isLocalGateway(a netip.Addr) bool {
 
 // fillGateways fills what follows from local gateway legs.
 func (d *Driver) fillGateways() {
-	m := &d.mesh
-	self, targets := map[string]string{}, make(map[string]string, len(m.targets))
-	for _, a := range m.gateways {
-		self[nft.SelfKey(a)] = ""
+	for i, t := range d.mesh.tables {
+		if t == nil {
+			continue
+		}
+		self, targets := map[string]string{}, make(map[string]string, len(t.targets))
+		for _, g := range d.mesh.gateways {
+			if a := pick(i == 1, g.v4, g.v6); a.IsValid() {
+				self[nft.SelfKey(a)] = ""
+			}
+		}
+		for k := range t.targets {
+			targets[k] = ""
+		}
+		t.Set("self").Replace(self)
+		t.Set("targets").Replace(targets)
 	}
-	for k := range m.targets {
-		targets[k] = ""
-	}
-	m.table.Set("self").Replace(self)
-	m.table.Set("targets").Replace(targets)
 }
 
 // portsByPrecedence puts ports of this node alone before the cluster's, so that they win.

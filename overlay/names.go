@@ -98,4 +98,15 @@ func nodeBlock(pool netip.Prefix, node uint32) netip.Prefix {
 
 func nodeAddr(pool netip.Prefix, node uint32) netip.Addr { return nodeBlock(pool, node).Addr().Next() }
 
+// nodeBlock6 is a node's /112 of the cluster's IPv6 prefix, nodeAddr6 the node's own address, which is the first of it.
+func nodeBlock6(pool netip.Prefix, node uint32) netip.Prefix {
+	b := pool.Masked().Addr().As16()
+	binary.BigEndian.PutUint16(b[12:], uint16(node))
+	return netip.PrefixFrom(netip.AddrFrom16(b), 112)
+}
+
+func nodeAddr6(pool netip.Prefix, node uint32) netip.Addr {
+	return nodeBlock6(pool, node).Addr().Next()
+}
+
 func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }

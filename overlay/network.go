@@ -336,7 +336,7 @@ func (d *Driver) applyVIPs(r *router, nw *Network, full bool) error {
 		}
 		t := r.vips[i]
 		if t == nil || t.gateway != gw {
-			t = &vipTable{Table: nft.VIPTable(gw.Is6(), gw), gateway: gw}
+			t = &vipTable{Table: nft.VIPTable(gw.Is6(), legPrefix+"*", gw), gateway: gw}
 			t.dealer = newDealer(t.Table, "vips")
 			if err := r.nft.Load(t.Table); err != nil {
 				return err

@@ -20,14 +20,14 @@ func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 // webNetwork: service web (VIP 10.10.0.2) with one endpoint per host, 10.10.0.1<host>.
 func webNetwork(states ...EndpointState) Network {
 	nw := Network{ID: "netwebidnetwebidnetwebid1", Name: "front", VNI: 4097, Subnet4: netip.MustParsePrefix("10.10.0.0/24"),
-		Services: []Service{
-			{ID: "svcweb", Names: []string{"web"}, VIP4: addr("10.10.0.2")},
+		Subnet6: netip.MustParsePrefix("fd12:3456:789a:1::/64"), Services: []Service{
+			{ID: "svcweb", Names: []string{"web"}, VIP4: addr("10.10.0.2"), VIP6: addr("fd12:3456:789a:1::2")},
 			{ID: "svcrr", Names: []string{"rr"}, DNSRR: true},
-			{ID: "svcempty", Names: []string{"empty"}, VIP4: addr("10.10.0.3")},
+			{ID: "svcempty", Names: []string{"empty"}, VIP4: addr("10.10.0.3"), VIP6: addr("fd12:3456:789a:1::3")},
 		}}
 	for i, s := range states {
 		nw.Endpoints = append(nw.Endpoints, Endpoint{ID: fmt.Sprintf("task%d", i+1), ServiceID: "svcweb", Node: uint32(i + 1), State: s,
-			Addr4: netip.AddrFrom4([4]byte{10, 10, 0, byte(11 + i)}), Names: []string{fmt.Sprintf("web.%d", i+1)}})
+			Addr4: netip.AddrFrom4([4]byte{10, 10, 0, byte(11 + i)}), Addr6: addr(fmt.Sprintf("fd12:3456:789a:1::1%d", i+1)), Names: []string{fmt.Sprintf("web.%d", i+1)}})
 	}
 	return nw
 }
@@ -38,11 +38,13 @@ func gatewayOf(node int) netip.Addr {
 	return netip.AddrFrom4(b)
 }
 
+func gateway6Of(node int) netip.Addr { return nodeAddr6(labPool6, uint32(node)).Next() }
+
 // webPort publishes 8080 → 80 on the given hosts' tasks.
 func webMesh(hosts ...int) Mesh {
 	var b []Backend
 	for _, h := range hosts {
-		b = append(b, Backend{EndpointID: fmt.Sprintf("task%d", h), Node: uint32(h), Addr4: gatewayOf(h)})
+		b = append(b, Backend{EndpointID: fmt.Sprintf("task%d", h), Node: uint32(h), Addr4: gatewayOf(h), Addr6: gateway6Of(h)})
 	}
 	return Mesh{Ports: []PublishedPort{
 		{ServiceID: "svcweb", Protocol: "tcp", Published: 8080, Target: 80, Backends: b},
@@ -53,8 +55,9 @@ func webMesh(hosts ...int) Mesh {
 }
 
 func webSandbox(host int) Sandbox {
-	return Sandbox{ID: fmt.Sprintf("task%d", host), DNS: true, Gateway4: gatewayOf(host),
-		Legs: []Leg{{NetworkID: "netwebidnetwebidnetwebid1", Addr4: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 10, 0, byte(10 + host)}), 24)}}}
+	return Sandbox{ID: fmt.Sprintf("task%d", host), DNS: true, Gateway4: gatewayOf(host), Gateway6: gateway6Of(host),
+		Legs: []Leg{{NetworkID: "netwebidnetwebidnetwebid1", Addr4: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 10, 0, byte(10 + host)}), 24),
+			Addr6: netip.MustParsePrefix(fmt.Sprintf("fd12:3456:789a:1::1%d/64", host))}}}
 }
 
 func TestClusterPaths(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -28,6 +29,7 @@ func (d *Driver) AddSandbox(ctx context.Context, s Sandbox) (string, error) {
 	if err := validateSandbox(s); err != nil {
 		return "", err
 	}
+	s = d.withoutIPv6(s)
 	defer d.ids.lock(s.ID)()
 	if err := d.awaitRoom(ctx, s); err != nil {
 		return "", fmt.Errorf("network of container %s: %w", s.ID, err)
@@ -158,6 +160,7 @@ type plan struct {
 	outerName string
 	mac       link.MAC
 	mtu       int
+	six       bool // it has IPv6 addresses
 	inner     func(dev int) []link.Message
 	attach    func(dev int) error // configures the outer end
 }
@@ -182,7 +185,7 @@ func (d *Driver) addSandbox(ctx context.Context, s Sandbox, r *room) error {
 	if err != nil {
 		return err
 	}
-	six := slices.ContainsFunc(s.Legs, func(l Leg) bool { return l.Addr6.IsValid() })
+	six := s.Gateway6.IsValid() || slices.ContainsFunc(s.Legs, func(l Leg) bool { return l.Addr6.IsValid() })
 	if !links["lo"].Up || six && len(links) == 1 { // new ones are made for IPv4
 		if err := setUpRoom(r, six); err != nil {
 			return err
@@ -202,7 +205,7 @@ func (d *Driver) addSandbox(ctx context.Context, s Sandbox, r *room) error {
 	}
 	d.boxes[s.ID] = &box{spec: s}
 	delete(d.waiting, s.ID)
-	if err := d.gatewayChanged(s.ID, s.Gateway4); err != nil {
+	if err := d.gatewayChanged(s.ID, gateway{s.Gateway4, s.Gateway6}); err != nil {
 		return err
 	}
 	if err := d.applyBridgeRules(false); err != nil {
@@ -244,7 +247,7 @@ func (d *Driver) overlayPlan(s Sandbox, l Leg) (plan, error) {
 		return plan{}, fmt.Errorf("network %s is not set up on this node yet: its table has not arrived or failed: %w", l.NetworkID, errdefs.ErrUnavailable)
 	}
 	mac, name := legMAC(overlayLeg, l.Addr4.Addr()), legPrefix+tag(s.ID)
-	return plan{outer: r.conn, outerName: name, mac: mac, mtu: r.mtu,
+	return plan{outer: r.conn, outerName: name, mac: mac, mtu: r.mtu, six: l.Addr6.IsValid(),
 		inner: func(dev int) []link.Message {
 			msgs := []link.Message{link.AddAddr(dev, l.Addr4)}
 			if l.Addr6.IsValid() {
@@ -275,10 +278,16 @@ func (d *Driver) gatewayPlan(s Sandbox) (plan, error) {
 	name := gatewayPrefix + tag(s.ID)
 	mac := legMAC(gatewayLeg, s.Gateway4)
 	own := nodeAddr(d.cfg.MeshPool, d.cfg.Self.Index)
-	return plan{outer: d.conn, outerName: name, mac: mac, mtu: d.mesh.mtu,
+	six := s.Gateway6.IsValid() && d.cfg.MeshPool6.IsValid()
+	return plan{outer: d.conn, outerName: name, mac: mac, mtu: d.mesh.mtu, six: six,
 		inner: func(dev int) []link.Message {
-			return []link.Message{link.AddAddr(dev, host(s.Gateway4)), link.SetNeigh(link.NeighKey{Dev: dev, IP: gatewayVia}, outerMAC),
-				link.SetRoute(link.RouteKey{Dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0)}, link.Route{Dev: dev, Via: gatewayVia, Src: s.Gateway4})}
+			msgs := []link.Message{link.AddAddr(dev, host(s.Gateway4)), link.SetNeigh(link.NeighKey{Dev: dev, IP: gatewayVia}, outerMAC),
+				link.SetRoute(link.RouteKey{Dst: anywhere4}, link.Route{Dev: dev, Via: gatewayVia, Src: s.Gateway4})}
+			if six {
+				msgs = append(msgs, link.AddAddr(dev, host(s.Gateway6)), link.SetNeigh(link.NeighKey{Dev: dev, IP: routerVia6}, outerMAC),
+					link.SetRoute(link.RouteKey{Dst: anywhere6}, link.Route{Dev: dev, Via: routerVia6, Src: s.Gateway6}))
+			}
+			return msgs
 		},
 		attach: func(dev int) error {
 			err := d.host.Sysctl(map[string]string{
@@ -290,8 +299,17 @@ func (d *Driver) gatewayPlan(s Sandbox) (plan, error) {
 			if err != nil {
 				return err
 			}
-			return d.conn.Do([]link.Message{link.SetNeigh(link.NeighKey{Dev: dev, IP: s.Gateway4}, mac),
-				link.SetRoute(link.RouteKey{Dst: host(s.Gateway4)}, link.Route{Dev: dev, Src: own})})
+			msgs := []link.Message{link.SetNeigh(link.NeighKey{Dev: dev, IP: s.Gateway4}, mac),
+				link.SetRoute(link.RouteKey{Dst: host(s.Gateway4)}, link.Route{Dev: dev, Src: own})}
+			if six {
+				if err := d.host.Sysctl(map[string]string{"ipv6/conf/" + name + "/disable_ipv6": "0"}); err != nil {
+					return err
+				}
+				msgs = append(msgs, link.SetNeigh(link.NeighKey{Dev: dev, IP: s.Gateway6}, mac),
+					link.SetRoute(link.RouteKey{Dst: host(s.Gateway6)}, link.Route{Dev: dev, Src: nodeAddr6(d.cfg.MeshPool6, d.cfg.Self.Index)}),
+					link.AddLoopback(dev))
+			}
+			return d.conn.Do(msgs, unix.EEXIST)
 		}}, nil
 }
 
@@ -324,6 +342,10 @@ func ensureLeg(ns *link.NS, conn *link.Conn, links map[string]link.Link, p plan)
 			return err
 		}
 		links[name] = inner
+	} else if p.six { // it may have been made without
+		if err := ns.Sysctl(map[string]string{"ipv6/conf/" + inner.Name + "/disable_ipv6": "0"}); err != nil {
+			return err
+		}
 	}
 	if !outer.Up {
 		if err := p.outer.SetUp(outer.Index, true); err != nil {
@@ -378,37 +400,38 @@ func (d *Driver) removeLegs(conn *link.Conn, links map[string]link.Link, id stri
 	return nil
 }
 
-// gatewayChanged tells the mesh which gateway address a sandbox has now (invalid: none).
-func (d *Driver) gatewayChanged(id string, a netip.Addr) error {
+// gatewayChanged tells the mesh which gateway addresses a sandbox has now (none: zero).
+func (d *Driver) gatewayChanged(id string, a gateway) error {
 	t := tag(id)
 	old := d.mesh.gateways[t]
 	if old == a {
 		return nil
 	}
-	if a.IsValid() {
+	if a.v4.IsValid() {
 		d.mesh.gateways[t] = a
 	} else {
 		delete(d.mesh.gateways, t)
 	}
-	for k, target := range d.mesh.targets {
-		if old.IsValid() && target == old {
-			delete(d.mesh.targets, k)
+	for i, table := range d.mesh.tables {
+		was, is := pick(i == 1, old.v4, old.v6), pick(i == 1, a.v4, a.v6)
+		if !was.IsValid() || was == is {
+			continue
+		}
+		d.mesh.gone = append(d.mesh.gone, was)
+		if table != nil {
+			maps.DeleteFunc(table.targets, func(_ string, target netip.Addr) bool { return target == was })
 		}
 	}
-	if old.IsValid() {
-		d.mesh.gone = append(d.mesh.gone, old)
-	}
 	var err error
-	if a.IsValid() { // what used this address before must not be met by what is about to
+	if a.v4.IsValid() { // what used this address before must not be met by what is about to
 		err = d.forgetGateways()
 	}
-	if d.mesh.table == nil {
+	if d.mesh.tables[0] == nil {
 		return err
 	}
 	d.fillPorts() // the leg may come after the port that it serves
 	d.fillGateways()
-	_, e := d.nft.Sync(d.mesh.table, false)
-	return errors.Join(err, e)
+	return errors.Join(err, d.syncMesh(false))
 }
 
 // forgetGateways drops the flows of gateways that are gone.
@@ -468,7 +491,7 @@ func (d *Driver) dismiss(ctx context.Context, id string) (*departure, error) {
 			d.updateDNS() // its names on bridges are answered to others
 		}
 	}
-	err = errors.Join(err, d.gatewayChanged(id, netip.Addr{}), d.applyBridgeRules(false))
+	err = errors.Join(err, d.gatewayChanged(id, gateway{}), d.applyBridgeRules(false))
 	if d.leaving.Load() == 0 { // else the last of those that leave at the same time does it for all
 		err = errors.Join(err, d.forgetGateways())
 	}

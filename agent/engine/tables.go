@@ -39,6 +39,11 @@ func overlayConfig(t agent.Tables) (overlay.Config, map[string]error) {
 	if cfg.MeshPool, err = netip.ParsePrefix(t.MeshPool); err != nil {
 		bad[api.MeshTable] = fmt.Errorf("mesh pool %q: %w", t.MeshPool, err)
 	}
+	if t.MeshPool6 != "" {
+		if cfg.MeshPool6, err = netip.ParsePrefix(t.MeshPool6); err != nil {
+			bad[api.MeshTable] = fmt.Errorf("IPv6 prefix %q of the mesh: %w", t.MeshPool6, err)
+		}
+	}
 	nodes := map[uint32]*api.NodeEndpoint{}
 	maps.Copy(nodes, t.Mesh.Nodes)
 	for _, tab := range t.Networks { // while nothing is published, the mesh does not list them
@@ -50,6 +55,11 @@ func overlayConfig(t agent.Tables) (overlay.Config, map[string]error) {
 		if err != nil {
 			bad[api.MeshTable] = fmt.Errorf("node %s: address %q: %w", n.NodeId, n.UnderlayAddr, err)
 			continue
+		}
+		for _, text := range n.Addrs {
+			if a := addr(text); a.IsValid() {
+				cfg.NodeAddrs = append(cfg.NodeAddrs, a)
+			}
 		}
 		node := overlay.Node{Index: n.Index, Hostname: n.Hostname, Underlay: a}
 		if n.Index == t.NodeIndex {

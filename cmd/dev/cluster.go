@@ -79,6 +79,28 @@ func (c *Cluster) Fabric() string { return c.fabric() }
 // Group is the cgroup of everything of a node.
 func (c *Cluster) Group(n *Node) string { return c.cgroup(n) }
 
+// subnet6 is a /64 of the documentation prefix that goes with the IPv4 subnet; addresses end as the IPv4 ones.
+func (c *Cluster) subnet6() netip.Prefix {
+	s := c.Subnet.Addr().As4()
+	b := [16]byte{0x20, 0x01, 0x0d, 0xb8, 0x5c, 0xe1, s[1], s[2]}
+	return netip.PrefixFrom(netip.AddrFrom16(b), 64)
+}
+
+func (c *Cluster) addr6(a netip.Addr) netip.Addr {
+	b := c.subnet6().Addr().As16()
+	b[15] = a.As4()[3]
+	return netip.AddrFrom16(b)
+}
+
+// HostAddr6 is HostAddr in IPv6.
+func (c *Cluster) HostAddr6() netip.Addr { return c.addr6(c.hostAddr()) }
+
+// Addr6 is a node's address in IPv6.
+func (c *Cluster) Addr6(n *Node) netip.Addr {
+	a, _ := netip.ParseAddr(n.Address) // made by newNode
+	return c.addr6(a)
+}
+
 // HostAddr is the machine's own address on the cluster's fabric: nodes reach servers that listen there, and the machine reaches the
 // nodes' published ports from it.
 func (c *Cluster) HostAddr() netip.Addr { return c.hostAddr() }

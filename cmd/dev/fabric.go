@@ -108,7 +108,8 @@ func (c *Cluster) buildFabric() error {
 	if err := c.cable(host, c.hostDevice(), "host"); err != nil {
 		return err
 	}
-	return address(host, c.hostDevice(), netip.PrefixFrom(c.hostAddr(), c.Subnet.Bits()))
+	return errors.Join(address(host, c.hostDevice(), netip.PrefixFrom(c.hostAddr(), c.Subnet.Bits())),
+		address(host, c.hostDevice(), netip.PrefixFrom(c.HostAddr6(), c.subnet6().Bits())))
 }
 
 // cable joins a device in the handle's namespace to a port of the bridge.
@@ -157,7 +158,8 @@ func (c *Cluster) buildHost(n *Node) error {
 		if err != nil {
 			return err
 		}
-		return address(h, "eth0", netip.PrefixFrom(a, c.Subnet.Bits()))
+		return errors.Join(address(h, "eth0", netip.PrefixFrom(a, c.Subnet.Bits())),
+			address(h, "eth0", netip.PrefixFrom(c.addr6(a), c.subnet6().Bits())))
 	})
 }
 
@@ -188,8 +190,14 @@ func address(h *netlink.Handle, device string, p netip.Prefix) error {
 	if err != nil {
 		return err
 	}
-	a := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), 32)}}
+	a := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
+	if p.Addr().Is6() {
+		a.Flags = unix.IFA_F_NODAD // nobody else is there to have it
+	}
 	if err := h.AddrReplace(l, a); err != nil {
+		if p.Addr().Is6() && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EOPNOTSUPP)) {
+			return nil // this machine has IPv6 switched off
+		}
 		return fmt.Errorf("address %s on %s: %w", p, device, err)
 	}
 	return h.LinkSetUp(l)

@@ -77,6 +77,12 @@ func oif(name string) part    { return ifname(expr.MetaKeyOIFNAME, expr.CmpOpEq,
 func iifNot(name string) part { return ifname(expr.MetaKeyIIFNAME, expr.CmpOpNeq, name) }
 func oifNot(name string) part { return ifname(expr.MetaKeyOIFNAME, expr.CmpOpNeq, name) }
 
+// foreignSource matches IPv6 packets whose source is not reached through the device they came from; the kernel's own reverse path filter
+// knows IPv4 only, where it does the same.
+func foreignSource(f family) [][]byte {
+	return enc(f, &expr.Fib{Register: reg0, FlagSADDR: true, FlagIIF: true, ResultOIF: true}, cmp(expr.CmpOpEq, reg0, native(0)))
+}
+
 func proto(p byte) part {
 	return exprs(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg0}, cmp(expr.CmpOpEq, reg0, []byte{p}))
 }

@@ -34,6 +34,9 @@ type MeshParams struct {
 	MarkMask uint32       // the bits that make MarkBase recognisable
 }
 
+// MeshTableName is the name of the mesh's table in both families.
+const MeshTableName = "skein_mesh"
+
 // MeshTable is the table "skein_mesh" without elements. Its sets:
 //
 //	peer_mark  peer's mesh MAC → mark        peer_zone  peer's mesh MAC → conntrack zone
@@ -51,7 +54,7 @@ func MeshTable(v6family bool, p MeshParams) *Table {
 		f = v6
 	}
 	b := meshBuilder{f: f, p: p}
-	t := &Table{Family: f.proto, Name: "skein_mesh", Sets: []*Set{
+	t := &Table{Family: f.proto, Name: MeshTableName, Sets: []*Set{
 		{Name: "peer_mark", Key: []Type{TypeEther}, Value: []Type{TypeMark}},
 		{Name: "peer_zone", Key: []Type{TypeEther}, Value: []Type{TypeZone}},
 		{Name: "pubs", Key: []Type{TypeProto, TypeService}, Verdicts: true},
@@ -82,14 +85,20 @@ func (b meshBuilder) rules(rs ...[]part) []Rule {
 	return out
 }
 
-// raw: tunnel packets are not tracked; nothing reaches the host's loopback addresses through our devices (route_localnet is on there).
+// raw: tunnel packets are not tracked; nothing reaches the host's loopback addresses through our devices (route_localnet is on there). A
+// container sends from its own address only.
 func (b meshBuilder) raw() *Chain {
-	return &Chain{Name: "raw", Type: "filter", Hook: unix.NF_INET_PRE_ROUTING, Priority: prioRaw, Rules: b.rules(
+	c := &Chain{Name: "raw", Type: "filter", Hook: unix.NF_INET_PRE_ROUTING, Priority: prioRaw}
+	if b.f.proto == IPv6 {
+		c.Rules = b.rules([]part{iif(b.p.Gateways), foreignSource, drop})
+	}
+	c.Rules = append(c.Rules, b.rules(
 		[]part{proto(unix.IPPROTO_UDP), dport(b.p.DataPort), notrack},
 		[]part{iif(b.p.Gateways), dstLoopback, drop},
 		[]part{iif(b.p.Device), dstLoopback, drop},
 		[]part{iif(b.p.Device), loadEtherSrc(1), lookup("peer_zone", 1, 1), setOriginalZone(1)},
-	)}
+	)...)
+	return c
 }
 
 func (b meshBuilder) rawOut() *Chain {
@@ -200,9 +209,9 @@ func VIPSlotKey(vip netip.Addr, slot int) string { return Concat(vip.AsSlice(), 
 func be16(v uint16) []byte { return binary.BigEndian.AppendUint16(nil, v) }
 
 // VIPTable is the table "skein_vip" of a network's router namespace without elements. Its sets: vips: address → pick chain, slots: address .
-// slot → backend, self: address . address of local endpoints. A VIP is also a local route there: it answers pings, and a service
+// slot → backend, self: address . address of local endpoints; legs is the pattern of the containers' devices. A VIP is also a local route there: it answers pings, and a service
 // without a ready endpoint refuses at once, because the namespace has no listener.
-func VIPTable(v6family bool, gateway netip.Addr) *Table {
+func VIPTable(v6family bool, legs string, gateway netip.Addr) *Table {
 	f := v4
 	if v6family {
 		f = v6
@@ -216,6 +225,10 @@ func VIPTable(v6family bool, gateway netip.Addr) *Table {
 	for _, n := range SlotClasses() {
 		t.Chains = append(t.Chains, &Chain{Name: PickChain(n), Rules: []Rule{
 			f.rule(loadDst(reg0), loadRandom(reg0+w, uint32(n)), lookup("slots", reg0, 1), dnat(false))}})
+	}
+	if v6family {
+		t.Chains = append(t.Chains, &Chain{Name: "raw", Type: "filter", Hook: unix.NF_INET_PRE_ROUTING, Priority: prioRaw, Rules: []Rule{
+			f.rule(iif(legs), foreignSource, drop)}}) // a container sends from its own address only
 	}
 	t.Chains = append(t.Chains,
 		&Chain{Name: "dnat", Type: "nat", Hook: unix.NF_INET_PRE_ROUTING, Priority: prioDNAT, Rules: []Rule{

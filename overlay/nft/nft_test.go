@@ -65,7 +65,7 @@ func TestTablesLoadAndCompareEqual(t *testing.T) {
 		mesh.Set("targets").Put(TargetKey(a, 6, 80), "")
 		mesh.Set("self").Put(SelfKey(a), "")
 		mesh.Set("nodes").Put(AddrKey(a), "")
-		vip := VIPTable(v6, a)
+		vip := VIPTable(v6, "c-*", a)
 		vip.Set("vips").Put(AddrKey(a), PickChain(256))
 		vip.Set("slots").Put(VIPSlotKey(a, 3), AddrKey(a))
 		vip.Set("self").Put(SelfKey(a), "")
