@@ -399,8 +399,8 @@ func (t *taskController) Ready(ctx context.Context) (string, error) {
 		if !r.State.active() {
 			return "", nil // Wait tells
 		}
-		have, err := listening(r.State.Pid, want)
-		if err == nil && len(have) == len(want) {
+		have := listening(r.State.Pid, want)
+		if len(have) == len(want) {
 			return "", nil
 		}
 		tick := time.NewTimer(poll)

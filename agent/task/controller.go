@@ -38,6 +38,8 @@ type Controller interface {
 	Ready(ctx context.Context) (note string, err error)
 	// Wait returns when the container's process ended.
 	Wait(ctx context.Context) (Exit, error)
+	// Quiet returns when no client's connection is open to the container, or it has ended. Asked only once no new clients are sent to it.
+	Quiet(ctx context.Context) error
 	// Shutdown ends the container: stop signal, grace, kill.
 	Shutdown(ctx context.Context) error
 	// Remove deletes container, namespace, legs.

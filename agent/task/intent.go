@@ -120,10 +120,27 @@ func (i *intent) stopWantedLocked() bool {
 	return i.removed || api.TaskState(i.a.Desired) >= api.TaskShutdown
 }
 
-// dueAtLocked is the instant at which the container is stopped; stopping must be wanted.
+// inRotationLocked reports whether the task may have had clients.
+func (i *intent) inRotationLocked() bool {
+	return i.at == api.TaskRunning && (len(i.a.Attachments) > 0 || len(i.a.Ports) > 0)
+}
+
+// drainTime is how long the clients that the task still has are waited for.
+func (i *intent) drainTime() time.Duration {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	switch {
+	case !i.inRotationLocked() || i.a.DrainTimeout < 0:
+		return 0
+	case i.a.DrainTimeout > 0:
+		return time.Duration(i.a.DrainTimeout)
+	}
+	return drainTime
+}
+
+// dueAtLocked is the instant from which the container may be stopped, as soon as its clients are done; stopping must be wanted.
 func (i *intent) dueAtLocked() time.Time {
-	inRotation := i.at == api.TaskRunning && (len(i.a.Attachments) > 0 || len(i.a.Ports) > 0)
-	if !inRotation {
+	if !i.inRotationLocked() {
 		return i.wantedAt
 	}
 	if !i.clearAt.IsZero() {

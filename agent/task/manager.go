@@ -18,6 +18,9 @@ const (
 	drainBound = 15 * time.Second
 	// aloneBound ends that wait when no manager is there to confirm anything.
 	aloneBound = 10 * time.Second
+	// drainTime is how long clients' connections are waited for when nobody says otherwise: a stream of ten seconds that began just before the
+	// task left rotation ends in time.
+	drainTime = 15 * time.Second
 	// prepareBound ends the retries of a preparation whose error might heal (a registry that is down).
 	prepareBound = 60 * time.Second
 	backoffMin   = 500 * time.Millisecond

@@ -214,6 +214,50 @@ func TestStopping(t *testing.T) {
 	}
 }
 
+func TestClientsAreWaitedFor(t *testing.T) {
+	limit := func(d time.Duration) func(*api.Assignment) {
+		return func(a *api.Assignment) { a.DrainTimeout = int64(d) }
+	}
+	tests := []struct {
+		name    string
+		clients time.Duration
+		change  func(*api.Assignment)
+		act     func(n *node)
+		stopAt  string
+	}{
+		{"a stream of ten seconds", 10 * time.Second, limit(0), nil, "+20.15s stop t1"},
+		{"for ever", time.Hour, limit(0), nil, "+25.15s stop t1"},
+		{"as the service says", time.Hour, limit(time.Minute), nil, "+1m10.15s stop t1"},
+		{"not at all", time.Hour, limit(-1), nil, "+10.15s stop t1"},
+		{"not published", time.Hour, func(a *api.Assignment) { a.Ports = nil }, nil, "+10s stop t1"},
+		{"it ends meanwhile", time.Hour, limit(0), func(n *node) {
+			if err := n.exec.Kill("t1", task.Exit{Code: 2}); err != nil {
+				n.t.Error(err)
+			}
+		}, "+15s stop t1"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				n := newNode(t, func(*api.Assignment) tasktest.Script { return tasktest.Script{ClientsTime: tt.clients} })
+				defer n.halt()
+				n.m.Connected(true)
+				n.m.Set(task.Set{Assignments: []*api.Assignment{assign("t1", api.TaskRunning, meshed)}})
+				time.Sleep(10 * time.Second)
+				n.m.Update([]*api.Assignment{assign("t1", api.TaskShutdown, meshed, drained, tt.change)}, nil, nil)
+				time.Sleep(5 * time.Second)
+				if tt.act != nil {
+					tt.act(n)
+				}
+				time.Sleep(2 * time.Minute)
+				if !slices.Contains(n.exec.Events(), tt.stopAt) {
+					t.Fatalf("events %v, want %q", n.exec.Events(), tt.stopAt)
+				}
+			})
+		})
+	}
+}
+
 func TestDiesWhileDraining(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		n := newNode(t, nil)

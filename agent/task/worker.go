@@ -179,13 +179,26 @@ func (w *worker) observe(ctx context.Context) stage {
 		case err == nil:
 			return w.ended(exit)
 		case w.stopDue():
-			return (*worker).stop
+			return (*worker).drain
 		}
 		// The container's state is not known: that is no reason to end it.
 		w.log.Warn("wait for container", "err", err)
 		w.report(api.TaskRunning, "started; its state cannot be observed", err)
 		_ = w.step(ctx, func(ctx context.Context) error { return pause(ctx, backoff(tries)) }) // its end is looked at above
 	}
+}
+
+// drain lets the clients end that the task still has: no new ones are sent to it any more.
+func (w *worker) drain(ctx context.Context) stage {
+	bounded, cancel := context.WithTimeout(ctx, w.drainTime())
+	defer cancel()
+	if err := w.ctl.Quiet(bounded); err != nil && bounded.Err() == nil {
+		w.log.Warn("whether the task still has clients is not known: it is stopped", "err", err)
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	return (*worker).stop
 }
 
 // stop ends the container, whatever was done of it.

@@ -24,6 +24,7 @@ type Script struct {
 	Note         string
 	RunTime      time.Duration // 0: until it is stopped
 	Exit         task.Exit     // after RunTime
+	ClientsTime  time.Duration // how long clients stay after the task left rotation
 	ShutdownTime time.Duration
 	ShutdownErrs []error
 }
@@ -274,6 +275,22 @@ func (c *controller) Wait(ctx context.Context) (task.Exit, error) {
 		defer c.e.mu.Unlock()
 		return x.exit, nil
 	}
+}
+
+func (c *controller) Quiet(ctx context.Context) error {
+	x := c.container()
+	if x == nil || c.script.ClientsTime == 0 {
+		return nil
+	}
+	t := time.NewTimer(c.script.ClientsTime)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-x.gone:
+	case <-t.C:
+	}
+	return nil
 }
 
 func (c *controller) Shutdown(ctx context.Context) error {

@@ -65,6 +65,8 @@ func options() []option {
 		option{store.LabelVolumeHome, onService, "on or off", func(v string) bool { return v == "on" || v == "off" }},
 		option{placement.LabelRebalance, onService, rebalances, placement.ValidRebalance},
 		option{placement.LabelRebalance, onCluster, rebalances, placement.ValidRebalance},
+		option{dispatcher.LabelDrainTimeout, onService, durations, duration},
+		option{dispatcher.LabelDrainTimeout, onCluster, durations, duration},
 		option{dispatcher.LabelDownShare, onCluster, "a whole number of percent from 0 to 100, 100 for no limit", func(v string) bool {
 			n, err := strconv.Atoi(v)
 			return err == nil && n >= 0 && n <= 100

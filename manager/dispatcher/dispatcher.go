@@ -31,11 +31,11 @@ const (
 	heartbeat = time.Second
 	lease     = 4 * time.Second
 	// grace is how long a new leader waits for nodes it has not heard of yet: they look for it once a second or faster.
-	grace      = 5 * time.Second
+	grace = 5 * time.Second
 	// Thousands of nodes take longer: as long as one that was not heard of yet came back within herdPause, the others may be on their way,
 	// too, up to herdBound after the term began.
-	herdPause = 2 * time.Second
-	herdBound = 45 * time.Second
+	herdPause  = 2 * time.Second
+	herdBound  = 45 * time.Second
 	helloBound = 5 * time.Second
 	// gather is the least time between two rounds of updates: a burst of reports becomes one table version. A round that had much to do is
 	// followed by a pause of its own length or of what sending costs, up to the limit, so that under load each message carries more. A round
@@ -106,6 +106,7 @@ type Dispatcher struct {
 	turned       time.Time // of the wheel
 	turn         *time.Ticker
 	caution      caution
+	drainTimeout int64               // of services that say nothing; see drainTimeoutOf
 	heldSaid     time.Time           // when many silent nodes were logged
 	managers     *api.ManagerMessage // encoded list; nil: it changed
 	managersSize int

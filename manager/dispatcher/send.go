@@ -432,6 +432,9 @@ func (d *Dispatcher) assignment(tx store.ReadTx, t *store.Task, e *taskEntry) *a
 		return a
 	}
 	a.Templated = true
+	if e.stopping {
+		a.DrainTimeout = d.drainTimeoutFor(tx, t, e)
+	}
 	if svc := tx.Service(t.ServiceID); svc != nil && t.State < api.TaskRunning { // not in the template: they may be replaced within a revision
 		a.RegistryAuth = svc.RegistryAuth(t.Revision)
 	}

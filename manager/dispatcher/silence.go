@@ -125,5 +125,5 @@ func (d *Dispatcher) refreshCluster(tx store.ReadTx) {
 	if c := tx.Cluster(); c == nil || json.Unmarshal(c.SpecJson, &spec) != nil {
 		return
 	}
-	d.caution = cautionOf(spec.Labels)
+	d.caution, d.drainTimeout = cautionOf(spec.Labels), drainTimeoutOf(spec.Labels)
 }
