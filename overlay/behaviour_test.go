@@ -577,7 +577,7 @@ func TestTeardownLeavesNothing(t *testing.T) {
 	if len(rules)+len(routes)+len(files) != 0 {
 		t.Errorf("left: rules %v, routes %v, files %v", rules, routes, files)
 	}
-	for _, table := range []*nft.Table{nft.MeshTable(false, h.meshParams(false)), nft.BridgeTable(nil)} {
+	for _, table := range []*nft.Table{nft.MeshTable(false, h.meshParams(false)), nft.BridgeTable(false, false, nil)} {
 		if there, err := fresh.nft.Exists(table); err != nil || there {
 			t.Errorf("table %s left: %v, %v", table.Name, there, err)
 		}

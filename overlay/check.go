@@ -247,7 +247,14 @@ func (d *Driver) checkBox(a *link.Audit, s Sandbox, links map[*link.Conn]map[str
 		return true, err
 	}
 	ok = true
+	if !d.hasStations(s.ID, s) {
+		a.Add("device", "macvlan", "missing")
+		ok = false
+	}
 	for _, p := range plans {
+		if p.own != nil && p.own.macvlan != nil {
+			continue // has no outer end
+		}
 		if links[p.outer] == nil {
 			if links[p.outer], err = p.outer.Links(); err != nil {
 				return true, err

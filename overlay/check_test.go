@@ -79,7 +79,7 @@ func TestEverythingIsCompared(t *testing.T) {
 		"ipv4/conf/" + gatewayPrefix + tag("task1") + "/rp_filter": "0", "ipv4/conf/all/rp_filter": "1"})...)
 	all = append(all, l.tablesOf(h.ns, nft.MeshTable(false, h.meshParams(false)), "peer_mark", "peer_zone", "pubs", "slots", "published", "targets", "self", "nodes")...)
 	all = append(all, l.tablesOf(h.ns, nft.MeshTable(true, h.meshParams(true)), "peer_mark", "peer_zone", "pubs", "slots", "published", "targets", "self", "nodes")...)
-	all = append(all, l.tablesOf(h.ns, nft.BridgeTable(h.bridgeParams), "ports")...)
+	all = append(all, l.tablesOf(h.ns, nft.BridgeTable(false, false, h.bridgeParams(false)), "ports")...)
 	all = append(all, damage{"namespace", filepath.Base(h.routerFile("netwebidnetwebidnetwebid1")), func() error {
 		return link.RemoveNS(h.routerFile("netwebidnetwebidnetwebid1"))
 	}})

@@ -127,30 +127,12 @@ type Leg struct {
 	Addr6     netip.Prefix
 }
 
-// Bridge is a single-host network.
-type Bridge struct {
-	ID       string
-	Name     string // device name, at most 15 bytes
-	Subnet4  netip.Prefix
-	Gateway4 netip.Addr
-	Internal bool
-	MTU      int
-}
-
-// BridgeLeg attaches a sandbox to a Bridge. Ports are published on this node's addresses.
-type BridgeLeg struct {
-	BridgeID string
-	Addr4    netip.Prefix
-	Ports    []HostPort
-	Names    []string // DNS names of the container on this bridge; answered to others on the same bridge
-}
-
-// HostPort publishes a container's port on a host address (invalid HostIP: all).
+// HostPort publishes a container's port on a host address. 0.0.0.0 and the invalid address are all IPv4 addresses, :: is all IPv6 addresses.
 type HostPort struct {
 	HostIP    netip.Addr
 	Published uint16
 	Target    uint16
-	Protocol  string
+	Protocol  string // tcp, udp, sctp
 }
 
 // Applied reports the outcome of Set per network id, and "mesh".

@@ -45,7 +45,7 @@ func legKeys(s Sandbox) []legKey {
 		out = append(out, legKey{l.NetworkID, l.Addr4.Addr()})
 	}
 	for _, b := range s.Bridges {
-		out = append(out, legKey{b.BridgeID, b.Addr4.Addr()})
+		out = append(out, b.keys()...)
 	}
 	if s.Gateway4.IsValid() {
 		out = append(out, legKey{"", s.Gateway4})

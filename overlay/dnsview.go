@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"strings"
 	"syscall"
 
 	"github.com/containerd/errdefs"
@@ -204,6 +203,9 @@ func (d *Driver) view(s Sandbox, zones map[string]*dns.Zone, resolvers []netip.A
 		}
 	}
 	for _, b := range s.Bridges {
+		if z := d.linkZone(b); z != nil {
+			v.Zones = append(v.Zones, z)
+		}
 		if z := zones[b.BridgeID]; z != nil {
 			v.Zones = append(v.Zones, z)
 		}
@@ -236,10 +238,7 @@ func (d *Driver) upstreams(s Sandbox, resolvers []netip.AddrPort) []dns.Upstream
 // egress tells in which families a sandbox has a way out.
 func (d *Driver) egress(s Sandbox) (four, six bool) {
 	four, six = s.Gateway4.IsValid(), s.Gateway6.IsValid()
-	for _, l := range s.Bridges {
-		four = four || l.Addr4.IsValid() && !d.bridges[l.BridgeID].Internal
-	}
-	return four, six
+	return four || d.wayOut(s.Bridges, false) >= 0, six || d.wayOut(s.Bridges, true) >= 0
 }
 
 // internal tells that a sandbox has no way out of this cluster's networks.
@@ -275,23 +274,7 @@ func (d *Driver) zones() map[string]*dns.Zone {
 		d.zoneCache[nw.ID] = c
 		out[nw.ID] = c.zone
 	}
-	for id, br := range d.bridges {
-		out[id] = dns.NewZone(strings.TrimSpace(br.Name), br.Subnet4)
-	}
-	for _, b := range d.boxes {
-		for _, l := range b.spec.Bridges {
-			z := out[l.BridgeID]
-			if z == nil {
-				continue
-			}
-			for _, n := range unique(l.Names) {
-				z.Add(n, false, l.Addr4.Addr())
-			}
-			if len(l.Names) > 0 {
-				z.Point(l.Addr4.Addr(), l.Names[0], false)
-			}
-		}
-	}
+	d.bridgeZones(out)
 	return out
 }
 

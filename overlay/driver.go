@@ -70,9 +70,7 @@ type Driver struct {
 	waiting      map[string]Sandbox // of an earlier daemon, until the tables of their networks are there
 	mesh         mesh
 	bridges      map[string]Bridge
-	// bridgeTable is skein_bridge, nil while there is no bridge.
-	bridgeTable  *nft.Table
-	bridgeParams []nft.BridgeParams
+	bridgeTables [2]bridgeTable // skein_bridge of IPv4 and IPv6
 	stored       map[string]int // descriptors from the store that nobody took yet
 	zoneCache    map[string]cachedZone
 }

@@ -47,7 +47,10 @@ func (d *Driver) leave() error {
 	err = errors.Join(err, e, d.conn.Do(link.Diff(nil, routes, link.SetRoute, link.DelRoute)))
 	err = errors.Join(err, d.nft.Delete(nft.IPv4, nft.MeshTableName))
 	if d.six {
-		err = errors.Join(err, d.nft.Delete(nft.IPv6, nft.MeshTableName), d.unforward6())
+		err = errors.Join(err, d.nft.Delete(nft.IPv6, nft.MeshTableName))
+		if !d.bridgesForward6() {
+			err = errors.Join(err, d.unforward6())
+		}
 	}
 	for _, b := range d.boxes {
 		b.spec.Legs, b.spec.Gateway4, b.spec.Gateway6 = nil, netip.Addr{}, netip.Addr{}
@@ -87,9 +90,12 @@ func (d *Driver) Teardown(ctx context.Context) error {
 	err = errors.Join(err, e)
 	err = errors.Join(err, d.leave(), d.deleteLinks(func(name string, l link.Link) bool {
 		return strings.HasPrefix(name, bridgePrefix) || strings.HasPrefix(l.Alias, bridgeAlias)
-	}), d.nft.Delete(nft.IPv4, "skein_bridge"))
+	}), d.nft.Delete(nft.IPv4, "skein_bridge"), d.nft.Delete(nft.IPv6, "skein_bridge"))
 	clear(d.boxes)
-	d.bridges, d.bridgeTable = map[string]Bridge{}, nil
+	d.bridges, d.bridgeTables = map[string]Bridge{}, [2]bridgeTable{}
+	if d.six {
+		err = errors.Join(err, d.unforward6())
+	}
 	if err != nil {
 		return fmt.Errorf("remove networks of this node: %w", err)
 	}

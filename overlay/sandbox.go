@@ -135,20 +135,12 @@ func validateSandbox(s Sandbox) error {
 		seen[l.NetworkID] = true
 	}
 	for _, b := range s.Bridges {
-		if !b.Addr4.IsValid() || !b.Addr4.Addr().Is4() {
-			return bad("leg on bridge %s has no IPv4 address", b.BridgeID)
-		}
 		if seen[b.BridgeID] {
 			return bad("two legs on bridge %s", b.BridgeID)
 		}
 		seen[b.BridgeID] = true
-		for _, p := range b.Ports {
-			if _, ok := protocolNumber(p.Protocol); !ok {
-				return bad("published port %d: protocol %q is not built yet", p.Published, p.Protocol)
-			}
-			if p.HostIP.Is6() {
-				return bad("published port %d on %s: IPv6 host addresses are not built yet", p.Published, p.HostIP)
-			}
+		if err := b.validate(); err != nil {
+			return bad("%w", err)
 		}
 	}
 	return nil
@@ -163,6 +155,7 @@ type plan struct {
 	six       bool // it has IPv6 addresses
 	inner     func(dev int) []link.Message
 	attach    func(dev int) error // configures the outer end
+	own       *ownLeg             // what only legs on single-host networks have
 }
 
 // mendSandbox is addSandbox for one whose namespace must exist: one that is gone cannot be mended under a running container.
@@ -224,8 +217,8 @@ func (d *Driver) plans(s Sandbox) ([]plan, error) {
 		}
 		out = append(out, p)
 	}
-	for i, l := range s.Bridges {
-		p, err := d.bridgePlan(s, i, l)
+	for _, l := range s.Bridges {
+		p, err := d.bridgePlan(s, l)
 		if err != nil {
 			return nil, err
 		}
@@ -315,11 +308,14 @@ func (d *Driver) gatewayPlan(s Sandbox) (plan, error) {
 
 // ensureLeg makes the pair unless both ends are there, and configures both ends in either case.
 func ensureLeg(ns *link.NS, conn *link.Conn, links map[string]link.Link, p plan) error {
+	if p.own != nil && p.own.macvlan != nil {
+		return p.ensureMacvlan(ns, conn, links)
+	}
 	outer, err := p.outer.Link(p.outerName)
 	if err != nil && !errors.Is(err, unix.ENODEV) {
 		return err
 	}
-	inner, there := byMAC(links, p.mac)
+	inner, there := p.find(links)
 	if err != nil || !there {
 		if err := p.outer.DelLink(p.outerName); err != nil {
 			return err
@@ -330,8 +326,11 @@ func ensureLeg(ns *link.NS, conn *link.Conn, links map[string]link.Link, p plan)
 			}
 			delete(links, inner.Name)
 		}
-		name := freeName(links)
-		err := p.outer.AddVeth(link.End{Name: p.outerName, MAC: outerMAC, MTU: p.mtu}, link.End{NS: ns, Name: name, MAC: p.mac, MTU: p.mtu})
+		name, err := p.innerName(links)
+		if err != nil {
+			return err
+		}
+		err = p.outer.AddVeth(link.End{Name: p.outerName, MAC: outerMAC, MTU: p.mtu}, link.End{NS: ns, Name: name, MAC: p.mac, MTU: p.mtu})
 		if err != nil {
 			return err
 		}
@@ -351,6 +350,9 @@ func ensureLeg(ns *link.NS, conn *link.Conn, links map[string]link.Link, p plan)
 		if err := p.outer.SetUp(outer.Index, true); err != nil {
 			return err
 		}
+	}
+	if err := p.ready(ns, conn, inner); err != nil {
+		return err
 	}
 	if err := conn.Do(append([]link.Message{link.Up(inner.Index)}, p.inner(inner.Index)...)); err != nil {
 		return fmt.Errorf("configure %s: %w", inner.Name, err)
@@ -389,7 +391,7 @@ func (d *Driver) removeLegs(conn *link.Conn, links map[string]link.Link, id stri
 		want[p.mac] = true
 	}
 	for name, l := range links {
-		if l.Kind != "veth" || want[l.MAC] || l.MAC[0] != 2 || l.MAC[1] < overlayLeg || l.MAC[1] > bridgeLeg {
+		if !surplusOwn(l, plans) && (l.Kind != "veth" || want[l.MAC] || l.MAC[0] != 2 || l.MAC[1] < overlayLeg || l.MAC[1] > bridgeLeg) {
 			continue
 		}
 		if err := conn.DelLink(name); err != nil {
@@ -483,6 +485,9 @@ func (d *Driver) dismiss(ctx context.Context, id string) (*departure, error) {
 		}
 	}
 	p.legs = append(p.legs, d.bridgeLegs(id, b)...)
+	if b != nil {
+		err = errors.Join(err, d.dropMacvlans(id, b.spec))
+	}
 	delete(d.waiting, id)
 	delete(d.boxes, id)
 	if b != nil {
