@@ -37,14 +37,18 @@ type Node struct {
 
 // Network is one VXLAN network that has an endpoint on this node.
 type Network struct {
-	ID       string
-	Name     string
-	VNI      uint32
-	Subnet4  netip.Prefix
-	Subnet6  netip.Prefix // invalid when the network has none
-	MTU      int          // 0: derived from the underlay
-	Internal bool         // no gateway leg for its endpoints
-	Services []Service
+	ID      string
+	Name    string
+	VNI     uint32
+	Subnet4 netip.Prefix
+	Subnet6 netip.Prefix // invalid when the network has none
+	// More are further ranges, of either family, whose addresses are on the network too. They only become more.
+	More []netip.Prefix
+	// Router4 and Router6 are the routers' addresses, the same on every node; invalid: the first ones of the subnets.
+	Router4, Router6 netip.Addr
+	MTU              int  // 0: derived from the underlay
+	Internal         bool // no gateway leg for its endpoints
+	Services         []Service
 	// Endpoints of the whole cluster on this network, local ones too.
 	Endpoints []Endpoint
 }

@@ -279,7 +279,7 @@ func (d *Driver) zones() map[string]*dns.Zone {
 }
 
 func networkZone(nw *Network) *dns.Zone {
-	z := dns.NewZone(nw.Name, nw.Subnet4, nw.Subnet6)
+	z := dns.NewZone(nw.Name, nw.subnets()...)
 	services := make(map[string]*Service, len(nw.Services))
 	for i := range nw.Services {
 		s := &nw.Services[i]

@@ -212,6 +212,7 @@ func (d *Driver) apply(ctx context.Context, full bool) Applied {
 		}
 	}
 	d.updateDNS()
+	d.tellRanges(ctx)
 	d.takeWaiting(ctx)
 	for table, err := range out {
 		if err != nil {

@@ -142,6 +142,7 @@ func (r *router) forgetGone(nw *Network) error {
 // sameNetwork compares all that is written into the kernel or answered by DNS.
 func sameNetwork(a, b *Network) bool {
 	return a.ID == b.ID && a.Name == b.Name && a.VNI == b.VNI && a.Subnet4 == b.Subnet4 && a.Subnet6 == b.Subnet6 && a.MTU == b.MTU &&
+		slices.Equal(a.More, b.More) && a.Router4 == b.Router4 && a.Router6 == b.Router6 &&
 		slices.EqualFunc(a.Services, b.Services, func(a, b Service) bool {
 			return a.ID == b.ID && a.VIP4 == b.VIP4 && a.VIP6 == b.VIP6 && a.DNSRR == b.DNSRR && slices.Equal(a.Names, b.Names) && slices.Equal(a.Ports, b.Ports)
 		}) &&
@@ -184,11 +185,17 @@ func (d *Driver) setUpRouter(r *router, nw *Network) error {
 	return nil
 }
 
-// routerAddrs are the router's addresses: the first of the subnets, the same on every node.
+// routerAddrs are the router's addresses, the same on every node.
 func routerAddrs(nw *Network) (v4, v6 netip.Addr) {
 	v4 = nw.Subnet4.Masked().Addr().Next()
 	if nw.Subnet6.IsValid() {
 		v6 = nw.Subnet6.Masked().Addr().Next()
+	}
+	if nw.Router4.IsValid() {
+		v4 = nw.Router4
+	}
+	if nw.Router6.IsValid() {
+		v6 = nw.Router6
 	}
 	return v4, v6
 }

@@ -19,7 +19,8 @@ import (
 
 // box is a sandbox of a container that this driver was told of.
 type box struct {
-	spec Sandbox
+	spec   Sandbox
+	ranges map[string]int // of each network: how many of its ranges it was told of
 }
 
 // AddSandbox makes a container's namespace with its legs, or mends one that exists: missing legs are added, surplus ones removed, the
@@ -197,6 +198,7 @@ func (d *Driver) addSandbox(ctx context.Context, s Sandbox, r *room) error {
 		}
 	}
 	d.boxes[s.ID] = &box{spec: s}
+	d.noteRanges(d.boxes[s.ID])
 	delete(d.waiting, s.ID)
 	if err := d.gatewayChanged(s.ID, gateway{s.Gateway4, s.Gateway6}); err != nil {
 		return err
@@ -242,7 +244,7 @@ func (d *Driver) overlayPlan(s Sandbox, l Leg) (plan, error) {
 	mac, name := legMAC(overlayLeg, l.Addr4.Addr()), legPrefix+tag(s.ID)
 	return plan{outer: r.conn, outerName: name, mac: mac, mtu: r.mtu, six: l.Addr6.IsValid(),
 		inner: func(dev int) []link.Message {
-			msgs := []link.Message{link.AddAddr(dev, l.Addr4)}
+			msgs := append([]link.Message{link.AddAddr(dev, l.Addr4)}, d.rangeRoutes(l, dev)...)
 			if l.Addr6.IsValid() {
 				msgs = append(msgs, link.AddAddr(dev, host(l.Addr6.Addr())), link.SetNeigh(link.NeighKey{Dev: dev, IP: routerVia6}, outerMAC),
 					link.SetRoute(link.RouteKey{Dst: l.Addr6.Masked()}, link.Route{Dev: dev, Via: routerVia6}))

@@ -118,7 +118,7 @@ func networkConfig(t agent.Table) (overlay.Network, error) {
 	if rec == nil {
 		return overlay.Network{}, fmt.Errorf("the table carries no network record")
 	}
-	n := overlay.Network{ID: rec.Id, Name: rec.Name, VNI: rec.Vni, MTU: int(rec.Mtu), Internal: rec.Internal}
+	n := overlay.Network{ID: rec.Id, Name: rec.Name, VNI: rec.Vni, MTU: rec.EffectiveMTU(), Internal: rec.Internal}
 	var err error
 	if n.Subnet4, err = netip.ParsePrefix(rec.Subnet4); err != nil {
 		return n, fmt.Errorf("network %s: subnet %q: %w", rec.Name, rec.Subnet4, err)
@@ -127,6 +127,9 @@ func networkConfig(t agent.Table) (overlay.Network, error) {
 		if n.Subnet6, err = netip.ParsePrefix(rec.Subnet6); err != nil {
 			return n, fmt.Errorf("network %s: subnet %q: %w", rec.Name, rec.Subnet6, err)
 		}
+	}
+	if err := networkRanges(rec, &n); err != nil {
+		return n, fmt.Errorf("network %s: %w", rec.Name, err)
 	}
 	for _, id := range sortedKeys(t.Services) {
 		s := t.Services[id]

@@ -181,7 +181,7 @@ func TestPlacementStaysExact(t *testing.T) {
 func TestFullNetwork(t *testing.T) {
 	w := newWorld(t)
 	w.node("a", 1000, "active")
-	w.do(&api.Change{Kind: &api.Change_PutNetwork{PutNetwork: &api.NetworkRecord{Id: "net", Name: "net", Subnet4: "172.30.0.0/29", SpecJson: []byte("{}")}}})
+	w.do(&api.Change{Kind: &api.Change_PutNetwork{PutNetwork: &api.NetworkRecord{Id: "net", Name: "net", Subnet4: "172.30.0.0/29", NoGrowth: true, SpecJson: []byte("{}")}}})
 	spec := memory(10)
 	spec.TaskTemplate.Networks = []swarm.NetworkAttachmentConfig{{Target: "net"}}
 	w.service("s", spec)
