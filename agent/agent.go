@@ -41,6 +41,8 @@ type Config struct {
 	OnCredentials func(*api.Credentials)
 	// TLS, where set, is what this node says of its certificate; call TLSChanged when it is another.
 	TLS func() *api.NodeTLS
+	// Addrs, where set, lists the node's addresses that a client on it may have. It is asked every now and then.
+	Addrs func() []string
 	// OnRefused, where set, is told each time a manager says that this node is not part of the cluster. It must not block.
 	OnRefused func(error)
 	Log       *slog.Logger
@@ -63,14 +65,16 @@ func (c *Config) validate() error {
 
 // Agent is this node's side of the session with the managers.
 type Agent struct {
-	cfg    Config
-	tasks  *task.Manager
-	outbox *outbox
-	tables *applier
-	file   *journal
-	tls    chan struct{} // capacity 1: Config.TLS says something else now
-	going  func()        // closes leaving, once
-	left   chan struct{} // closed when no session comes any more
+	cfg     Config
+	tasks   *task.Manager
+	outbox  *outbox
+	tables  *applier
+	file    *journal
+	tls     chan struct{} // capacity 1: Config.TLS says something else now
+	going   func()        // closes leaving, once
+	addrs   []string      // what the managers were told of Config.Addrs, at addrsAt; the session's own
+	addrsAt time.Time
+	left    chan struct{} // closed when no session comes any more
 
 	leaving chan struct{} // closed by Leave
 

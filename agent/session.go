@@ -235,7 +235,7 @@ func (a *Agent) hello(ctx context.Context) (*api.Hello, error) {
 	return &api.Hello{
 		Hostname: a.cfg.Hostname, DescriptionJson: desc, UnderlayAddr: a.cfg.UnderlayAddr, RpcAddr: a.cfg.RPCAddr,
 		Statuses: reports[:min(len(reports), api.MaxStatusReports)], Acks: a.tables.acks(true), Tables: digests, Tls: a.nodeTLS(),
-		FeatureLevel: api.FeatureLevel,
+		FeatureLevel: api.FeatureLevel, Addrs: a.nodeAddrs(),
 	}, nil
 }
 
@@ -275,6 +275,11 @@ func (a *Agent) send(ctx context.Context, stream sessionStream, every time.Durat
 		case <-beat.C:
 			sequence++
 			m = &api.AgentMessage{Kind: &api.AgentMessage_Heartbeat{Heartbeat: &api.Heartbeat{Sequence: sequence}}}
+			if now := a.changedAddrs(); now != nil {
+				if err := stream.Send(&api.AgentMessage{Kind: &api.AgentMessage_Addrs{Addrs: now}}); err != nil {
+					return err
+				}
+			}
 		case <-a.tables.acked:
 			for _, ack := range a.tables.acks(false) {
 				if err := stream.Send(&api.AgentMessage{Kind: &api.AgentMessage_Ack{Ack: ack}}); err != nil {

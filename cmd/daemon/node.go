@@ -124,6 +124,7 @@ func (n *clusterNode) build(m *membership) error {
 		StateDir: filepath.Join(m.clusterDir(), "agent"), Seeds: n.seeds(), Executor: m.eng, Network: m.eng,
 		Dial:   func(_ context.Context, addr string) (*grpc.ClientConn, error) { return n.dialManager(addr) },
 		OnNode: n.noteRecord, OnRefused: n.noteRefusal, OnCredentials: n.noteCredentials, TLS: n.id.TLS,
+		Addrs: m.addresses,
 		Log: n.log.With("component", "agent"),
 	})
 	return err
@@ -390,4 +391,17 @@ func (n *clusterNode) agentOf(nodeID string) (api.AgentClient, error) {
 		n.conns[addr] = c
 	}
 	return api.NewAgentClient(c), nil
+}
+
+// addresses are those that a client on this node may have.
+func (m *membership) addresses() []string {
+	addrs, err := m.network.NodeAddrs()
+	if err != nil {
+		m.log.Warn("list this node's addresses", "err", err)
+	}
+	var out []string
+	for _, a := range addrs {
+		out = append(out, a.String())
+	}
+	return out
 }

@@ -35,6 +35,7 @@ type AgentMessage struct {
 	//	*AgentMessage_Goodbye
 	//	*AgentMessage_Facts
 	//	*AgentMessage_Crypt
+	//	*AgentMessage_Addrs
 	Kind          isAgentMessage_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -149,6 +150,15 @@ func (x *AgentMessage) GetCrypt() *NodeCrypt {
 	return nil
 }
 
+func (x *AgentMessage) GetAddrs() *NodeAddrs {
+	if x != nil {
+		if x, ok := x.Kind.(*AgentMessage_Addrs); ok {
+			return x.Addrs
+		}
+	}
+	return nil
+}
+
 type isAgentMessage_Kind interface {
 	isAgentMessage_Kind()
 }
@@ -185,6 +195,10 @@ type AgentMessage_Crypt struct {
 	Crypt *NodeCrypt `protobuf:"bytes,8,opt,name=crypt,proto3,oneof"` // when it has changed
 }
 
+type AgentMessage_Addrs struct {
+	Addrs *NodeAddrs `protobuf:"bytes,9,opt,name=addrs,proto3,oneof"` // when they have changed
+}
+
 func (*AgentMessage_Hello) isAgentMessage_Kind() {}
 
 func (*AgentMessage_Heartbeat) isAgentMessage_Kind() {}
@@ -200,6 +214,8 @@ func (*AgentMessage_Goodbye) isAgentMessage_Kind() {}
 func (*AgentMessage_Facts) isAgentMessage_Kind() {}
 
 func (*AgentMessage_Crypt) isAgentMessage_Kind() {}
+
+func (*AgentMessage_Addrs) isAgentMessage_Kind() {}
 
 // NodeFacts are what a node sees of its surroundings. The leader keeps the newest of each node that has a session; they are in no log.
 type NodeFacts struct {
@@ -501,6 +517,7 @@ type Hello struct {
 	Tables          []*TableDigest         `protobuf:"bytes,8,rep,name=tables,proto3" json:"tables,omitempty"`                                  // what this node holds, applied or not
 	FeatureLevel    uint32                 `protobuf:"varint,9,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"` // the highest this node's binary knows
 	Crypt           *NodeCrypt             `protobuf:"bytes,10,opt,name=crypt,proto3" json:"crypt,omitempty"`
+	Addrs           *NodeAddrs             `protobuf:"bytes,11,opt,name=addrs,proto3" json:"addrs,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -605,6 +622,13 @@ func (x *Hello) GetCrypt() *NodeCrypt {
 	return nil
 }
 
+func (x *Hello) GetAddrs() *NodeAddrs {
+	if x != nil {
+		return x.Addrs
+	}
+	return nil
+}
+
 // TableDigest names a table's content: a manager that has the same content only says so.
 type TableDigest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -658,6 +682,51 @@ func (x *TableDigest) GetDigest() uint64 {
 	return 0
 }
 
+// NodeAddrs are the addresses of a node that a client on it may have, at most MaxNodeAddrs.
+type NodeAddrs struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Addrs         []string               `protobuf:"bytes,1,rep,name=addrs,proto3" json:"addrs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeAddrs) Reset() {
+	*x = NodeAddrs{}
+	mi := &file_dispatcher_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeAddrs) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeAddrs) ProtoMessage() {}
+
+func (x *NodeAddrs) ProtoReflect() protoreflect.Message {
+	mi := &file_dispatcher_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeAddrs.ProtoReflect.Descriptor instead.
+func (*NodeAddrs) Descriptor() ([]byte, []int) {
+	return file_dispatcher_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *NodeAddrs) GetAddrs() []string {
+	if x != nil {
+		return x.Addrs
+	}
+	return nil
+}
+
 type Heartbeat struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sequence      uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
@@ -667,7 +736,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_dispatcher_proto_msgTypes[8]
+	mi := &file_dispatcher_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -679,7 +748,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[8]
+	mi := &file_dispatcher_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -692,7 +761,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{8}
+	return file_dispatcher_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Heartbeat) GetSequence() uint64 {
@@ -711,7 +780,7 @@ type StatusBatch struct {
 
 func (x *StatusBatch) Reset() {
 	*x = StatusBatch{}
-	mi := &file_dispatcher_proto_msgTypes[9]
+	mi := &file_dispatcher_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -723,7 +792,7 @@ func (x *StatusBatch) String() string {
 func (*StatusBatch) ProtoMessage() {}
 
 func (x *StatusBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[9]
+	mi := &file_dispatcher_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -736,7 +805,7 @@ func (x *StatusBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusBatch.ProtoReflect.Descriptor instead.
 func (*StatusBatch) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{9}
+	return file_dispatcher_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StatusBatch) GetReports() []*TaskReport {
@@ -758,7 +827,7 @@ type TableAck struct {
 
 func (x *TableAck) Reset() {
 	*x = TableAck{}
-	mi := &file_dispatcher_proto_msgTypes[10]
+	mi := &file_dispatcher_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -770,7 +839,7 @@ func (x *TableAck) String() string {
 func (*TableAck) ProtoMessage() {}
 
 func (x *TableAck) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[10]
+	mi := &file_dispatcher_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -783,7 +852,7 @@ func (x *TableAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableAck.ProtoReflect.Descriptor instead.
 func (*TableAck) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{10}
+	return file_dispatcher_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *TableAck) GetTable() string {
@@ -826,7 +895,7 @@ type ManagerMessage struct {
 
 func (x *ManagerMessage) Reset() {
 	*x = ManagerMessage{}
-	mi := &file_dispatcher_proto_msgTypes[11]
+	mi := &file_dispatcher_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -838,7 +907,7 @@ func (x *ManagerMessage) String() string {
 func (*ManagerMessage) ProtoMessage() {}
 
 func (x *ManagerMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[11]
+	mi := &file_dispatcher_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -851,7 +920,7 @@ func (x *ManagerMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManagerMessage.ProtoReflect.Descriptor instead.
 func (*ManagerMessage) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{11}
+	return file_dispatcher_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ManagerMessage) GetKind() isManagerMessage_Kind {
@@ -997,7 +1066,7 @@ type Credentials struct {
 
 func (x *Credentials) Reset() {
 	*x = Credentials{}
-	mi := &file_dispatcher_proto_msgTypes[12]
+	mi := &file_dispatcher_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1009,7 +1078,7 @@ func (x *Credentials) String() string {
 func (*Credentials) ProtoMessage() {}
 
 func (x *Credentials) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[12]
+	mi := &file_dispatcher_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1022,7 +1091,7 @@ func (x *Credentials) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credentials.ProtoReflect.Descriptor instead.
 func (*Credentials) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{12}
+	return file_dispatcher_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Credentials) GetTrustPem() []byte {
@@ -1057,7 +1126,7 @@ type DependencyUpdate struct {
 
 func (x *DependencyUpdate) Reset() {
 	*x = DependencyUpdate{}
-	mi := &file_dispatcher_proto_msgTypes[13]
+	mi := &file_dispatcher_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1069,7 +1138,7 @@ func (x *DependencyUpdate) String() string {
 func (*DependencyUpdate) ProtoMessage() {}
 
 func (x *DependencyUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[13]
+	mi := &file_dispatcher_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1082,7 +1151,7 @@ func (x *DependencyUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DependencyUpdate.ProtoReflect.Descriptor instead.
 func (*DependencyUpdate) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{13}
+	return file_dispatcher_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DependencyUpdate) GetSet() []*DependencyRecord {
@@ -1109,7 +1178,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_dispatcher_proto_msgTypes[14]
+	mi := &file_dispatcher_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1121,7 +1190,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[14]
+	mi := &file_dispatcher_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1134,7 +1203,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{14}
+	return file_dispatcher_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Welcome) GetSessionId() string {
@@ -1209,7 +1278,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_dispatcher_proto_msgTypes[15]
+	mi := &file_dispatcher_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1221,7 +1290,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[15]
+	mi := &file_dispatcher_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1234,7 +1303,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{15}
+	return file_dispatcher_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *HeartbeatReply) GetSequence() uint64 {
@@ -1253,7 +1322,7 @@ type ManagerList struct {
 
 func (x *ManagerList) Reset() {
 	*x = ManagerList{}
-	mi := &file_dispatcher_proto_msgTypes[16]
+	mi := &file_dispatcher_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1265,7 +1334,7 @@ func (x *ManagerList) String() string {
 func (*ManagerList) ProtoMessage() {}
 
 func (x *ManagerList) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[16]
+	mi := &file_dispatcher_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1278,7 +1347,7 @@ func (x *ManagerList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManagerList.ProtoReflect.Descriptor instead.
 func (*ManagerList) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{16}
+	return file_dispatcher_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ManagerList) GetManagers() []*ManagerPeer {
@@ -1299,7 +1368,7 @@ type ManagerPeer struct {
 
 func (x *ManagerPeer) Reset() {
 	*x = ManagerPeer{}
-	mi := &file_dispatcher_proto_msgTypes[17]
+	mi := &file_dispatcher_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1311,7 +1380,7 @@ func (x *ManagerPeer) String() string {
 func (*ManagerPeer) ProtoMessage() {}
 
 func (x *ManagerPeer) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[17]
+	mi := &file_dispatcher_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1324,7 +1393,7 @@ func (x *ManagerPeer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManagerPeer.ProtoReflect.Descriptor instead.
 func (*ManagerPeer) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{17}
+	return file_dispatcher_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ManagerPeer) GetNodeId() string {
@@ -1366,7 +1435,7 @@ type AssignmentUpdate struct {
 
 func (x *AssignmentUpdate) Reset() {
 	*x = AssignmentUpdate{}
-	mi := &file_dispatcher_proto_msgTypes[18]
+	mi := &file_dispatcher_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1378,7 +1447,7 @@ func (x *AssignmentUpdate) String() string {
 func (*AssignmentUpdate) ProtoMessage() {}
 
 func (x *AssignmentUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[18]
+	mi := &file_dispatcher_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1391,7 +1460,7 @@ func (x *AssignmentUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignmentUpdate.ProtoReflect.Descriptor instead.
 func (*AssignmentUpdate) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{18}
+	return file_dispatcher_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AssignmentUpdate) GetSequence() uint64 {
@@ -1468,7 +1537,7 @@ type Template struct {
 
 func (x *Template) Reset() {
 	*x = Template{}
-	mi := &file_dispatcher_proto_msgTypes[19]
+	mi := &file_dispatcher_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1480,7 +1549,7 @@ func (x *Template) String() string {
 func (*Template) ProtoMessage() {}
 
 func (x *Template) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[19]
+	mi := &file_dispatcher_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1493,7 +1562,7 @@ func (x *Template) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Template.ProtoReflect.Descriptor instead.
 func (*Template) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{19}
+	return file_dispatcher_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Template) GetServiceId() string {
@@ -1583,7 +1652,7 @@ type Assignment struct {
 
 func (x *Assignment) Reset() {
 	*x = Assignment{}
-	mi := &file_dispatcher_proto_msgTypes[20]
+	mi := &file_dispatcher_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1595,7 +1664,7 @@ func (x *Assignment) String() string {
 func (*Assignment) ProtoMessage() {}
 
 func (x *Assignment) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[20]
+	mi := &file_dispatcher_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1608,7 +1677,7 @@ func (x *Assignment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assignment.ProtoReflect.Descriptor instead.
 func (*Assignment) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{20}
+	return file_dispatcher_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Assignment) GetTaskId() string {
@@ -1784,7 +1853,7 @@ type TableUpdate struct {
 
 func (x *TableUpdate) Reset() {
 	*x = TableUpdate{}
-	mi := &file_dispatcher_proto_msgTypes[21]
+	mi := &file_dispatcher_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1796,7 +1865,7 @@ func (x *TableUpdate) String() string {
 func (*TableUpdate) ProtoMessage() {}
 
 func (x *TableUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[21]
+	mi := &file_dispatcher_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1809,7 +1878,7 @@ func (x *TableUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableUpdate.ProtoReflect.Descriptor instead.
 func (*TableUpdate) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{21}
+	return file_dispatcher_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TableUpdate) GetTable() string {
@@ -1931,7 +2000,7 @@ type NodeEndpoint struct {
 
 func (x *NodeEndpoint) Reset() {
 	*x = NodeEndpoint{}
-	mi := &file_dispatcher_proto_msgTypes[22]
+	mi := &file_dispatcher_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1943,7 +2012,7 @@ func (x *NodeEndpoint) String() string {
 func (*NodeEndpoint) ProtoMessage() {}
 
 func (x *NodeEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[22]
+	mi := &file_dispatcher_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1956,7 +2025,7 @@ func (x *NodeEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeEndpoint.ProtoReflect.Descriptor instead.
 func (*NodeEndpoint) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{22}
+	return file_dispatcher_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *NodeEndpoint) GetIndex() uint32 {
@@ -2017,7 +2086,7 @@ type ServiceEndpoint struct {
 
 func (x *ServiceEndpoint) Reset() {
 	*x = ServiceEndpoint{}
-	mi := &file_dispatcher_proto_msgTypes[23]
+	mi := &file_dispatcher_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2029,7 +2098,7 @@ func (x *ServiceEndpoint) String() string {
 func (*ServiceEndpoint) ProtoMessage() {}
 
 func (x *ServiceEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[23]
+	mi := &file_dispatcher_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2042,7 +2111,7 @@ func (x *ServiceEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceEndpoint.ProtoReflect.Descriptor instead.
 func (*ServiceEndpoint) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{23}
+	return file_dispatcher_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ServiceEndpoint) GetServiceId() string {
@@ -2110,7 +2179,7 @@ type TaskEndpoint struct {
 
 func (x *TaskEndpoint) Reset() {
 	*x = TaskEndpoint{}
-	mi := &file_dispatcher_proto_msgTypes[24]
+	mi := &file_dispatcher_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2122,7 +2191,7 @@ func (x *TaskEndpoint) String() string {
 func (*TaskEndpoint) ProtoMessage() {}
 
 func (x *TaskEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[24]
+	mi := &file_dispatcher_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2135,7 +2204,7 @@ func (x *TaskEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskEndpoint.ProtoReflect.Descriptor instead.
 func (*TaskEndpoint) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{24}
+	return file_dispatcher_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TaskEndpoint) GetTaskId() string {
@@ -2198,7 +2267,7 @@ var File_dispatcher_proto protoreflect.FileDescriptor
 
 const file_dispatcher_proto_rawDesc = "" +
 	"\n" +
-	"\x10dispatcher.proto\x12\fskein.api.v1\x1a\tlog.proto\"\xa1\x03\n" +
+	"\x10dispatcher.proto\x12\fskein.api.v1\x1a\tlog.proto\"\xd2\x03\n" +
 	"\fAgentMessage\x12+\n" +
 	"\x05hello\x18\x01 \x01(\v2\x13.skein.api.v1.HelloH\x00R\x05hello\x127\n" +
 	"\theartbeat\x18\x02 \x01(\v2\x17.skein.api.v1.HeartbeatH\x00R\theartbeat\x127\n" +
@@ -2207,7 +2276,8 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\x03tls\x18\x05 \x01(\v2\x15.skein.api.v1.NodeTLSH\x00R\x03tls\x121\n" +
 	"\agoodbye\x18\x06 \x01(\v2\x15.skein.api.v1.GoodbyeH\x00R\agoodbye\x12/\n" +
 	"\x05facts\x18\a \x01(\v2\x17.skein.api.v1.NodeFactsH\x00R\x05facts\x12/\n" +
-	"\x05crypt\x18\b \x01(\v2\x17.skein.api.v1.NodeCryptH\x00R\x05cryptB\x06\n" +
+	"\x05crypt\x18\b \x01(\v2\x17.skein.api.v1.NodeCryptH\x00R\x05crypt\x12/\n" +
+	"\x05addrs\x18\t \x01(\v2\x17.skein.api.v1.NodeAddrsH\x00R\x05addrsB\x06\n" +
 	"\x04kind\"\xdf\x01\n" +
 	"\tNodeFacts\x12/\n" +
 	"\x06routes\x18\x01 \x03(\v2\x17.skein.api.v1.FactRouteR\x06routes\x12,\n" +
@@ -2226,7 +2296,7 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\x03pid\x18\x04 \x01(\x03R\x03pid\"*\n" +
 	"\fFactsRequest\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\"\t\n" +
-	"\aGoodbye\"\xa0\x03\n" +
+	"\aGoodbye\"\xcf\x03\n" +
 	"\x05Hello\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12)\n" +
 	"\x10description_json\x18\x02 \x01(\fR\x0fdescriptionJson\x12#\n" +
@@ -2238,10 +2308,13 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\x06tables\x18\b \x03(\v2\x19.skein.api.v1.TableDigestR\x06tables\x12#\n" +
 	"\rfeature_level\x18\t \x01(\rR\ffeatureLevel\x12-\n" +
 	"\x05crypt\x18\n" +
-	" \x01(\v2\x17.skein.api.v1.NodeCryptR\x05crypt\";\n" +
+	" \x01(\v2\x17.skein.api.v1.NodeCryptR\x05crypt\x12-\n" +
+	"\x05addrs\x18\v \x01(\v2\x17.skein.api.v1.NodeAddrsR\x05addrs\";\n" +
 	"\vTableDigest\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\tR\x05table\x12\x16\n" +
-	"\x06digest\x18\x02 \x01(\x06R\x06digest\"'\n" +
+	"\x06digest\x18\x02 \x01(\x06R\x06digest\"!\n" +
+	"\tNodeAddrs\x12\x14\n" +
+	"\x05addrs\x18\x01 \x03(\tR\x05addrs\"'\n" +
 	"\tHeartbeat\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\"A\n" +
 	"\vStatusBatch\x122\n" +
@@ -2394,7 +2467,7 @@ func file_dispatcher_proto_rawDescGZIP() []byte {
 	return file_dispatcher_proto_rawDescData
 }
 
-var file_dispatcher_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_dispatcher_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_dispatcher_proto_goTypes = []any{
 	(*AgentMessage)(nil),     // 0: skein.api.v1.AgentMessage
 	(*NodeFacts)(nil),        // 1: skein.api.v1.NodeFacts
@@ -2404,83 +2477,86 @@ var file_dispatcher_proto_goTypes = []any{
 	(*Goodbye)(nil),          // 5: skein.api.v1.Goodbye
 	(*Hello)(nil),            // 6: skein.api.v1.Hello
 	(*TableDigest)(nil),      // 7: skein.api.v1.TableDigest
-	(*Heartbeat)(nil),        // 8: skein.api.v1.Heartbeat
-	(*StatusBatch)(nil),      // 9: skein.api.v1.StatusBatch
-	(*TableAck)(nil),         // 10: skein.api.v1.TableAck
-	(*ManagerMessage)(nil),   // 11: skein.api.v1.ManagerMessage
-	(*Credentials)(nil),      // 12: skein.api.v1.Credentials
-	(*DependencyUpdate)(nil), // 13: skein.api.v1.DependencyUpdate
-	(*Welcome)(nil),          // 14: skein.api.v1.Welcome
-	(*HeartbeatReply)(nil),   // 15: skein.api.v1.HeartbeatReply
-	(*ManagerList)(nil),      // 16: skein.api.v1.ManagerList
-	(*ManagerPeer)(nil),      // 17: skein.api.v1.ManagerPeer
-	(*AssignmentUpdate)(nil), // 18: skein.api.v1.AssignmentUpdate
-	(*Template)(nil),         // 19: skein.api.v1.Template
-	(*Assignment)(nil),       // 20: skein.api.v1.Assignment
-	(*TableUpdate)(nil),      // 21: skein.api.v1.TableUpdate
-	(*NodeEndpoint)(nil),     // 22: skein.api.v1.NodeEndpoint
-	(*ServiceEndpoint)(nil),  // 23: skein.api.v1.ServiceEndpoint
-	(*TaskEndpoint)(nil),     // 24: skein.api.v1.TaskEndpoint
-	(*NodeTLS)(nil),          // 25: skein.api.v1.NodeTLS
-	(*NodeCrypt)(nil),        // 26: skein.api.v1.NodeCrypt
-	(*TaskReport)(nil),       // 27: skein.api.v1.TaskReport
-	(*DependencyRecord)(nil), // 28: skein.api.v1.DependencyRecord
-	(*NodeRecord)(nil),       // 29: skein.api.v1.NodeRecord
-	(*NetworkRecord)(nil),    // 30: skein.api.v1.NetworkRecord
-	(*PortConfig)(nil),       // 31: skein.api.v1.PortConfig
-	(*Attachment)(nil),       // 32: skein.api.v1.Attachment
-	(*GenericResource)(nil),  // 33: skein.api.v1.GenericResource
-	(*CryptKey)(nil),         // 34: skein.api.v1.CryptKey
+	(*NodeAddrs)(nil),        // 8: skein.api.v1.NodeAddrs
+	(*Heartbeat)(nil),        // 9: skein.api.v1.Heartbeat
+	(*StatusBatch)(nil),      // 10: skein.api.v1.StatusBatch
+	(*TableAck)(nil),         // 11: skein.api.v1.TableAck
+	(*ManagerMessage)(nil),   // 12: skein.api.v1.ManagerMessage
+	(*Credentials)(nil),      // 13: skein.api.v1.Credentials
+	(*DependencyUpdate)(nil), // 14: skein.api.v1.DependencyUpdate
+	(*Welcome)(nil),          // 15: skein.api.v1.Welcome
+	(*HeartbeatReply)(nil),   // 16: skein.api.v1.HeartbeatReply
+	(*ManagerList)(nil),      // 17: skein.api.v1.ManagerList
+	(*ManagerPeer)(nil),      // 18: skein.api.v1.ManagerPeer
+	(*AssignmentUpdate)(nil), // 19: skein.api.v1.AssignmentUpdate
+	(*Template)(nil),         // 20: skein.api.v1.Template
+	(*Assignment)(nil),       // 21: skein.api.v1.Assignment
+	(*TableUpdate)(nil),      // 22: skein.api.v1.TableUpdate
+	(*NodeEndpoint)(nil),     // 23: skein.api.v1.NodeEndpoint
+	(*ServiceEndpoint)(nil),  // 24: skein.api.v1.ServiceEndpoint
+	(*TaskEndpoint)(nil),     // 25: skein.api.v1.TaskEndpoint
+	(*NodeTLS)(nil),          // 26: skein.api.v1.NodeTLS
+	(*NodeCrypt)(nil),        // 27: skein.api.v1.NodeCrypt
+	(*TaskReport)(nil),       // 28: skein.api.v1.TaskReport
+	(*DependencyRecord)(nil), // 29: skein.api.v1.DependencyRecord
+	(*NodeRecord)(nil),       // 30: skein.api.v1.NodeRecord
+	(*NetworkRecord)(nil),    // 31: skein.api.v1.NetworkRecord
+	(*PortConfig)(nil),       // 32: skein.api.v1.PortConfig
+	(*Attachment)(nil),       // 33: skein.api.v1.Attachment
+	(*GenericResource)(nil),  // 34: skein.api.v1.GenericResource
+	(*CryptKey)(nil),         // 35: skein.api.v1.CryptKey
 }
 var file_dispatcher_proto_depIdxs = []int32{
 	6,  // 0: skein.api.v1.AgentMessage.hello:type_name -> skein.api.v1.Hello
-	8,  // 1: skein.api.v1.AgentMessage.heartbeat:type_name -> skein.api.v1.Heartbeat
-	9,  // 2: skein.api.v1.AgentMessage.statuses:type_name -> skein.api.v1.StatusBatch
-	10, // 3: skein.api.v1.AgentMessage.ack:type_name -> skein.api.v1.TableAck
-	25, // 4: skein.api.v1.AgentMessage.tls:type_name -> skein.api.v1.NodeTLS
+	9,  // 1: skein.api.v1.AgentMessage.heartbeat:type_name -> skein.api.v1.Heartbeat
+	10, // 2: skein.api.v1.AgentMessage.statuses:type_name -> skein.api.v1.StatusBatch
+	11, // 3: skein.api.v1.AgentMessage.ack:type_name -> skein.api.v1.TableAck
+	26, // 4: skein.api.v1.AgentMessage.tls:type_name -> skein.api.v1.NodeTLS
 	5,  // 5: skein.api.v1.AgentMessage.goodbye:type_name -> skein.api.v1.Goodbye
 	1,  // 6: skein.api.v1.AgentMessage.facts:type_name -> skein.api.v1.NodeFacts
-	26, // 7: skein.api.v1.AgentMessage.crypt:type_name -> skein.api.v1.NodeCrypt
-	2,  // 8: skein.api.v1.NodeFacts.routes:type_name -> skein.api.v1.FactRoute
-	3,  // 9: skein.api.v1.NodeFacts.ports:type_name -> skein.api.v1.FactPort
-	27, // 10: skein.api.v1.Hello.statuses:type_name -> skein.api.v1.TaskReport
-	10, // 11: skein.api.v1.Hello.acks:type_name -> skein.api.v1.TableAck
-	25, // 12: skein.api.v1.Hello.tls:type_name -> skein.api.v1.NodeTLS
-	7,  // 13: skein.api.v1.Hello.tables:type_name -> skein.api.v1.TableDigest
-	26, // 14: skein.api.v1.Hello.crypt:type_name -> skein.api.v1.NodeCrypt
-	27, // 15: skein.api.v1.StatusBatch.reports:type_name -> skein.api.v1.TaskReport
-	14, // 16: skein.api.v1.ManagerMessage.welcome:type_name -> skein.api.v1.Welcome
-	18, // 17: skein.api.v1.ManagerMessage.assignments:type_name -> skein.api.v1.AssignmentUpdate
-	21, // 18: skein.api.v1.ManagerMessage.table:type_name -> skein.api.v1.TableUpdate
-	16, // 19: skein.api.v1.ManagerMessage.managers:type_name -> skein.api.v1.ManagerList
-	15, // 20: skein.api.v1.ManagerMessage.heartbeat:type_name -> skein.api.v1.HeartbeatReply
-	13, // 21: skein.api.v1.ManagerMessage.dependencies:type_name -> skein.api.v1.DependencyUpdate
-	12, // 22: skein.api.v1.ManagerMessage.credentials:type_name -> skein.api.v1.Credentials
-	4,  // 23: skein.api.v1.ManagerMessage.facts:type_name -> skein.api.v1.FactsRequest
-	28, // 24: skein.api.v1.DependencyUpdate.set:type_name -> skein.api.v1.DependencyRecord
-	29, // 25: skein.api.v1.Welcome.node:type_name -> skein.api.v1.NodeRecord
-	17, // 26: skein.api.v1.ManagerList.managers:type_name -> skein.api.v1.ManagerPeer
-	20, // 27: skein.api.v1.AssignmentUpdate.set:type_name -> skein.api.v1.Assignment
-	30, // 28: skein.api.v1.AssignmentUpdate.networks:type_name -> skein.api.v1.NetworkRecord
-	19, // 29: skein.api.v1.AssignmentUpdate.templates:type_name -> skein.api.v1.Template
-	31, // 30: skein.api.v1.Template.ports:type_name -> skein.api.v1.PortConfig
-	32, // 31: skein.api.v1.Assignment.attachments:type_name -> skein.api.v1.Attachment
-	31, // 32: skein.api.v1.Assignment.ports:type_name -> skein.api.v1.PortConfig
-	33, // 33: skein.api.v1.Assignment.generic:type_name -> skein.api.v1.GenericResource
-	30, // 34: skein.api.v1.TableUpdate.network:type_name -> skein.api.v1.NetworkRecord
-	22, // 35: skein.api.v1.TableUpdate.nodes:type_name -> skein.api.v1.NodeEndpoint
-	23, // 36: skein.api.v1.TableUpdate.services:type_name -> skein.api.v1.ServiceEndpoint
-	24, // 37: skein.api.v1.TableUpdate.endpoints:type_name -> skein.api.v1.TaskEndpoint
-	34, // 38: skein.api.v1.NodeEndpoint.keys:type_name -> skein.api.v1.CryptKey
-	31, // 39: skein.api.v1.ServiceEndpoint.ports:type_name -> skein.api.v1.PortConfig
-	31, // 40: skein.api.v1.TaskEndpoint.host_ports:type_name -> skein.api.v1.PortConfig
-	0,  // 41: skein.api.v1.Dispatcher.Session:input_type -> skein.api.v1.AgentMessage
-	11, // 42: skein.api.v1.Dispatcher.Session:output_type -> skein.api.v1.ManagerMessage
-	42, // [42:43] is the sub-list for method output_type
-	41, // [41:42] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	27, // 7: skein.api.v1.AgentMessage.crypt:type_name -> skein.api.v1.NodeCrypt
+	8,  // 8: skein.api.v1.AgentMessage.addrs:type_name -> skein.api.v1.NodeAddrs
+	2,  // 9: skein.api.v1.NodeFacts.routes:type_name -> skein.api.v1.FactRoute
+	3,  // 10: skein.api.v1.NodeFacts.ports:type_name -> skein.api.v1.FactPort
+	28, // 11: skein.api.v1.Hello.statuses:type_name -> skein.api.v1.TaskReport
+	11, // 12: skein.api.v1.Hello.acks:type_name -> skein.api.v1.TableAck
+	26, // 13: skein.api.v1.Hello.tls:type_name -> skein.api.v1.NodeTLS
+	7,  // 14: skein.api.v1.Hello.tables:type_name -> skein.api.v1.TableDigest
+	27, // 15: skein.api.v1.Hello.crypt:type_name -> skein.api.v1.NodeCrypt
+	8,  // 16: skein.api.v1.Hello.addrs:type_name -> skein.api.v1.NodeAddrs
+	28, // 17: skein.api.v1.StatusBatch.reports:type_name -> skein.api.v1.TaskReport
+	15, // 18: skein.api.v1.ManagerMessage.welcome:type_name -> skein.api.v1.Welcome
+	19, // 19: skein.api.v1.ManagerMessage.assignments:type_name -> skein.api.v1.AssignmentUpdate
+	22, // 20: skein.api.v1.ManagerMessage.table:type_name -> skein.api.v1.TableUpdate
+	17, // 21: skein.api.v1.ManagerMessage.managers:type_name -> skein.api.v1.ManagerList
+	16, // 22: skein.api.v1.ManagerMessage.heartbeat:type_name -> skein.api.v1.HeartbeatReply
+	14, // 23: skein.api.v1.ManagerMessage.dependencies:type_name -> skein.api.v1.DependencyUpdate
+	13, // 24: skein.api.v1.ManagerMessage.credentials:type_name -> skein.api.v1.Credentials
+	4,  // 25: skein.api.v1.ManagerMessage.facts:type_name -> skein.api.v1.FactsRequest
+	29, // 26: skein.api.v1.DependencyUpdate.set:type_name -> skein.api.v1.DependencyRecord
+	30, // 27: skein.api.v1.Welcome.node:type_name -> skein.api.v1.NodeRecord
+	18, // 28: skein.api.v1.ManagerList.managers:type_name -> skein.api.v1.ManagerPeer
+	21, // 29: skein.api.v1.AssignmentUpdate.set:type_name -> skein.api.v1.Assignment
+	31, // 30: skein.api.v1.AssignmentUpdate.networks:type_name -> skein.api.v1.NetworkRecord
+	20, // 31: skein.api.v1.AssignmentUpdate.templates:type_name -> skein.api.v1.Template
+	32, // 32: skein.api.v1.Template.ports:type_name -> skein.api.v1.PortConfig
+	33, // 33: skein.api.v1.Assignment.attachments:type_name -> skein.api.v1.Attachment
+	32, // 34: skein.api.v1.Assignment.ports:type_name -> skein.api.v1.PortConfig
+	34, // 35: skein.api.v1.Assignment.generic:type_name -> skein.api.v1.GenericResource
+	31, // 36: skein.api.v1.TableUpdate.network:type_name -> skein.api.v1.NetworkRecord
+	23, // 37: skein.api.v1.TableUpdate.nodes:type_name -> skein.api.v1.NodeEndpoint
+	24, // 38: skein.api.v1.TableUpdate.services:type_name -> skein.api.v1.ServiceEndpoint
+	25, // 39: skein.api.v1.TableUpdate.endpoints:type_name -> skein.api.v1.TaskEndpoint
+	35, // 40: skein.api.v1.NodeEndpoint.keys:type_name -> skein.api.v1.CryptKey
+	32, // 41: skein.api.v1.ServiceEndpoint.ports:type_name -> skein.api.v1.PortConfig
+	32, // 42: skein.api.v1.TaskEndpoint.host_ports:type_name -> skein.api.v1.PortConfig
+	0,  // 43: skein.api.v1.Dispatcher.Session:input_type -> skein.api.v1.AgentMessage
+	12, // 44: skein.api.v1.Dispatcher.Session:output_type -> skein.api.v1.ManagerMessage
+	44, // [44:45] is the sub-list for method output_type
+	43, // [43:44] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_dispatcher_proto_init() }
@@ -2498,8 +2574,9 @@ func file_dispatcher_proto_init() {
 		(*AgentMessage_Goodbye)(nil),
 		(*AgentMessage_Facts)(nil),
 		(*AgentMessage_Crypt)(nil),
+		(*AgentMessage_Addrs)(nil),
 	}
-	file_dispatcher_proto_msgTypes[11].OneofWrappers = []any{
+	file_dispatcher_proto_msgTypes[12].OneofWrappers = []any{
 		(*ManagerMessage_Welcome)(nil),
 		(*ManagerMessage_Assignments)(nil),
 		(*ManagerMessage_Table)(nil),
@@ -2515,7 +2592,7 @@ func file_dispatcher_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dispatcher_proto_rawDesc), len(file_dispatcher_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1462,6 +1462,7 @@ type NodeRecord struct {
 	Tls             *NodeTLS               `protobuf:"bytes,14,opt,name=tls,proto3" json:"tls,omitempty"`                                        // as its agent said last
 	FeatureLevel    uint32                 `protobuf:"varint,15,opt,name=feature_level,json=featureLevel,proto3" json:"feature_level,omitempty"` // the highest its binary knows, as its agent said last; 0: not said, which is what those of level 1 do
 	ActiveSince     int64                  `protobuf:"varint,17,opt,name=active_since,json=activeSince,proto3" json:"active_since,omitempty"`    // unix nanos: when its availability was changed to active; 0: it was not
+	Addrs           []string               `protobuf:"bytes,19,rep,name=addrs,proto3" json:"addrs,omitempty"`                                    // those that a client on it may have, as its agent said last; from level LevelNetworks
 	Crypt           *NodeCrypt             `protobuf:"bytes,18,opt,name=crypt,proto3" json:"crypt,omitempty"`                                    // as its agent said last; from level LevelNetworks; absent: it cannot carry encrypted networks
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
@@ -1607,6 +1608,13 @@ func (x *NodeRecord) GetActiveSince() int64 {
 		return x.ActiveSince
 	}
 	return 0
+}
+
+func (x *NodeRecord) GetAddrs() []string {
+	if x != nil {
+		return x.Addrs
+	}
+	return nil
 }
 
 func (x *NodeRecord) GetCrypt() *NodeCrypt {
@@ -5495,7 +5503,7 @@ const file_log_proto_rawDesc = "" +
 	"\tnot_after\x18\x04 \x01(\x03R\bnotAfter\"<\n" +
 	"\vRemovedNode\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x14\n" +
-	"\x05until\x18\x02 \x01(\x03R\x05until\"\x94\x05\n" +
+	"\x05until\x18\x02 \x01(\x03R\x05until\"\xaa\x05\n" +
 	"\n" +
 	"NodeRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12&\n" +
@@ -5514,7 +5522,8 @@ const file_log_proto_rawDesc = "" +
 	"\brestarts\x18\r \x01(\x04R\brestarts\x12'\n" +
 	"\x03tls\x18\x0e \x01(\v2\x15.skein.api.v1.NodeTLSR\x03tls\x12#\n" +
 	"\rfeature_level\x18\x0f \x01(\rR\ffeatureLevel\x12!\n" +
-	"\factive_since\x18\x11 \x01(\x03R\vactiveSince\x12-\n" +
+	"\factive_since\x18\x11 \x01(\x03R\vactiveSince\x12\x14\n" +
+	"\x05addrs\x18\x13 \x03(\tR\x05addrs\x12-\n" +
 	"\x05crypt\x18\x12 \x01(\v2\x17.skein.api.v1.NodeCryptR\x05crypt\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +

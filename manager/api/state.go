@@ -64,6 +64,7 @@ const MeshTable = "mesh"
 
 // Bounds that both ends of a connection check.
 const (
+	MaxNodeAddrs     = 64      // addresses of one node
 	MaxSpecBytes     = 1 << 20 // of one object's spec JSON
 	MaxMessageBytes  = 4 << 20 // of one gRPC message
 	MaxStatusReports = 1000    // of one StatusBatch

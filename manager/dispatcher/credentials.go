@@ -116,7 +116,7 @@ func (d *Dispatcher) renewSome() {
 // noteTLS records what a node says of its certificate.
 func (d *Dispatcher) noteTLS(n *node, t *api.NodeTLS) {
 	if validTLS(t) {
-		d.writer.tls(n.id, t)
+		d.writer.said(n.id, &api.Hello{Tls: t})
 	}
 }
 

@@ -223,6 +223,12 @@ func (d *Dispatcher) take(ctx context.Context, s *session, n *node, m *api.Agent
 				d.noteTLS(n, k.Tls)
 			}
 		})
+	case *api.AgentMessage_Addrs:
+		return d.do(ctx, func() {
+			if n.session == s && validAddrs(k.Addrs) {
+				d.writer.said(n.id, &api.Hello{Addrs: k.Addrs})
+			}
+		})
 	case *api.AgentMessage_Goodbye:
 		return d.do(ctx, func() {
 			if n.session == s {

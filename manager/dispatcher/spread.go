@@ -131,7 +131,7 @@ func (s *spread) setNetwork(id string, rec *store.Network) {
 }
 
 func (s *spread) setNode(rec *store.Node) {
-	e := &api.NodeEndpoint{Index: rec.Index, NodeId: rec.Id, UnderlayAddr: rec.UnderlayAddr, Hostname: rec.Hostname}
+	e := &api.NodeEndpoint{Index: rec.Index, NodeId: rec.Id, UnderlayAddr: rec.UnderlayAddr, Hostname: rec.Hostname, Addrs: rec.Addrs}
 	old := s.nodes[rec.Index]
 	if proto.Equal(old, e) {
 		return

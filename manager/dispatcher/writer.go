@@ -3,6 +3,8 @@ package dispatcher
 import (
 	"context"
 	"log/slog"
+	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -74,16 +76,26 @@ func (w *writer) node(id string, h *api.Hello) {
 	w.poke()
 }
 
-// tls has recorded what a node says of its certificate. It is a hello that says nothing else.
-func (w *writer) tls(id string, t *api.NodeTLS) {
+// said has recorded what a node says of one thing alone, its certificate or its addresses: a hello that says nothing else.
+func (w *writer) said(id string, part *api.Hello) {
 	w.mu.Lock()
 	if h := w.hellos[id]; h != nil {
-		h.Tls = t // it is written as soon as the rest
+		add(h, part) // it is written as soon as the rest
 	} else {
-		w.hellos[id] = &api.Hello{Tls: t}
+		w.hellos[id] = part
 	}
 	w.mu.Unlock()
 	w.poke()
+}
+
+// add puts into h what a newer part says.
+func add(h, part *api.Hello) {
+	if part.Tls != nil {
+		h.Tls = part.Tls
+	}
+	if part.Addrs != nil {
+		h.Addrs = part.Addrs
+	}
 }
 
 // status has a node's status recorded.
@@ -149,7 +161,7 @@ func (w *writer) take() *batch {
 	b := &batch{}
 	w.store.View(func(tx store.ReadTx) { // not under the lock: others take it inside a view
 		for id, h := range hellos {
-			if changes := describe(tx.Node(id), h); changes != nil {
+			if changes := describe(tx.Node(id), h, tx.Cluster().GetFeatureLevel()); changes != nil {
 				b.add(nil, id, h, nil, changes...)
 			}
 		}
@@ -171,7 +183,7 @@ func (w *writer) take() *batch {
 }
 
 // describe returns the changes that make a node's record agree with what its agent says; nil when the node is gone.
-func describe(rec *store.Node, h *api.Hello) []*api.Change {
+func describe(rec *store.Node, h *api.Hello, level uint32) []*api.Change {
 	if rec == nil {
 		return nil
 	}
@@ -193,6 +205,9 @@ func describe(rec *store.Node, h *api.Hello) []*api.Change {
 	}
 	if validTLS(h.Tls) {
 		next.Tls = h.Tls
+	}
+	if h.Addrs != nil && validAddrs(h.Addrs) && level >= api.LevelNetworks {
+		next.Addrs = h.Addrs.Addrs
 	}
 	if proto.Equal(next, rec) {
 		return []*api.Change{{Kind: &api.Change_NodeStatus{NodeStatus: ready}}}
@@ -223,9 +238,9 @@ func (w *writer) again(b *batch, i int) {
 		switch {
 		case waiting == nil && w.statuses[b.nodes[i]] == nil:
 			w.hellos[b.nodes[i]] = b.hellos[i]
-		case waiting != nil && waiting.RpcAddr == "": // it says nothing but the newer certificate
+		case waiting != nil && waiting.RpcAddr == "": // it says nothing but what is newer
 			said := proto.Clone(b.hellos[i]).(*api.Hello)
-			said.Tls = waiting.Tls
+			add(said, waiting)
 			w.hellos[b.nodes[i]] = said
 		}
 	case w.hellos[b.nodes[i]] == nil && w.statuses[b.nodes[i]] == nil:
@@ -247,4 +262,12 @@ func (w *writer) settle(b *batch, results []error) {
 			w.log.Warn("node's record refused", "node", b.nodes[i], "err", err)
 		}
 	}
+}
+
+// validAddrs tells that all are addresses that a client can have, and not too many: they are kept in the log and sent to all nodes.
+func validAddrs(a *api.NodeAddrs) bool {
+	return len(a.Addrs) <= api.MaxNodeAddrs && !slices.ContainsFunc(a.Addrs, func(text string) bool {
+		ip, err := netip.ParseAddr(text)
+		return err != nil || !ip.IsGlobalUnicast() || ip.Zone() != ""
+	})
 }
