@@ -465,7 +465,7 @@ func lastProbe(h *container.Health) string {
 // as long as the task's history is kept.
 func (t *taskController) Wait(ctx context.Context) (task.Exit, error) {
 	x, err := t.ended(ctx)
-	if err == nil {
+	if err == nil && !x.Sick {
 		t.dropFiles()
 	}
 	return x, err
@@ -490,15 +490,7 @@ func (t *taskController) ended(ctx context.Context) (task.Exit, error) {
 		}
 		if h := c.healthReport(); h != nil && h.Status == container.Unhealthy {
 			// As swarm does: an unhealthy task is stopped and counts as failed.
-			if err := t.Shutdown(ctx); err != nil {
-				return task.Exit{}, err
-			}
-			x := exitOf(c.snapshot())
-			x.Err = "unhealthy container: " + lastProbe(h)
-			if x.Code == 0 {
-				x.Code = 1
-			}
-			return x, nil
+			return task.Exit{Sick: true, Err: "unhealthy container: " + lastProbe(h)}, nil
 		}
 		select {
 		case <-changed:

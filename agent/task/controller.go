@@ -36,7 +36,7 @@ type Controller interface {
 	// Ready returns when the container can serve: healthy, or all target ports listen, or at once when there are none (DECISIONS 16).
 	// Bounded; an elapsed bound is no error, note then says so.
 	Ready(ctx context.Context) (note string, err error)
-	// Wait returns when the container's process ended.
+	// Wait returns when the container's process ended, or when its health check gave it up though it runs (Exit.Sick).
 	Wait(ctx context.Context) (Exit, error)
 	// Quiet returns when no client's connection is open to the container, or it has ended. Asked only once no new clients are sent to it.
 	Quiet(ctx context.Context) error
@@ -62,6 +62,7 @@ type Exit struct {
 	OOM  bool
 	At   time.Time
 	Err  string
+	Sick bool // it has not ended yet: it is to be, and has failed; Err tells why
 }
 
 // Info identifies the running container.

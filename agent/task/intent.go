@@ -125,6 +125,19 @@ func (i *intent) inRotationLocked() bool {
 	return i.at == api.TaskRunning && (len(i.a.Attachments) > 0 || len(i.a.Ports) > 0)
 }
 
+func (i *intent) inRotation() bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.inRotationLocked()
+}
+
+// outOfRotation reports whether the managers said that every live node sends the task no new clients.
+func (i *intent) outOfRotation() bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.removed || i.a.Drained
+}
+
 // drainTime is how long the clients that the task still has are waited for.
 func (i *intent) drainTime() time.Duration {
 	i.mu.Lock()
@@ -277,7 +290,7 @@ func (i *intent) remember(r *api.TaskReport) bool {
 	if api.TaskState(r.State) < i.at {
 		return false
 	}
-	if l != nil && l.State == r.State && l.Message == r.Message && l.Err == r.Err && l.ContainerId == r.ContainerId && l.Pid == r.Pid {
+	if l != nil && l.State == r.State && l.Message == r.Message && l.Err == r.Err && l.ContainerId == r.ContainerId && l.Pid == r.Pid && l.Leaving == r.Leaving {
 		return false
 	}
 	i.last, i.at = r, api.TaskState(r.State)

@@ -21,6 +21,8 @@ const (
 	// drainTime is how long clients' connections are waited for when nobody says otherwise: a stream of ten seconds that began just before the
 	// task left rotation ends in time.
 	drainTime = 15 * time.Second
+	// sickBound ends the wait of a container that its health check gave up: its clients are served badly meanwhile.
+	sickBound = 5 * time.Second
 	// prepareBound ends the retries of a preparation whose error might heal (a registry that is down).
 	prepareBound = 60 * time.Second
 	backoffMin   = 500 * time.Millisecond

@@ -258,6 +258,48 @@ func TestClientsAreWaitedFor(t *testing.T) {
 	}
 }
 
+func TestSick(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		ports  func(*api.Assignment)
+		drain  bool
+		stopAt string
+	}{
+		{"every node sends no clients any more", meshed, true, "+12.15s stop t1"},
+		{"managers silent", meshed, false, "+15s stop t1"},
+		{"no clients", func(*api.Assignment) {}, false, "+10s stop t1"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				n := newNode(t, nil)
+				defer n.halt()
+				n.m.Connected(true)
+				n.m.Set(task.Set{Assignments: []*api.Assignment{assign("t1", api.TaskRunning, tt.ports)}})
+				time.Sleep(10 * time.Second)
+				n.take()
+				if err := n.exec.Sicken("t1", "unhealthy container: no"); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				if leaving := n.last["t1"].Leaving; leaving != (tt.stopAt != "+10s stop t1") {
+					t.Errorf("leaving: %v", leaving)
+				}
+				time.Sleep(2 * time.Second)
+				if tt.drain {
+					n.m.Update([]*api.Assignment{assign("t1", api.TaskRunning, tt.ports, drained)}, nil, nil)
+				}
+				time.Sleep(time.Minute)
+				if !slices.Contains(n.exec.Events(), tt.stopAt) {
+					t.Fatalf("events %v, want %q", n.exec.Events(), tt.stopAt)
+				}
+				if r := n.last["t1"]; api.TaskState(r.State) != api.TaskFailed || r.Err != "task: non-zero exit (143): unhealthy container: no" || r.Leaving {
+					t.Errorf("last report: %v", r)
+				}
+			})
+		})
+	}
+}
+
 func TestDiesWhileDraining(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		n := newNode(t, nil)

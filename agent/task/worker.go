@@ -176,6 +176,8 @@ func (w *worker) observe(ctx context.Context) stage {
 		switch {
 		case ctx.Err() != nil:
 			return nil
+		case err == nil && exit.Sick:
+			return w.sick(exit.Err)
 		case err == nil:
 			return w.ended(exit)
 		case w.stopDue():
@@ -199,6 +201,31 @@ func (w *worker) drain(ctx context.Context) stage {
 		return nil
 	}
 	return (*worker).stop
+}
+
+// sick ends a container that runs but was given up: as soon as no new clients are sent to it, without a wait for those that it has.
+func (w *worker) sick(cause string) stage {
+	return func(w *worker, ctx context.Context) stage {
+		if w.inRotation() {
+			r := w.newReport(api.TaskRunning, "unhealthy: leaves rotation", errors.New(cause))
+			r.Leaving = true
+			w.publish(r)
+			bounded, cancel := context.WithTimeout(ctx, sickBound)
+			if w.await(bounded, w.outOfRotation) {
+				_ = pause(bounded, drainMargin) // its end is looked at below
+			}
+			cancel()
+		}
+		if !w.retry(ctx, "stop unhealthy container", w.ctl.Shutdown) {
+			return nil
+		}
+		exit := Exit{Code: 1}
+		if st, err := w.ctl.State(ctx); err == nil && st.Ended && st.Exit.Code != 0 {
+			exit = st.Exit
+		}
+		exit.Err = cause
+		return w.ended(exit)
+	}
 }
 
 // stop ends the container, whatever was done of it.

@@ -46,6 +46,8 @@ type Container struct {
 	Starts  int
 	running bool
 	ended   bool
+	sick    string // why its health check gave it up
+	change  chan struct{}
 	exit    task.Exit
 	gone    chan struct{} // closed at the end of the process
 	pid     int
@@ -102,6 +104,19 @@ func (e *Executor) Kill(id string, exit task.Exit) error {
 	return nil
 }
 
+// Sicken has a container's health check give it up.
+func (e *Executor) Sicken(id, why string) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	c := e.containers[id]
+	if c == nil || !c.running || c.sick != "" {
+		return fmt.Errorf("sicken %s: it does not run, or is sick", id)
+	}
+	c.sick = why
+	close(c.change)
+	return nil
+}
+
 // Add makes a container that nobody assigned.
 func (e *Executor) Add(id string) {
 	e.mu.Lock()
@@ -150,7 +165,7 @@ func (e *Executor) noteLocked(what, id string) {
 func (e *Executor) createLocked(id string) *Container {
 	c := e.containers[id]
 	if c == nil {
-		c = &Container{TaskID: id, gone: make(chan struct{}), pid: 1000 + len(e.containers)}
+		c = &Container{TaskID: id, gone: make(chan struct{}), change: make(chan struct{}), pid: 1000 + len(e.containers)}
 		e.containers[id] = c
 		e.noteLocked("create", id)
 	}
@@ -270,6 +285,8 @@ func (c *controller) Wait(ctx context.Context) (task.Exit, error) {
 	select {
 	case <-ctx.Done():
 		return task.Exit{}, ctx.Err()
+	case <-x.change:
+		return task.Exit{Sick: true, Err: x.sick}, nil
 	case <-x.gone:
 		c.e.mu.Lock()
 		defer c.e.mu.Unlock()

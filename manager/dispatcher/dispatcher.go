@@ -106,6 +106,7 @@ type Dispatcher struct {
 	turned       time.Time // of the wheel
 	turn         *time.Ticker
 	caution      caution
+	leaving      map[string]struct{} // tasks that their nodes are about to end: see setLeaving
 	drainTimeout int64               // of services that say nothing; see drainTimeoutOf
 	heldSaid     time.Time           // when many silent nodes were logged
 	managers     *api.ManagerMessage // encoded list; nil: it changed
@@ -126,7 +127,7 @@ func New(cfg Config) *Dispatcher {
 	return &Dispatcher{
 		cfg: cfg, writer: newWriter(cfg.Store, cfg.Log), soft: newSoftStates(),
 		calls: make(chan func(), callsBound), done: make(chan struct{}), probes: make(chan struct{}, maxProbes),
-		nodes: map[string]*node{}, tasks: map[string]*taskEntry{}, attached: map[string]*attachedEntry{}, spread: newSpread(), templates: map[templateKey]*template{}, caution: cautionOf(nil),
+		nodes: map[string]*node{}, tasks: map[string]*taskEntry{}, attached: map[string]*attachedEntry{}, spread: newSpread(), templates: map[templateKey]*template{}, caution: cautionOf(nil), leaving: map[string]struct{}{},
 		creds: newCredentials(),
 	}
 }

@@ -83,7 +83,7 @@ type taskEntry struct {
 	saidDrain  bool
 
 	mesh     bool
-	stopping bool // wanted no more, and live
+	stopping bool // wanted no more, or about to be ended by its node, and live
 	drained  bool // every node with a say acknowledged it out of rotation
 	queued   bool // in the node's changed
 }
@@ -224,6 +224,9 @@ func tellsMore(old, rec *store.Node) bool {
 func (d *Dispatcher) refreshTask(tx store.ReadTx, id string) {
 	t := tx.Task(id)
 	d.soft.settled(id, t)
+	if t == nil || t.State.Terminal() {
+		delete(d.leaving, id)
+	}
 	e := d.tasks[id]
 	var before []string
 	var former *template
@@ -297,7 +300,8 @@ func (d *Dispatcher) entryOf(tx store.ReadTx, t *store.Task) (e taskEntry, ok bo
 		return e, true
 	}
 	e.template = d.templateOf(tx, t)
-	e.stopping = t.Desired >= api.TaskShutdown
+	_, leaving := d.leaving[t.ID]
+	e.stopping = leaving || t.Desired >= api.TaskShutdown
 	for _, a := range t.Attachments {
 		if d.spread.tables[a.NetworkId] != nil {
 			e.nets = append(e.nets, a.NetworkId)

@@ -250,8 +250,9 @@ const (
 func (d *Dispatcher) endpoint(tx store.ReadTx, t *store.Task, table string) *api.TaskEndpoint {
 	n := d.nodes[t.NodeID]
 	e := &api.TaskEndpoint{TaskId: t.ID, ServiceId: t.ServiceID, NodeIndex: n.rec.Index, State: stateStarting}
+	_, leaving := d.leaving[t.ID]
 	switch {
-	case t.Desired >= api.TaskShutdown || n.rec.Status.GetState() == nodeDown:
+	case leaving || t.Desired >= api.TaskShutdown || n.rec.Status.GetState() == nodeDown:
 		e.State = stateDraining
 	case t.State == api.TaskRunning:
 		e.State = stateReady
