@@ -58,6 +58,7 @@ type Engine struct {
 	execs      *execTable
 	nets       *localNetworks
 	ports      *portTable
+	attach     *attachments
 	volumes    *volumes.Store
 	volumeUse  sync.Mutex // held from a volume's creation until its container is registered, and over removals
 	memory     sync.Mutex // held while the memory for secrets is made
@@ -85,7 +86,7 @@ func New(cfg Config) (*Engine, error) {
 		cfg: cfg, log: cfg.Logger, events: newBus(),
 		containers: map[string]*entry{}, names: map[string]string{}, tasks: map[string]*entry{}, ready: make(chan struct{}),
 	}
-	e.execs, e.ports = newExecTable(), newPortTable()
+	e.execs, e.ports, e.attach = newExecTable(), newPortTable(), newAttachments()
 	var err error
 	if e.logWatcher, err = logs.NewWatcher(); err != nil {
 		return nil, fmt.Errorf("watch log files: %w", err)
@@ -119,6 +120,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		return fmt.Errorf("follow the supervisor's journal: %w", err)
 	}
 	close(e.ready)
+	e.work.Go(func() error { return e.keepAttachments(e.background) })
 	e.resume()
 	for ev := range ch {
 		e.handleExit(ev)

@@ -368,6 +368,8 @@ type bench struct {
 	net    *fakeNetwork
 	e      *Engine
 	stop   func()
+
+	cluster *fakeCluster // nil: the node is in none
 }
 
 func newBench(t *testing.T) *bench {
@@ -384,6 +386,9 @@ func (b *bench) up() {
 	e, err := New(Config{StateDir: b.dir, RunDir: filepath.Join(b.dir, "run"), Hostname: "node1", Images: b.images, Supervisor: b.sup, Network: b.net, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	if err != nil {
 		b.t.Fatal(err)
+	}
+	if b.cluster != nil {
+		e.SetCluster(b.cluster)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

@@ -87,6 +87,9 @@ func (e *Engine) NetworkDisconnect(ctx context.Context, ref string, req network.
 // renameInDNS makes a running container answer to its new name on the networks that users made. The caller holds c.op.
 func (e *Engine) renameInDNS(ctx context.Context, c *entry, old string) error {
 	r := c.snapshot()
+	if r.Attached {
+		e.attachmentsChanged()
+	}
 	sb, nets := r.Sandbox, maps.Clone(r.Networks)
 	sb.Bridges = slices.Clone(sb.Bridges)
 	changed := false

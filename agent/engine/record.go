@@ -44,6 +44,7 @@ type record struct {
 	// HostPorts are a task's in mode host; the mesh publishes them.
 	HostPorts []overlay.HostPort `json:",omitempty"`
 	Files     []depFile          `json:",omitempty"` // secrets and configs of a task
+	Attached  bool               `json:",omitempty"` // holds addresses on networks of the cluster though it is no task
 	State     state
 }
 

@@ -106,6 +106,9 @@ func (e *Engine) remove(ctx context.Context, c *entry, o removal) error {
 		return nil
 	})
 	e.unregister(c)
+	if r.Attached {
+		e.attachmentsChanged()
+	}
 	e.execs.forget(r.ID)
 	if o.volumes {
 		e.dropAnonymous(r)
@@ -128,6 +131,9 @@ func (e *Engine) clean(ctx context.Context, c *entry) error {
 	}
 	if err := e.release(ctx, c); err != nil {
 		return err
+	}
+	if r.Attached {
+		defer e.attachmentsChanged()
 	}
 	return e.update(c, func(r *record) {
 		r.State.Clean = true

@@ -55,6 +55,12 @@ func (e *Engine) endpointSettings(hc *container.HostConfig, nc *network.Networki
 	}
 	out := map[string]*network.EndpointSettings{}
 	for name, s := range wished {
+		if cluster, settings, err := e.clusterEndpoint(name, s); err != nil {
+			return nil, err
+		} else if cluster != "" {
+			out[cluster] = settings
+			continue
+		}
 		l, err := e.nets.find(name)
 		if err != nil {
 			return nil, err
@@ -126,8 +132,12 @@ func (e *Engine) connect(ctx context.Context, c *entry) (string, error) {
 		return e.cfg.Network.AddSandbox(ctx, r.Sandbox)
 	}
 	sb, nets, err := e.bridgeSandbox(r)
+	if attached := len(onCluster(r)) > 0; attached && err == nil {
+		defer e.settled(r.ID)
+		err = e.place(ctx, r, &sb, nets)
+	}
 	if err == nil {
-		err = e.update(c, func(r *record) { r.State.Clean, r.Sandbox, r.Networks = false, sb, nets })
+		err = e.update(c, func(r *record) { r.State.Clean, r.Sandbox, r.Networks, r.Attached = false, sb, nets, len(sb.Legs) > 0 })
 	}
 	if err != nil {
 		e.releaseBridges(r)
@@ -167,6 +177,9 @@ func (e *Engine) bridgeSandbox(r record) (overlay.Sandbox, map[string]*network.E
 	}
 	for _, name := range sortedKeys(r.Networks) {
 		s := *r.Networks[name]
+		if clusterID(s.NetworkID) {
+			continue // see place
+		}
 		l, err := e.nets.find(s.NetworkID)
 		if err != nil {
 			return sb, nil, err

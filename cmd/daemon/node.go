@@ -123,7 +123,7 @@ func (n *clusterNode) build(m *membership) error {
 		NodeID: n.id.NodeID(), Hostname: m.cfg.Hostname, UnderlayAddr: n.settings.Underlay, RPCAddr: n.settings.RPCAddr,
 		StateDir: filepath.Join(m.clusterDir(), "agent"), Seeds: n.seeds(), Executor: m.eng, Network: m.eng,
 		Dial:   func(_ context.Context, addr string) (*grpc.ClientConn, error) { return n.dialManager(addr) },
-		OnNode: n.noteRecord, OnRefused: n.noteRefusal, OnCredentials: n.noteCredentials, TLS: n.id.TLS,
+		OnNode: func(r *api.NodeRecord) { n.noteRecord(r); m.eng.SyncAttachments() }, OnRefused: n.noteRefusal, OnCredentials: n.noteCredentials, TLS: n.id.TLS,
 		Addrs: m.addresses,
 		Log: n.log.With("component", "agent"),
 	})

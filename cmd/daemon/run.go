@@ -64,6 +64,7 @@ func Run(ctx context.Context, cfg Config, version string) error {
 		return err
 	}
 	member := newMembership(cfg, eng, network, log)
+	eng.SetCluster(member)
 	handler := dockerapi.New(dockerapi.Config{
 		Containers: eng, Images: eng, Networks: eng, Volumes: eng, Archives: eng, Limits: eng, System: eng, Swarm: member, Logger: log.With("component", "api"), Version: version,
 	})

@@ -17,8 +17,8 @@ type fixedKey struct {
 }
 
 // SetAttachment allocates what a wish asks for and its record (nil: none yet) does not hold, and puts to rest what the record holds beyond
-// it. On an error the caller rolls back.
-func (s *State) SetAttachment(old *api.AttachmentRecord, w *api.AttachmentWish, now int64) (*api.AttachmentRecord, error) {
+// it; with gateway, that is an address of the node's block, too. On an error the caller rolls back.
+func (s *State) SetAttachment(old *api.AttachmentRecord, w *api.AttachmentWish, gateway bool, now int64) (*api.AttachmentRecord, error) {
 	rec := &api.AttachmentRecord{Id: w.Id, NodeId: w.NodeId, Name: w.Name, Active: w.Active}
 	kept := map[string]*api.AttachedNetwork{}
 	for _, n := range old.GetNetworks() {
@@ -40,9 +40,9 @@ func (s *State) SetAttachment(old *api.AttachmentRecord, w *api.AttachmentWish, 
 		rec.Networks = append(rec.Networks, &api.AttachedNetwork{NetworkId: n.NetworkId, Addr4: k.Addr4, Addr6: k.Addr6, Fixed4: k.Fixed4, Fixed6: k.Fixed6, Names: n.Names})
 	}
 	switch {
-	case w.Gateway && old.GetGateway4() != "":
+	case gateway && old.GetGateway4() != "":
 		rec.Gateway4, rec.Gateway6 = old.Gateway4, old.Gateway6
-	case w.Gateway:
+	case gateway:
 		p := s.meshes[w.NodeId]
 		if p == nil {
 			return nil, invalid("node %s does not exist any more", w.NodeId)

@@ -4980,7 +4980,7 @@ type AttachmentWish struct {
 	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`         // the container's
 	Active        bool                   `protobuf:"varint,4,opt,name=active,proto3" json:"active,omitempty"`    // it runs, or is about to: others find it
 	Networks      []*AttachedNetwork     `protobuf:"bytes,5,rep,name=networks,proto3" json:"networks,omitempty"` // with the addresses that were asked for, if any
-	Gateway       bool                   `protobuf:"varint,6,opt,name=gateway,proto3" json:"gateway,omitempty"`  // it needs a way out: an address of the node's block
+	Gateway       bool                   `protobuf:"varint,6,opt,name=gateway,proto3" json:"gateway,omitempty"`  // it needs a way out: an address of the node's block, unless all its networks are internal
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

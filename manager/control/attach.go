@@ -40,7 +40,7 @@ func (s *Server) Attach(ctx context.Context, r *api.AttachRequest) (*api.AttachR
 				tx.Add(&api.Change{Kind: &api.Change_DeleteAttachment{DeleteAttachment: &api.AttachmentRef{Id: id, NodeId: r.NodeId}}})
 			}
 		}
-		open = slices.DeleteFunc(slices.Clone(r.Set), func(w *api.AttachmentWish) bool { return store.Meets(tx.Attachment(w.Id), w) })
+		open = slices.DeleteFunc(slices.Clone(r.Set), func(w *api.AttachmentWish) bool { return store.Meets(tx, tx.Attachment(w.Id), w) })
 		if !r.Full {
 			addWishes(tx, open)
 		}
@@ -57,7 +57,7 @@ func (s *Server) Attach(ctx context.Context, r *api.AttachRequest) (*api.AttachR
 	reply := &api.AttachReply{}
 	s.cfg.Store.View(func(tx store.ReadTx) {
 		for _, w := range r.Set {
-			if a := tx.Attachment(w.Id); a != nil && store.Meets(a, w) {
+			if a := tx.Attachment(w.Id); a != nil && store.Meets(tx, a, w) {
 				reply.Attachments = append(reply.Attachments, a)
 			}
 		}

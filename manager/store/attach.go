@@ -33,7 +33,7 @@ func (s *state) putAttachment(w *api.AttachmentWish) error {
 		}
 		return nil
 	}
-	rec, err := s.alloc.SetAttachment(old, w, s.time)
+	rec, err := s.alloc.SetAttachment(old, w, wayOut(view{s}, w), s.time)
 	if err != nil {
 		return err
 	}
@@ -199,9 +199,14 @@ func (v view) AttachmentsOfNode(id string) []*Attachment { return v.s.attachment
 // AttachmentsOfNetwork lists those that are on a network.
 func (v view) AttachmentsOfNetwork(id string) []*Attachment { return v.s.attachmentsOf(id) }
 
+// wayOut reports whether a container gets an address of its node's block: it wishes one, and not all its networks are internal.
+func wayOut(tx ReadTx, w *api.AttachmentWish) bool {
+	return w.Gateway && slices.ContainsFunc(w.Networks, func(n *api.AttachedNetwork) bool { return !tx.Network(n.NetworkId).GetInternal() })
+}
+
 // Meets reports whether a container's record is what a wish asks for already.
-func Meets(rec *Attachment, w *api.AttachmentWish) bool {
-	if rec == nil || rec.NodeId != w.NodeId || rec.Name != w.Name || rec.Active != w.Active || len(rec.Networks) != len(w.Networks) || (rec.Gateway4 != "") != w.Gateway {
+func Meets(tx ReadTx, rec *Attachment, w *api.AttachmentWish) bool {
+	if rec == nil || rec.NodeId != w.NodeId || rec.Name != w.Name || rec.Active != w.Active || len(rec.Networks) != len(w.Networks) || (rec.Gateway4 != "") != wayOut(tx, w) {
 		return false
 	}
 	for i, n := range rec.Networks {

@@ -1,0 +1,231 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
+
+	"skein/agent/dockerapi"
+	"skein/manager/api"
+	"skein/overlay"
+)
+
+// fakeCluster is the managers: it gives addresses as they do, and keeps them over restarts of the engine.
+type fakeCluster struct {
+	mu       sync.Mutex
+	networks []network.Inspect
+	held     map[string]*api.AttachmentRecord
+	next     int
+	err      error // of Attach
+	lost     bool  // Attach does what it is asked, but its answer is lost
+	changed  chan struct{}
+}
+
+func newFakeCluster(names ...string) *fakeCluster {
+	f := &fakeCluster{held: map[string]*api.AttachmentRecord{}, changed: make(chan struct{})}
+	for i, name := range names {
+		var n network.Inspect
+		n.Name, n.ID, n.Scope, n.Driver, n.Attachable = name, clusterNet(name), "swarm", "overlay", !strings.HasPrefix(name, "closed")
+		n.IPAM.Config = []network.IPAMConfig{{Subnet: netip.MustParsePrefix(fmt.Sprintf("10.%d.0.0/24", i))}}
+		f.networks = append(f.networks, n)
+	}
+	return f
+}
+
+// clusterNet is the id of a network of the fake cluster.
+func clusterNet(name string) string { return name + strings.Repeat("0", clusterIDLength-len(name)) }
+
+func (f *fakeCluster) Member() bool { return true }
+func (f *fakeCluster) NodeNetworks(context.Context) ([]network.Inspect, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.networks, nil
+}
+func (f *fakeCluster) AwaitNetworks(context.Context, string, []string, bool) error { return nil }
+
+func (f *fakeCluster) Attach(_ context.Context, r *api.AttachRequest) (*api.AttachReply, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err != nil && !f.lost {
+		return nil, f.err
+	}
+	defer func() {
+		close(f.changed)
+		f.changed = make(chan struct{})
+	}()
+	if r.Full {
+		for id := range f.held {
+			if !slices.ContainsFunc(r.Set, func(w *api.AttachmentWish) bool { return w.Id == id }) {
+				delete(f.held, id)
+			}
+		}
+	}
+	for _, id := range r.Removed {
+		delete(f.held, id)
+	}
+	reply := &api.AttachReply{}
+	for _, w := range r.Set {
+		old := f.held[w.Id]
+		rec := &api.AttachmentRecord{Id: w.Id, Name: w.Name, Active: w.Active, Gateway4: "10.192.4.9"}
+		if !w.Gateway {
+			rec.Gateway4 = ""
+		}
+		for _, n := range w.Networks {
+			got := &api.AttachedNetwork{NetworkId: n.NetworkId, Names: n.Names}
+			for _, o := range old.GetNetworks() {
+				if o.NetworkId == n.NetworkId {
+					got.Addr4 = o.Addr4
+				}
+			}
+			if n.Addr4 != "" {
+				got.Addr4 = n.Addr4 + "/24"
+			}
+			if got.Addr4 == "" {
+				f.next++
+				got.Addr4 = fmt.Sprintf("10.0.0.%d/24", f.next+1)
+			}
+			rec.Networks = append(rec.Networks, got)
+		}
+		f.held[w.Id] = rec
+		reply.Attachments = append(reply.Attachments, rec)
+	}
+	return reply, f.err
+}
+
+func (f *fakeCluster) set(err error, lost bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.err, f.lost = err, lost
+}
+
+// until waits until what is held satisfies ok.
+func (f *fakeCluster) until(t *testing.T, what string, ok func(map[string]*api.AttachmentRecord) bool) {
+	t.Helper()
+	for {
+		f.mu.Lock()
+		done, changed := ok(f.held), f.changed
+		f.mu.Unlock()
+		if done {
+			return
+		}
+		select {
+		case <-changed:
+		case <-t.Context().Done():
+			t.Fatalf("%s: never", what)
+		}
+	}
+}
+
+func newClusterBench(t *testing.T, names ...string) *bench {
+	b := &bench{t: t, dir: t.TempDir(), sup: newFakeSupervisor(), images: newFakeImages(t), net: newFakeNetwork(), cluster: newFakeCluster(names...)}
+	b.up()
+	t.Cleanup(func() { b.stop() })
+	return b
+}
+
+func (n *fakeNetwork) box(id string) (overlay.Sandbox, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	s, ok := n.boxes[id]
+	return s, ok
+}
+
+// TestAttachedContainer: its address stays over stop, start and a restart of the daemon, and goes with it.
+func TestAttachedContainer(t *testing.T) {
+	b := newClusterBench(t, "web")
+	id := b.run("one", container.HostConfig{NetworkMode: "web"})
+	sb, _ := b.net.box(id)
+	if len(sb.Legs) != 1 || sb.Legs[0].NetworkID != clusterNet("web") || !sb.DNS || !sb.Gateway4.IsValid() {
+		t.Fatalf("sandbox %+v", sb)
+	}
+	addr := sb.Legs[0].Addr4
+	if s := b.record(id).Networks["web"]; s.IPAddress != addr.Addr() || s.NetworkID != clusterNet("web") {
+		t.Errorf("settings %+v", s)
+	}
+	active := func(want bool) {
+		t.Helper()
+		b.cluster.until(t, fmt.Sprint("active ", want), func(held map[string]*api.AttachmentRecord) bool { return held[id].GetActive() == want })
+	}
+	active(true)
+	if err := b.e.ContainerStop(t.Context(), id, dockerapi.StopOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	active(false)
+	b.restart()
+	if err := b.e.ContainerStart(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	active(true)
+	b.restart()
+	active(true)
+	if sb, _ := b.net.box(id); sb.Legs[0].Addr4 != addr {
+		t.Errorf("its address was %s, is %s", addr, sb.Legs[0].Addr4)
+	}
+	if err := b.e.ContainerRename(t.Context(), id, "two"); err != nil {
+		t.Fatal(err)
+	}
+	b.cluster.until(t, "its new name", func(held map[string]*api.AttachmentRecord) bool { return held[id].Networks[0].Names[0] == "two" })
+	if err := b.e.ContainerRemove(t.Context(), id, true, true); err != nil {
+		t.Fatal(err)
+	}
+	b.cluster.until(t, "gone", func(held map[string]*api.AttachmentRecord) bool { return len(held) == 0 })
+}
+
+// TestAttachLeaksNothing: whatever happens between the managers' word and the container's record, no address stays behind.
+func TestAttachLeaksNothing(t *testing.T) {
+	b := newClusterBench(t, "web")
+	empty := func(why string) {
+		t.Helper()
+		b.cluster.until(t, why, func(held map[string]*api.AttachmentRecord) bool { return len(held) == 0 })
+	}
+	start := func(name string) error {
+		return b.e.ContainerStart(t.Context(), b.create(name, container.HostConfig{NetworkMode: "web", AutoRemove: true}))
+	}
+	b.cluster.set(errors.New("connection lost"), true)
+	if err := start("lost"); err == nil {
+		t.Error("started without an address")
+	}
+	b.cluster.set(nil, false)
+	empty("the answer was lost")
+	b.sup.set("create", errors.New("no"))
+	if err := start("failed"); err == nil {
+		t.Error("started in spite of it all")
+	}
+	b.sup.set("create", nil)
+	empty("the start failed")
+	b.stop() // the daemon dies between the managers' word and the record
+	b.cluster.held["leaked"] = &api.AttachmentRecord{Id: "leaked"}
+	b.up()
+	empty("the daemon died")
+}
+
+func TestAttachRefusals(t *testing.T) {
+	b := newClusterBench(t, "web", "closed")
+	create := func(nets map[string]*network.EndpointSettings, mode string) error {
+		_, err := b.e.ContainerCreate(t.Context(), "", container.CreateRequest{Config: &container.Config{Image: "busybox"},
+			HostConfig: &container.HostConfig{NetworkMode: container.NetworkMode(mode)}, NetworkingConfig: &network.NetworkingConfig{EndpointsConfig: nets}}, "")
+		return err
+	}
+	if err := create(nil, "closed"); !cerrdefs.IsPermissionDenied(err) || !strings.Contains(err.Error(), "not manually attachable") {
+		t.Errorf("a network that is not attachable: %v", err)
+	}
+	if err := create(nil, "nowhere"); !cerrdefs.IsNotFound(err) {
+		t.Errorf("no network: %v", err)
+	}
+	wrong := map[string]*network.EndpointSettings{"web": {IPAMConfig: &network.EndpointIPAMConfig{IPv4Address: netip.MustParseAddr("192.168.1.1")}}}
+	if err := create(wrong, "web"); !cerrdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "192.168.1.1") {
+		t.Errorf("an address of another network: %v", err)
+	}
+	if err := create(nil, clusterNet("web")[:5]); err != nil {
+		t.Errorf("by the beginning of its id: %v", err)
+	}
+}

@@ -1,0 +1,107 @@
+package engine
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/network"
+)
+
+// lookWait bounds the question to the managers which network a name means.
+const lookWait = 10 * time.Second
+
+// clusterNetwork resolves a reference that no network of this node has as its name or id: a name, id or unique id prefix of a network of the
+// cluster. Without one, or outside of a cluster, it is nil.
+func (e *Engine) clusterNetwork(ctx context.Context, ref string) (*network.Inspect, error) {
+	c := e.attach.cluster
+	if c == nil || !c.Member() || e.nets.has(ref) {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookWait)
+	defer cancel()
+	all, err := c.NodeNetworks(ctx)
+	if err != nil {
+		if _, own := e.nets.find(ref); own == nil {
+			return nil, nil
+		}
+		return nil, err
+	}
+	match := func(f func(n network.Inspect) bool) []network.Inspect {
+		return slices.DeleteFunc(slices.Clone(all), func(n network.Inspect) bool { return !f(n) })
+	}
+	found := match(func(n network.Inspect) bool { return n.ID == ref })
+	if len(found) == 0 {
+		found = match(func(n network.Inspect) bool { return n.Name == ref })
+	}
+	if len(found) == 0 {
+		if _, own := e.nets.find(ref); own == nil || !cerrdefs.IsNotFound(own) {
+			return nil, nil // by the beginning of its id
+		}
+		found = match(func(n network.Inspect) bool { return ref != "" && strings.HasPrefix(n.ID, ref) })
+	}
+	switch len(found) {
+	case 0:
+		return nil, nil
+	case 1:
+		return &found[0], nil
+	}
+	return nil, invalid("network %s is ambiguous (%d matches found)", ref, len(found))
+}
+
+// has reports whether a network of this node has the name or id.
+func (n *localNetworks) has(ref string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.byID[ref] != nil {
+		return true
+	}
+	for _, l := range n.byID {
+		if l.Name == ref {
+			return true
+		}
+	}
+	return false
+}
+
+// clusterEndpoint checks what a user wishes of a network of the cluster. The name is empty when the reference means a network of this node, or
+// none.
+func (e *Engine) clusterEndpoint(ref string, s *network.EndpointSettings) (string, *network.EndpointSettings, error) {
+	n, err := e.clusterNetwork(context.Background(), ref)
+	if n == nil || err != nil {
+		return "", nil, err
+	}
+	switch {
+	case n.Ingress || !n.Attachable:
+		return "", nil, errf(errDenied, "Could not attach to network %s: network %s not manually attachable", n.Name, n.Name)
+	case len(s.MacAddress) > 0:
+		return "", nil, notBuilt("--mac-address on networks of the cluster is not supported by this version of skein")
+	case len(s.Links) > 0:
+		return "", nil, invalid("legacy links are for networks of one node: use --network-alias on network %s", n.Name)
+	case len(s.DriverOpts) > 0:
+		return "", nil, notBuilt("driver options of an endpoint on network %s are not supported by this version of skein", n.Name)
+	}
+	if c := s.IPAMConfig; c != nil {
+		if err := checkWished(n, c); err != nil {
+			return "", nil, err
+		}
+	}
+	return n.Name, &network.EndpointSettings{NetworkID: n.ID, Aliases: s.Aliases, IPAMConfig: s.IPAMConfig, GwPriority: s.GwPriority}, nil
+}
+
+// checkWished refuses addresses that the network cannot have; whether one is free is the managers' to say, at the start.
+func checkWished(n *network.Inspect, c *network.EndpointIPAMConfig) error {
+	if len(c.LinkLocalIPs) > 0 {
+		return notBuilt("link-local addresses on networks of the cluster are not supported by this version of skein")
+	}
+	for _, a := range []netip.Addr{c.IPv4Address, c.IPv6Address} {
+		family := func(p network.IPAMConfig) bool { return p.Subnet.Addr().Is4() == a.Is4() }
+		if a.IsValid() && slices.ContainsFunc(n.IPAM.Config, family) && !slices.ContainsFunc(n.IPAM.Config, func(p network.IPAMConfig) bool { return p.Subnet.Contains(a) }) {
+			return invalid("invalid endpoint settings: no configured subnet or ip-range contain the IP address %s: network %s", a, n.Name)
+		}
+	}
+	return nil
+}
