@@ -108,17 +108,6 @@ func (e *Engine) wish(r record, active bool) *api.AttachmentWish {
 	return w
 }
 
-// dnsNames are the names of a container on a network that a user made, each once.
-func dnsNames(r record, aliases []string) []string {
-	var out []string
-	for _, n := range slices.Concat([]string{r.Name}, aliases, []string{r.ID[:12], r.Config.Hostname}) {
-		if n != "" && !slices.Contains(out, n) {
-			out = append(out, n)
-		}
-	}
-	return out
-}
-
 // place asks for what next is to hold of the cluster's networks, waits until they are ready here, and completes sandbox and settings. The caller
 // records them and then calls settled, also after an error.
 func (e *Engine) place(ctx context.Context, next record, sb *overlay.Sandbox, nets map[string]*network.EndpointSettings) error {
