@@ -15,6 +15,11 @@ type LogSource interface {
 	TaskLogs(ctx context.Context, req *api.TaskLogsRequest, emit func(*api.LogChunk) error) error
 }
 
+// NetChecker compares this node's networks in the kernel with the record; cmd/daemon implements it.
+type NetChecker interface {
+	CheckNetworks(ctx context.Context, repair bool) (*api.NetCheckNode, error)
+}
+
 // maxLogLine is the longest line that crosses the wire in one chunk; longer ones are cut into several by the source.
 const maxLogLine = 1 << 20
 
@@ -22,10 +27,20 @@ const maxLogLine = 1 << 20
 type Server struct {
 	api.UnimplementedAgentServer
 	logs LogSource
+	net  NetChecker
 }
 
-// NewServer returns the node's api.AgentServer.
-func NewServer(logs LogSource) *Server { return &Server{logs: logs} }
+// NewServer returns the node's api.AgentServer. Without net, networks are not compared.
+func NewServer(logs LogSource, net NetChecker) *Server { return &Server{logs: logs, net: net} }
+
+// CheckNetworks compares this node's networks with the record.
+func (s *Server) CheckNetworks(ctx context.Context, r *api.NetCheckRequest) (*api.NetCheckNode, error) {
+	if s.net == nil {
+		return s.UnimplementedAgentServer.CheckNetworks(ctx, r)
+	}
+	out, err := s.net.CheckNetworks(ctx, r.Repair)
+	return out, api.ToGRPC(err)
+}
 
 // Ping shows that this node's daemon runs.
 func (s *Server) Ping(context.Context, *api.Empty) (*api.Empty, error) { return &api.Empty{}, nil }

@@ -29,6 +29,7 @@ type Report struct {
 // so that a change has to wait for one table only.
 func (d *Driver) Check(ctx context.Context) error {
 	report, err := d.Compare(ctx, true)
+	d.mended.Add(uint64(len(report.Findings) + report.More))
 	for i, f := range report.Findings {
 		if i == maxLogged {
 			d.log.Warn("mended more", "differences", len(report.Findings)+report.More-i)
@@ -38,6 +39,9 @@ func (d *Driver) Check(ctx context.Context) error {
 	}
 	return err
 }
+
+// Mended counts the differences that Check found since the driver was made.
+func (d *Driver) Mended() uint64 { return d.mended.Load() }
 
 // maxLogged bounds the lines that one check writes.
 const maxLogged = 50

@@ -56,7 +56,8 @@ type Driver struct {
 
 	ids idLocks // taken before mu
 
-	leaving   atomic.Int32 // sandboxes that wait to be removed
+	leaving   atomic.Int32  // sandboxes that wait to be removed
+	mended    atomic.Uint64 // differences that Check mended
 	departing departures
 	rooms     roomPool
 

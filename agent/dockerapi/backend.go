@@ -141,6 +141,11 @@ type Swarm interface {
 	// Control returns the client of the cluster's control service, or an unavailable error with docker's text when this node is no
 	// manager ("This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.").
 	Control(ctx context.Context) (api.ControlClient, error)
+	// SwarmNetCheck has nodes (ids or hostnames; none: all) compare their networks in the kernel with the record, and with repair mend them. Every node answers
+	// it, also one that is in no cluster, for itself.
+	SwarmNetCheck(ctx context.Context, repair bool, nodes []string) ([]*api.NetCheckNode, error)
+	// SwarmNetStatus tells which node applied which version of which endpoint table. Every node of a cluster answers it.
+	SwarmNetStatus(ctx context.Context) (*api.NetStatusReply, error)
 	// Agent returns a client of a node's agent service (logs).
 	Agent(ctx context.Context, nodeID string) (api.AgentClient, error)
 }

@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"text/tabwriter"
 
 	"github.com/moby/moby/api/types/common"
 	"github.com/spf13/cobra"
@@ -21,58 +20,8 @@ const maxAnswer = 64 << 20
 // netCommand is `skein net`: what the cluster's networks should be, and what the nodes made of it.
 func (a *app) netCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "net", Short: "Compare the networks of the cluster with what its nodes applied"}
-	cmd.AddCommand(a.netStatusCommand())
+	cmd.AddCommand(a.netStatusCommand(), a.netCheckCommand())
 	return cmd
-}
-
-// netRow is one line of GET /skein/net/status.
-type netRow struct {
-	NodeID  string `json:"NodeID"`
-	Table   string `json:"Table"`
-	Desired uint64 `json:"Desired"`
-	Applied uint64 `json:"Applied"`
-	Live    bool   `json:"Live"`
-	Err     string `json:"Err,omitempty"`
-}
-
-func (a *app) netStatusCommand() *cobra.Command {
-	var format string
-	cmd := &cobra.Command{
-		Use: "status", Short: "Show the version of each endpoint table that each node has applied", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			var rows []netRow
-			if err := a.get(cmd, "/skein/net/status", &rows); err != nil {
-				return err
-			}
-			switch format {
-			case "json":
-				return json.NewEncoder(cmd.OutOrStdout()).Encode(rows)
-			case "table":
-				return printNet(cmd.OutOrStdout(), rows)
-			}
-			return fmt.Errorf("unknown format %q: there are table and json", format)
-		},
-	}
-	cmd.Flags().StringVar(&format, "format", "table", "Format of the output: table or json")
-	return cmd
-}
-
-func printNet(w io.Writer, rows []netRow) error {
-	tw := tabwriter.NewWriter(w, 0, 4, 3, ' ', 0)
-	fmt.Fprintln(tw, "NODE\tTABLE\tDESIRED\tAPPLIED\tSTATE")
-	for _, r := range rows {
-		state := "ok"
-		switch {
-		case r.Err != "":
-			state = "failed: " + r.Err
-		case !r.Live:
-			state = "stale: the node does not report"
-		case r.Applied < r.Desired:
-			state = "behind"
-		}
-		fmt.Fprintf(tw, "%s\t%s\t%d\t%d\t%s\n", r.NodeID, r.Table, r.Desired, r.Applied, state)
-	}
-	return tw.Flush()
 }
 
 // get asks the daemon for one of our own paths, which docker's client does not know.

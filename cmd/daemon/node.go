@@ -117,7 +117,7 @@ func (n *clusterNode) build(m *membership) error {
 	if n.manager != nil {
 		n.manager.Register(n.server)
 	}
-	api.RegisterAgentServer(n.server, agent.NewServer(logSource{m.eng}))
+	api.RegisterAgentServer(n.server, agent.NewServer(logSource{m.eng}, netChecker{m.network}))
 	var err error
 	n.agent, err = agent.New(agent.Config{
 		NodeID: n.id.NodeID(), Hostname: m.cfg.Hostname, UnderlayAddr: n.settings.Underlay, RPCAddr: n.settings.RPCAddr,

@@ -1485,6 +1485,7 @@ func (x *TaskMovePlan) GetMoving() bool {
 type NetStatusReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Rows          []*NetStatusRow        `protobuf:"bytes,1,rep,name=rows,proto3" json:"rows,omitempty"`
+	Nodes         []*NetStatusNode       `protobuf:"bytes,2,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1526,6 +1527,13 @@ func (x *NetStatusReply) GetRows() []*NetStatusRow {
 	return nil
 }
 
+func (x *NetStatusReply) GetNodes() []*NetStatusNode {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
 type NetStatusRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
@@ -1534,6 +1542,8 @@ type NetStatusRow struct {
 	Applied       uint64                 `protobuf:"varint,4,opt,name=applied,proto3" json:"applied,omitempty"`
 	Live          bool                   `protobuf:"varint,5,opt,name=live,proto3" json:"live,omitempty"`
 	Err           string                 `protobuf:"bytes,6,opt,name=err,proto3" json:"err,omitempty"`
+	Network       string                 `protobuf:"bytes,7,opt,name=network,proto3" json:"network,omitempty"`                             // the table's network by name; "mesh"
+	BehindNanos   int64                  `protobuf:"varint,8,opt,name=behind_nanos,json=behindNanos,proto3" json:"behind_nanos,omitempty"` // for how long it has not applied the desired version; 0: it has
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1610,6 +1620,388 @@ func (x *NetStatusRow) GetErr() string {
 	return ""
 }
 
+func (x *NetStatusRow) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *NetStatusRow) GetBehindNanos() int64 {
+	if x != nil {
+		return x.BehindNanos
+	}
+	return 0
+}
+
+// NetStatusNode is a node of the cluster, whether it needs tables or not.
+type NetStatusNode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Hostname      string                 `protobuf:"bytes,2,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	Addr          string                 `protobuf:"bytes,3,opt,name=addr,proto3" json:"addr,omitempty"`                                   // where its tunnels end
+	Live          bool                   `protobuf:"varint,4,opt,name=live,proto3" json:"live,omitempty"`                                  // it has a say
+	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`                               // why it has none
+	SilentNanos   int64                  `protobuf:"varint,6,opt,name=silent_nanos,json=silentNanos,proto3" json:"silent_nanos,omitempty"` // since its last word to this leader, -1: it said none
+	Notes         []string               `protobuf:"bytes,7,rep,name=notes,proto3" json:"notes,omitempty"`                                 // what else there is to know of its networks
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetStatusNode) Reset() {
+	*x = NetStatusNode{}
+	mi := &file_control_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetStatusNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetStatusNode) ProtoMessage() {}
+
+func (x *NetStatusNode) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetStatusNode.ProtoReflect.Descriptor instead.
+func (*NetStatusNode) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *NetStatusNode) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *NetStatusNode) GetHostname() string {
+	if x != nil {
+		return x.Hostname
+	}
+	return ""
+}
+
+func (x *NetStatusNode) GetAddr() string {
+	if x != nil {
+		return x.Addr
+	}
+	return ""
+}
+
+func (x *NetStatusNode) GetLive() bool {
+	if x != nil {
+		return x.Live
+	}
+	return false
+}
+
+func (x *NetStatusNode) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *NetStatusNode) GetSilentNanos() int64 {
+	if x != nil {
+		return x.SilentNanos
+	}
+	return 0
+}
+
+func (x *NetStatusNode) GetNotes() []string {
+	if x != nil {
+		return x.Notes
+	}
+	return nil
+}
+
+// NetCheckRequest has nodes compare their kernels with the record, and with repair make them agree.
+type NetCheckRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Repair        bool                   `protobuf:"varint,1,opt,name=repair,proto3" json:"repair,omitempty"`
+	Nodes         []string               `protobuf:"bytes,2,rep,name=nodes,proto3" json:"nodes,omitempty"` // ids or hostnames; empty: all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetCheckRequest) Reset() {
+	*x = NetCheckRequest{}
+	mi := &file_control_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetCheckRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetCheckRequest) ProtoMessage() {}
+
+func (x *NetCheckRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetCheckRequest.ProtoReflect.Descriptor instead.
+func (*NetCheckRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *NetCheckRequest) GetRepair() bool {
+	if x != nil {
+		return x.Repair
+	}
+	return false
+}
+
+func (x *NetCheckRequest) GetNodes() []string {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+type NetCheckReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nodes         []*NetCheckNode        `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetCheckReply) Reset() {
+	*x = NetCheckReply{}
+	mi := &file_control_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetCheckReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetCheckReply) ProtoMessage() {}
+
+func (x *NetCheckReply) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetCheckReply.ProtoReflect.Descriptor instead.
+func (*NetCheckReply) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *NetCheckReply) GetNodes() []*NetCheckNode {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+// NetCheckNode is what one node found, or why it did not.
+type NetCheckNode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Hostname      string                 `protobuf:"bytes,2,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	Differences   []*NetDifference       `protobuf:"bytes,3,rep,name=differences,proto3" json:"differences,omitempty"`
+	More          uint32                 `protobuf:"varint,4,opt,name=more,proto3" json:"more,omitempty"` // differences beyond those listed
+	Err           string                 `protobuf:"bytes,5,opt,name=err,proto3" json:"err,omitempty"`    // not compared, or not all
+	TookNanos     int64                  `protobuf:"varint,6,opt,name=took_nanos,json=tookNanos,proto3" json:"took_nanos,omitempty"`
+	Mended        uint32                 `protobuf:"varint,7,opt,name=mended,proto3" json:"mended,omitempty"` // differences that this node's own checks found and mended since its daemon started
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetCheckNode) Reset() {
+	*x = NetCheckNode{}
+	mi := &file_control_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetCheckNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetCheckNode) ProtoMessage() {}
+
+func (x *NetCheckNode) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetCheckNode.ProtoReflect.Descriptor instead.
+func (*NetCheckNode) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *NetCheckNode) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *NetCheckNode) GetHostname() string {
+	if x != nil {
+		return x.Hostname
+	}
+	return ""
+}
+
+func (x *NetCheckNode) GetDifferences() []*NetDifference {
+	if x != nil {
+		return x.Differences
+	}
+	return nil
+}
+
+func (x *NetCheckNode) GetMore() uint32 {
+	if x != nil {
+		return x.More
+	}
+	return 0
+}
+
+func (x *NetCheckNode) GetErr() string {
+	if x != nil {
+		return x.Err
+	}
+	return ""
+}
+
+func (x *NetCheckNode) GetTookNanos() int64 {
+	if x != nil {
+		return x.TookNanos
+	}
+	return 0
+}
+
+func (x *NetCheckNode) GetMended() uint32 {
+	if x != nil {
+		return x.Mended
+	}
+	return 0
+}
+
+// NetDifference is one thing that the kernel has otherwise than the record says.
+type NetDifference struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Table         string                 `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"` // what it belongs to: the mesh, a network, a container
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`   // route, neighbour, device, …
+	Object        string                 `protobuf:"bytes,3,opt,name=object,proto3" json:"object,omitempty"`
+	State         string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"` // missing, surplus, or in what it differs
+	Mended        bool                   `protobuf:"varint,5,opt,name=mended,proto3" json:"mended,omitempty"`
+	Err           string                 `protobuf:"bytes,6,opt,name=err,proto3" json:"err,omitempty"` // why not
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetDifference) Reset() {
+	*x = NetDifference{}
+	mi := &file_control_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetDifference) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetDifference) ProtoMessage() {}
+
+func (x *NetDifference) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetDifference.ProtoReflect.Descriptor instead.
+func (*NetDifference) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *NetDifference) GetTable() string {
+	if x != nil {
+		return x.Table
+	}
+	return ""
+}
+
+func (x *NetDifference) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *NetDifference) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
+func (x *NetDifference) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *NetDifference) GetMended() bool {
+	if x != nil {
+		return x.Mended
+	}
+	return false
+}
+
+func (x *NetDifference) GetErr() string {
+	if x != nil {
+		return x.Err
+	}
+	return ""
+}
+
 type RootCA struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	CertPem       []byte                 `protobuf:"bytes,1,opt,name=cert_pem,json=certPem,proto3" json:"cert_pem,omitempty"`
@@ -1619,7 +2011,7 @@ type RootCA struct {
 
 func (x *RootCA) Reset() {
 	*x = RootCA{}
-	mi := &file_control_proto_msgTypes[26]
+	mi := &file_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1631,7 +2023,7 @@ func (x *RootCA) String() string {
 func (*RootCA) ProtoMessage() {}
 
 func (x *RootCA) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[26]
+	mi := &file_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1644,7 +2036,7 @@ func (x *RootCA) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RootCA.ProtoReflect.Descriptor instead.
 func (*RootCA) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{26}
+	return file_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RootCA) GetCertPem() []byte {
@@ -1668,7 +2060,7 @@ type IssueRequest struct {
 
 func (x *IssueRequest) Reset() {
 	*x = IssueRequest{}
-	mi := &file_control_proto_msgTypes[27]
+	mi := &file_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1680,7 +2072,7 @@ func (x *IssueRequest) String() string {
 func (*IssueRequest) ProtoMessage() {}
 
 func (x *IssueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[27]
+	mi := &file_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1693,7 +2085,7 @@ func (x *IssueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueRequest.ProtoReflect.Descriptor instead.
 func (*IssueRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{27}
+	return file_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *IssueRequest) GetToken() string {
@@ -1753,7 +2145,7 @@ type IssueReply struct {
 
 func (x *IssueReply) Reset() {
 	*x = IssueReply{}
-	mi := &file_control_proto_msgTypes[28]
+	mi := &file_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1765,7 +2157,7 @@ func (x *IssueReply) String() string {
 func (*IssueReply) ProtoMessage() {}
 
 func (x *IssueReply) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[28]
+	mi := &file_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1778,7 +2170,7 @@ func (x *IssueReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueReply.ProtoReflect.Descriptor instead.
 func (*IssueReply) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{28}
+	return file_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *IssueReply) GetNodeId() string {
@@ -1841,7 +2233,7 @@ type MemberRequest struct {
 
 func (x *MemberRequest) Reset() {
 	*x = MemberRequest{}
-	mi := &file_control_proto_msgTypes[29]
+	mi := &file_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1853,7 +2245,7 @@ func (x *MemberRequest) String() string {
 func (*MemberRequest) ProtoMessage() {}
 
 func (x *MemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[29]
+	mi := &file_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1866,7 +2258,7 @@ func (x *MemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberRequest.ProtoReflect.Descriptor instead.
 func (*MemberRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{29}
+	return file_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *MemberRequest) GetNodeId() string {
@@ -1899,7 +2291,7 @@ type MemberReply struct {
 
 func (x *MemberReply) Reset() {
 	*x = MemberReply{}
-	mi := &file_control_proto_msgTypes[30]
+	mi := &file_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1911,7 +2303,7 @@ func (x *MemberReply) String() string {
 func (*MemberReply) ProtoMessage() {}
 
 func (x *MemberReply) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[30]
+	mi := &file_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1924,7 +2316,7 @@ func (x *MemberReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberReply.ProtoReflect.Descriptor instead.
 func (*MemberReply) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{30}
+	return file_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *MemberReply) GetManagers() []*ManagerPeer {
@@ -1949,7 +2341,7 @@ type TaskLogsRequest struct {
 
 func (x *TaskLogsRequest) Reset() {
 	*x = TaskLogsRequest{}
-	mi := &file_control_proto_msgTypes[31]
+	mi := &file_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1961,7 +2353,7 @@ func (x *TaskLogsRequest) String() string {
 func (*TaskLogsRequest) ProtoMessage() {}
 
 func (x *TaskLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[31]
+	mi := &file_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1974,7 +2366,7 @@ func (x *TaskLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskLogsRequest.ProtoReflect.Descriptor instead.
 func (*TaskLogsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{31}
+	return file_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *TaskLogsRequest) GetTaskId() string {
@@ -2037,7 +2429,7 @@ type LogChunk struct {
 
 func (x *LogChunk) Reset() {
 	*x = LogChunk{}
-	mi := &file_control_proto_msgTypes[32]
+	mi := &file_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2049,7 +2441,7 @@ func (x *LogChunk) String() string {
 func (*LogChunk) ProtoMessage() {}
 
 func (x *LogChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[32]
+	mi := &file_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2062,7 +2454,7 @@ func (x *LogChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogChunk.ProtoReflect.Descriptor instead.
 func (*LogChunk) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{32}
+	return file_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *LogChunk) GetTime() int64 {
@@ -2204,15 +2596,47 @@ const file_control_proto_rawDesc = "" +
 	"\ato_node\x18\a \x01(\tR\x06toNode\x12\x1f\n" +
 	"\vto_hostname\x18\b \x01(\tR\n" +
 	"toHostname\x12\x16\n" +
-	"\x06moving\x18\t \x01(\bR\x06moving\"@\n" +
+	"\x06moving\x18\t \x01(\bR\x06moving\"s\n" +
 	"\x0eNetStatusReply\x12.\n" +
-	"\x04rows\x18\x01 \x03(\v2\x1a.skein.api.v1.NetStatusRowR\x04rows\"\x97\x01\n" +
+	"\x04rows\x18\x01 \x03(\v2\x1a.skein.api.v1.NetStatusRowR\x04rows\x121\n" +
+	"\x05nodes\x18\x02 \x03(\v2\x1b.skein.api.v1.NetStatusNodeR\x05nodes\"\xd4\x01\n" +
 	"\fNetStatusRow\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x14\n" +
 	"\x05table\x18\x02 \x01(\tR\x05table\x12\x18\n" +
 	"\adesired\x18\x03 \x01(\x04R\adesired\x12\x18\n" +
 	"\aapplied\x18\x04 \x01(\x04R\aapplied\x12\x12\n" +
 	"\x04live\x18\x05 \x01(\bR\x04live\x12\x10\n" +
+	"\x03err\x18\x06 \x01(\tR\x03err\x12\x18\n" +
+	"\anetwork\x18\a \x01(\tR\anetwork\x12!\n" +
+	"\fbehind_nanos\x18\b \x01(\x03R\vbehindNanos\"\xbd\x01\n" +
+	"\rNetStatusNode\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x1a\n" +
+	"\bhostname\x18\x02 \x01(\tR\bhostname\x12\x12\n" +
+	"\x04addr\x18\x03 \x01(\tR\x04addr\x12\x12\n" +
+	"\x04live\x18\x04 \x01(\bR\x04live\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12!\n" +
+	"\fsilent_nanos\x18\x06 \x01(\x03R\vsilentNanos\x12\x14\n" +
+	"\x05notes\x18\a \x03(\tR\x05notes\"?\n" +
+	"\x0fNetCheckRequest\x12\x16\n" +
+	"\x06repair\x18\x01 \x01(\bR\x06repair\x12\x14\n" +
+	"\x05nodes\x18\x02 \x03(\tR\x05nodes\"A\n" +
+	"\rNetCheckReply\x120\n" +
+	"\x05nodes\x18\x01 \x03(\v2\x1a.skein.api.v1.NetCheckNodeR\x05nodes\"\xdf\x01\n" +
+	"\fNetCheckNode\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x1a\n" +
+	"\bhostname\x18\x02 \x01(\tR\bhostname\x12=\n" +
+	"\vdifferences\x18\x03 \x03(\v2\x1b.skein.api.v1.NetDifferenceR\vdifferences\x12\x12\n" +
+	"\x04more\x18\x04 \x01(\rR\x04more\x12\x10\n" +
+	"\x03err\x18\x05 \x01(\tR\x03err\x12\x1d\n" +
+	"\n" +
+	"took_nanos\x18\x06 \x01(\x03R\ttookNanos\x12\x16\n" +
+	"\x06mended\x18\a \x01(\rR\x06mended\"\x91\x01\n" +
+	"\rNetDifference\x12\x14\n" +
+	"\x05table\x18\x01 \x01(\tR\x05table\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06object\x18\x03 \x01(\tR\x06object\x12\x14\n" +
+	"\x05state\x18\x04 \x01(\tR\x05state\x12\x16\n" +
+	"\x06mended\x18\x05 \x01(\bR\x06mended\x12\x10\n" +
 	"\x03err\x18\x06 \x01(\tR\x03err\"#\n" +
 	"\x06RootCA\x12\x19\n" +
 	"\bcert_pem\x18\x01 \x01(\fR\acertPem\"\xbd\x01\n" +
@@ -2251,7 +2675,7 @@ const file_control_proto_rawDesc = "" +
 	"\bLogChunk\x12\x12\n" +
 	"\x04time\x18\x01 \x01(\x03R\x04time\x12\x16\n" +
 	"\x06stream\x18\x02 \x01(\rR\x06stream\x12\x12\n" +
-	"\x04line\x18\x03 \x01(\fR\x04line2\xc1\x10\n" +
+	"\x04line\x18\x03 \x01(\fR\x04line2\x89\x11\n" +
 	"\aControl\x12<\n" +
 	"\n" +
 	"GetCluster\x12\x18.skein.api.v1.GetRequest\x1a\x14.skein.api.v1.Object\x12A\n" +
@@ -2282,6 +2706,7 @@ const file_control_proto_rawDesc = "" +
 	"\x10UpdateDependency\x12\x1f.skein.api.v1.DependencyRequest\x1a\x13.skein.api.v1.Empty\x12H\n" +
 	"\x10RemoveDependency\x12\x1f.skein.api.v1.DependencyRequest\x1a\x13.skein.api.v1.Empty\x12D\n" +
 	"\tNetStatus\x12\x19.skein.api.v1.ListRequest\x1a\x1c.skein.api.v1.NetStatusReply\x12F\n" +
+	"\bNetCheck\x12\x1d.skein.api.v1.NetCheckRequest\x1a\x1b.skein.api.v1.NetCheckReply\x12F\n" +
 	"\rListRevisions\x12\x1e.skein.api.v1.RevisionsRequest\x1a\x15.skein.api.v1.Objects\x12J\n" +
 	"\x0fCreateJoinToken\x12\x1e.skein.api.v1.JoinTokenRequest\x1a\x17.skein.api.v1.TokenInfo\x12?\n" +
 	"\x0eListJoinTokens\x12\x13.skein.api.v1.Empty\x1a\x18.skein.api.v1.TokenInfos\x12@\n" +
@@ -2296,10 +2721,11 @@ const file_control_proto_rawDesc = "" +
 	"\n" +
 	"Membership\x12>\n" +
 	"\x04Join\x12\x1b.skein.api.v1.MemberRequest\x1a\x19.skein.api.v1.MemberReply\x129\n" +
-	"\x05Leave\x12\x1b.skein.api.v1.MemberRequest\x1a\x13.skein.api.v1.Empty2~\n" +
+	"\x05Leave\x12\x1b.skein.api.v1.MemberRequest\x1a\x13.skein.api.v1.Empty2\xca\x01\n" +
 	"\x05Agent\x12C\n" +
 	"\bTaskLogs\x12\x1d.skein.api.v1.TaskLogsRequest\x1a\x16.skein.api.v1.LogChunk0\x01\x120\n" +
-	"\x04Ping\x12\x13.skein.api.v1.Empty\x1a\x13.skein.api.v1.EmptyB\x13Z\x11skein/manager/apib\x06proto3"
+	"\x04Ping\x12\x13.skein.api.v1.Empty\x1a\x13.skein.api.v1.Empty\x12J\n" +
+	"\rCheckNetworks\x12\x1d.skein.api.v1.NetCheckRequest\x1a\x1a.skein.api.v1.NetCheckNodeB\x13Z\x11skein/manager/apib\x06proto3"
 
 var (
 	file_control_proto_rawDescOnce sync.Once
@@ -2313,7 +2739,7 @@ func file_control_proto_rawDescGZIP() []byte {
 	return file_control_proto_rawDescData
 }
 
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_control_proto_goTypes = []any{
 	(*NodeNetworksRequest)(nil),   // 0: skein.api.v1.NodeNetworksRequest
 	(*AttachRequest)(nil),         // 1: skein.api.v1.AttachRequest
@@ -2341,111 +2767,123 @@ var file_control_proto_goTypes = []any{
 	(*TaskMovePlan)(nil),          // 23: skein.api.v1.TaskMovePlan
 	(*NetStatusReply)(nil),        // 24: skein.api.v1.NetStatusReply
 	(*NetStatusRow)(nil),          // 25: skein.api.v1.NetStatusRow
-	(*RootCA)(nil),                // 26: skein.api.v1.RootCA
-	(*IssueRequest)(nil),          // 27: skein.api.v1.IssueRequest
-	(*IssueReply)(nil),            // 28: skein.api.v1.IssueReply
-	(*MemberRequest)(nil),         // 29: skein.api.v1.MemberRequest
-	(*MemberReply)(nil),           // 30: skein.api.v1.MemberReply
-	(*TaskLogsRequest)(nil),       // 31: skein.api.v1.TaskLogsRequest
-	(*LogChunk)(nil),              // 32: skein.api.v1.LogChunk
-	nil,                           // 33: skein.api.v1.DependencyListRequest.FiltersEntry
-	nil,                           // 34: skein.api.v1.ListRequest.FiltersEntry
-	(*AttachmentWish)(nil),        // 35: skein.api.v1.AttachmentWish
-	(*AttachmentRecord)(nil),      // 36: skein.api.v1.AttachmentRecord
-	(*ManagerPeer)(nil),           // 37: skein.api.v1.ManagerPeer
+	(*NetStatusNode)(nil),         // 26: skein.api.v1.NetStatusNode
+	(*NetCheckRequest)(nil),       // 27: skein.api.v1.NetCheckRequest
+	(*NetCheckReply)(nil),         // 28: skein.api.v1.NetCheckReply
+	(*NetCheckNode)(nil),          // 29: skein.api.v1.NetCheckNode
+	(*NetDifference)(nil),         // 30: skein.api.v1.NetDifference
+	(*RootCA)(nil),                // 31: skein.api.v1.RootCA
+	(*IssueRequest)(nil),          // 32: skein.api.v1.IssueRequest
+	(*IssueReply)(nil),            // 33: skein.api.v1.IssueReply
+	(*MemberRequest)(nil),         // 34: skein.api.v1.MemberRequest
+	(*MemberReply)(nil),           // 35: skein.api.v1.MemberReply
+	(*TaskLogsRequest)(nil),       // 36: skein.api.v1.TaskLogsRequest
+	(*LogChunk)(nil),              // 37: skein.api.v1.LogChunk
+	nil,                           // 38: skein.api.v1.DependencyListRequest.FiltersEntry
+	nil,                           // 39: skein.api.v1.ListRequest.FiltersEntry
+	(*AttachmentWish)(nil),        // 40: skein.api.v1.AttachmentWish
+	(*AttachmentRecord)(nil),      // 41: skein.api.v1.AttachmentRecord
+	(*ManagerPeer)(nil),           // 42: skein.api.v1.ManagerPeer
 }
 var file_control_proto_depIdxs = []int32{
-	35, // 0: skein.api.v1.AttachRequest.set:type_name -> skein.api.v1.AttachmentWish
-	36, // 1: skein.api.v1.AttachReply.attachments:type_name -> skein.api.v1.AttachmentRecord
+	40, // 0: skein.api.v1.AttachRequest.set:type_name -> skein.api.v1.AttachmentWish
+	41, // 1: skein.api.v1.AttachReply.attachments:type_name -> skein.api.v1.AttachmentRecord
 	5,  // 2: skein.api.v1.TokenInfos.tokens:type_name -> skein.api.v1.TokenInfo
-	33, // 3: skein.api.v1.DependencyListRequest.filters:type_name -> skein.api.v1.DependencyListRequest.FiltersEntry
-	34, // 4: skein.api.v1.ListRequest.filters:type_name -> skein.api.v1.ListRequest.FiltersEntry
+	38, // 3: skein.api.v1.DependencyListRequest.filters:type_name -> skein.api.v1.DependencyListRequest.FiltersEntry
+	39, // 4: skein.api.v1.ListRequest.filters:type_name -> skein.api.v1.ListRequest.FiltersEntry
 	23, // 5: skein.api.v1.RebalanceReply.moves:type_name -> skein.api.v1.TaskMovePlan
 	25, // 6: skein.api.v1.NetStatusReply.rows:type_name -> skein.api.v1.NetStatusRow
-	37, // 7: skein.api.v1.MemberReply.managers:type_name -> skein.api.v1.ManagerPeer
-	13, // 8: skein.api.v1.DependencyListRequest.FiltersEntry.value:type_name -> skein.api.v1.StringList
-	13, // 9: skein.api.v1.ListRequest.FiltersEntry.value:type_name -> skein.api.v1.StringList
-	11, // 10: skein.api.v1.Control.GetCluster:input_type -> skein.api.v1.GetRequest
-	16, // 11: skein.api.v1.Control.UpdateCluster:input_type -> skein.api.v1.UpdateRequest
-	6,  // 12: skein.api.v1.Control.GetUnlockKey:input_type -> skein.api.v1.Empty
-	12, // 13: skein.api.v1.Control.ListNodes:input_type -> skein.api.v1.ListRequest
-	11, // 14: skein.api.v1.Control.GetNode:input_type -> skein.api.v1.GetRequest
-	16, // 15: skein.api.v1.Control.UpdateNode:input_type -> skein.api.v1.UpdateRequest
-	20, // 16: skein.api.v1.Control.RemoveNode:input_type -> skein.api.v1.RemoveRequest
-	12, // 17: skein.api.v1.Control.ListServices:input_type -> skein.api.v1.ListRequest
-	11, // 18: skein.api.v1.Control.GetService:input_type -> skein.api.v1.GetRequest
-	14, // 19: skein.api.v1.Control.CreateService:input_type -> skein.api.v1.CreateRequest
-	16, // 20: skein.api.v1.Control.UpdateService:input_type -> skein.api.v1.UpdateRequest
-	20, // 21: skein.api.v1.Control.RemoveService:input_type -> skein.api.v1.RemoveRequest
-	12, // 22: skein.api.v1.Control.ListTasks:input_type -> skein.api.v1.ListRequest
-	11, // 23: skein.api.v1.Control.GetTask:input_type -> skein.api.v1.GetRequest
-	12, // 24: skein.api.v1.Control.ListNetworks:input_type -> skein.api.v1.ListRequest
-	11, // 25: skein.api.v1.Control.GetNetwork:input_type -> skein.api.v1.GetRequest
-	14, // 26: skein.api.v1.Control.CreateNetwork:input_type -> skein.api.v1.CreateRequest
-	20, // 27: skein.api.v1.Control.RemoveNetwork:input_type -> skein.api.v1.RemoveRequest
-	8,  // 28: skein.api.v1.Control.ListDependencies:input_type -> skein.api.v1.DependencyListRequest
-	7,  // 29: skein.api.v1.Control.GetDependency:input_type -> skein.api.v1.DependencyRequest
-	7,  // 30: skein.api.v1.Control.CreateDependency:input_type -> skein.api.v1.DependencyRequest
-	7,  // 31: skein.api.v1.Control.UpdateDependency:input_type -> skein.api.v1.DependencyRequest
-	7,  // 32: skein.api.v1.Control.RemoveDependency:input_type -> skein.api.v1.DependencyRequest
-	12, // 33: skein.api.v1.Control.NetStatus:input_type -> skein.api.v1.ListRequest
-	17, // 34: skein.api.v1.Control.ListRevisions:input_type -> skein.api.v1.RevisionsRequest
-	3,  // 35: skein.api.v1.Control.CreateJoinToken:input_type -> skein.api.v1.JoinTokenRequest
-	6,  // 36: skein.api.v1.Control.ListJoinTokens:input_type -> skein.api.v1.Empty
-	11, // 37: skein.api.v1.Control.RemoveJoinToken:input_type -> skein.api.v1.GetRequest
-	21, // 38: skein.api.v1.Control.Rebalance:input_type -> skein.api.v1.RebalanceRequest
-	0,  // 39: skein.api.v1.Control.ListNodeNetworks:input_type -> skein.api.v1.NodeNetworksRequest
-	1,  // 40: skein.api.v1.Control.Attach:input_type -> skein.api.v1.AttachRequest
-	6,  // 41: skein.api.v1.CA.GetRootCA:input_type -> skein.api.v1.Empty
-	27, // 42: skein.api.v1.CA.IssueCertificate:input_type -> skein.api.v1.IssueRequest
-	27, // 43: skein.api.v1.CA.RenewCertificate:input_type -> skein.api.v1.IssueRequest
-	29, // 44: skein.api.v1.Membership.Join:input_type -> skein.api.v1.MemberRequest
-	29, // 45: skein.api.v1.Membership.Leave:input_type -> skein.api.v1.MemberRequest
-	31, // 46: skein.api.v1.Agent.TaskLogs:input_type -> skein.api.v1.TaskLogsRequest
-	6,  // 47: skein.api.v1.Agent.Ping:input_type -> skein.api.v1.Empty
-	9,  // 48: skein.api.v1.Control.GetCluster:output_type -> skein.api.v1.Object
-	6,  // 49: skein.api.v1.Control.UpdateCluster:output_type -> skein.api.v1.Empty
-	18, // 50: skein.api.v1.Control.GetUnlockKey:output_type -> skein.api.v1.UnlockKey
-	10, // 51: skein.api.v1.Control.ListNodes:output_type -> skein.api.v1.Objects
-	9,  // 52: skein.api.v1.Control.GetNode:output_type -> skein.api.v1.Object
-	6,  // 53: skein.api.v1.Control.UpdateNode:output_type -> skein.api.v1.Empty
-	6,  // 54: skein.api.v1.Control.RemoveNode:output_type -> skein.api.v1.Empty
-	10, // 55: skein.api.v1.Control.ListServices:output_type -> skein.api.v1.Objects
-	9,  // 56: skein.api.v1.Control.GetService:output_type -> skein.api.v1.Object
-	15, // 57: skein.api.v1.Control.CreateService:output_type -> skein.api.v1.Created
-	19, // 58: skein.api.v1.Control.UpdateService:output_type -> skein.api.v1.Updated
-	6,  // 59: skein.api.v1.Control.RemoveService:output_type -> skein.api.v1.Empty
-	10, // 60: skein.api.v1.Control.ListTasks:output_type -> skein.api.v1.Objects
-	9,  // 61: skein.api.v1.Control.GetTask:output_type -> skein.api.v1.Object
-	10, // 62: skein.api.v1.Control.ListNetworks:output_type -> skein.api.v1.Objects
-	9,  // 63: skein.api.v1.Control.GetNetwork:output_type -> skein.api.v1.Object
-	15, // 64: skein.api.v1.Control.CreateNetwork:output_type -> skein.api.v1.Created
-	6,  // 65: skein.api.v1.Control.RemoveNetwork:output_type -> skein.api.v1.Empty
-	10, // 66: skein.api.v1.Control.ListDependencies:output_type -> skein.api.v1.Objects
-	9,  // 67: skein.api.v1.Control.GetDependency:output_type -> skein.api.v1.Object
-	15, // 68: skein.api.v1.Control.CreateDependency:output_type -> skein.api.v1.Created
-	6,  // 69: skein.api.v1.Control.UpdateDependency:output_type -> skein.api.v1.Empty
-	6,  // 70: skein.api.v1.Control.RemoveDependency:output_type -> skein.api.v1.Empty
-	24, // 71: skein.api.v1.Control.NetStatus:output_type -> skein.api.v1.NetStatusReply
-	10, // 72: skein.api.v1.Control.ListRevisions:output_type -> skein.api.v1.Objects
-	5,  // 73: skein.api.v1.Control.CreateJoinToken:output_type -> skein.api.v1.TokenInfo
-	4,  // 74: skein.api.v1.Control.ListJoinTokens:output_type -> skein.api.v1.TokenInfos
-	6,  // 75: skein.api.v1.Control.RemoveJoinToken:output_type -> skein.api.v1.Empty
-	22, // 76: skein.api.v1.Control.Rebalance:output_type -> skein.api.v1.RebalanceReply
-	10, // 77: skein.api.v1.Control.ListNodeNetworks:output_type -> skein.api.v1.Objects
-	2,  // 78: skein.api.v1.Control.Attach:output_type -> skein.api.v1.AttachReply
-	26, // 79: skein.api.v1.CA.GetRootCA:output_type -> skein.api.v1.RootCA
-	28, // 80: skein.api.v1.CA.IssueCertificate:output_type -> skein.api.v1.IssueReply
-	28, // 81: skein.api.v1.CA.RenewCertificate:output_type -> skein.api.v1.IssueReply
-	30, // 82: skein.api.v1.Membership.Join:output_type -> skein.api.v1.MemberReply
-	6,  // 83: skein.api.v1.Membership.Leave:output_type -> skein.api.v1.Empty
-	32, // 84: skein.api.v1.Agent.TaskLogs:output_type -> skein.api.v1.LogChunk
-	6,  // 85: skein.api.v1.Agent.Ping:output_type -> skein.api.v1.Empty
-	48, // [48:86] is the sub-list for method output_type
-	10, // [10:48] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	26, // 7: skein.api.v1.NetStatusReply.nodes:type_name -> skein.api.v1.NetStatusNode
+	29, // 8: skein.api.v1.NetCheckReply.nodes:type_name -> skein.api.v1.NetCheckNode
+	30, // 9: skein.api.v1.NetCheckNode.differences:type_name -> skein.api.v1.NetDifference
+	42, // 10: skein.api.v1.MemberReply.managers:type_name -> skein.api.v1.ManagerPeer
+	13, // 11: skein.api.v1.DependencyListRequest.FiltersEntry.value:type_name -> skein.api.v1.StringList
+	13, // 12: skein.api.v1.ListRequest.FiltersEntry.value:type_name -> skein.api.v1.StringList
+	11, // 13: skein.api.v1.Control.GetCluster:input_type -> skein.api.v1.GetRequest
+	16, // 14: skein.api.v1.Control.UpdateCluster:input_type -> skein.api.v1.UpdateRequest
+	6,  // 15: skein.api.v1.Control.GetUnlockKey:input_type -> skein.api.v1.Empty
+	12, // 16: skein.api.v1.Control.ListNodes:input_type -> skein.api.v1.ListRequest
+	11, // 17: skein.api.v1.Control.GetNode:input_type -> skein.api.v1.GetRequest
+	16, // 18: skein.api.v1.Control.UpdateNode:input_type -> skein.api.v1.UpdateRequest
+	20, // 19: skein.api.v1.Control.RemoveNode:input_type -> skein.api.v1.RemoveRequest
+	12, // 20: skein.api.v1.Control.ListServices:input_type -> skein.api.v1.ListRequest
+	11, // 21: skein.api.v1.Control.GetService:input_type -> skein.api.v1.GetRequest
+	14, // 22: skein.api.v1.Control.CreateService:input_type -> skein.api.v1.CreateRequest
+	16, // 23: skein.api.v1.Control.UpdateService:input_type -> skein.api.v1.UpdateRequest
+	20, // 24: skein.api.v1.Control.RemoveService:input_type -> skein.api.v1.RemoveRequest
+	12, // 25: skein.api.v1.Control.ListTasks:input_type -> skein.api.v1.ListRequest
+	11, // 26: skein.api.v1.Control.GetTask:input_type -> skein.api.v1.GetRequest
+	12, // 27: skein.api.v1.Control.ListNetworks:input_type -> skein.api.v1.ListRequest
+	11, // 28: skein.api.v1.Control.GetNetwork:input_type -> skein.api.v1.GetRequest
+	14, // 29: skein.api.v1.Control.CreateNetwork:input_type -> skein.api.v1.CreateRequest
+	20, // 30: skein.api.v1.Control.RemoveNetwork:input_type -> skein.api.v1.RemoveRequest
+	8,  // 31: skein.api.v1.Control.ListDependencies:input_type -> skein.api.v1.DependencyListRequest
+	7,  // 32: skein.api.v1.Control.GetDependency:input_type -> skein.api.v1.DependencyRequest
+	7,  // 33: skein.api.v1.Control.CreateDependency:input_type -> skein.api.v1.DependencyRequest
+	7,  // 34: skein.api.v1.Control.UpdateDependency:input_type -> skein.api.v1.DependencyRequest
+	7,  // 35: skein.api.v1.Control.RemoveDependency:input_type -> skein.api.v1.DependencyRequest
+	12, // 36: skein.api.v1.Control.NetStatus:input_type -> skein.api.v1.ListRequest
+	27, // 37: skein.api.v1.Control.NetCheck:input_type -> skein.api.v1.NetCheckRequest
+	17, // 38: skein.api.v1.Control.ListRevisions:input_type -> skein.api.v1.RevisionsRequest
+	3,  // 39: skein.api.v1.Control.CreateJoinToken:input_type -> skein.api.v1.JoinTokenRequest
+	6,  // 40: skein.api.v1.Control.ListJoinTokens:input_type -> skein.api.v1.Empty
+	11, // 41: skein.api.v1.Control.RemoveJoinToken:input_type -> skein.api.v1.GetRequest
+	21, // 42: skein.api.v1.Control.Rebalance:input_type -> skein.api.v1.RebalanceRequest
+	0,  // 43: skein.api.v1.Control.ListNodeNetworks:input_type -> skein.api.v1.NodeNetworksRequest
+	1,  // 44: skein.api.v1.Control.Attach:input_type -> skein.api.v1.AttachRequest
+	6,  // 45: skein.api.v1.CA.GetRootCA:input_type -> skein.api.v1.Empty
+	32, // 46: skein.api.v1.CA.IssueCertificate:input_type -> skein.api.v1.IssueRequest
+	32, // 47: skein.api.v1.CA.RenewCertificate:input_type -> skein.api.v1.IssueRequest
+	34, // 48: skein.api.v1.Membership.Join:input_type -> skein.api.v1.MemberRequest
+	34, // 49: skein.api.v1.Membership.Leave:input_type -> skein.api.v1.MemberRequest
+	36, // 50: skein.api.v1.Agent.TaskLogs:input_type -> skein.api.v1.TaskLogsRequest
+	6,  // 51: skein.api.v1.Agent.Ping:input_type -> skein.api.v1.Empty
+	27, // 52: skein.api.v1.Agent.CheckNetworks:input_type -> skein.api.v1.NetCheckRequest
+	9,  // 53: skein.api.v1.Control.GetCluster:output_type -> skein.api.v1.Object
+	6,  // 54: skein.api.v1.Control.UpdateCluster:output_type -> skein.api.v1.Empty
+	18, // 55: skein.api.v1.Control.GetUnlockKey:output_type -> skein.api.v1.UnlockKey
+	10, // 56: skein.api.v1.Control.ListNodes:output_type -> skein.api.v1.Objects
+	9,  // 57: skein.api.v1.Control.GetNode:output_type -> skein.api.v1.Object
+	6,  // 58: skein.api.v1.Control.UpdateNode:output_type -> skein.api.v1.Empty
+	6,  // 59: skein.api.v1.Control.RemoveNode:output_type -> skein.api.v1.Empty
+	10, // 60: skein.api.v1.Control.ListServices:output_type -> skein.api.v1.Objects
+	9,  // 61: skein.api.v1.Control.GetService:output_type -> skein.api.v1.Object
+	15, // 62: skein.api.v1.Control.CreateService:output_type -> skein.api.v1.Created
+	19, // 63: skein.api.v1.Control.UpdateService:output_type -> skein.api.v1.Updated
+	6,  // 64: skein.api.v1.Control.RemoveService:output_type -> skein.api.v1.Empty
+	10, // 65: skein.api.v1.Control.ListTasks:output_type -> skein.api.v1.Objects
+	9,  // 66: skein.api.v1.Control.GetTask:output_type -> skein.api.v1.Object
+	10, // 67: skein.api.v1.Control.ListNetworks:output_type -> skein.api.v1.Objects
+	9,  // 68: skein.api.v1.Control.GetNetwork:output_type -> skein.api.v1.Object
+	15, // 69: skein.api.v1.Control.CreateNetwork:output_type -> skein.api.v1.Created
+	6,  // 70: skein.api.v1.Control.RemoveNetwork:output_type -> skein.api.v1.Empty
+	10, // 71: skein.api.v1.Control.ListDependencies:output_type -> skein.api.v1.Objects
+	9,  // 72: skein.api.v1.Control.GetDependency:output_type -> skein.api.v1.Object
+	15, // 73: skein.api.v1.Control.CreateDependency:output_type -> skein.api.v1.Created
+	6,  // 74: skein.api.v1.Control.UpdateDependency:output_type -> skein.api.v1.Empty
+	6,  // 75: skein.api.v1.Control.RemoveDependency:output_type -> skein.api.v1.Empty
+	24, // 76: skein.api.v1.Control.NetStatus:output_type -> skein.api.v1.NetStatusReply
+	28, // 77: skein.api.v1.Control.NetCheck:output_type -> skein.api.v1.NetCheckReply
+	10, // 78: skein.api.v1.Control.ListRevisions:output_type -> skein.api.v1.Objects
+	5,  // 79: skein.api.v1.Control.CreateJoinToken:output_type -> skein.api.v1.TokenInfo
+	4,  // 80: skein.api.v1.Control.ListJoinTokens:output_type -> skein.api.v1.TokenInfos
+	6,  // 81: skein.api.v1.Control.RemoveJoinToken:output_type -> skein.api.v1.Empty
+	22, // 82: skein.api.v1.Control.Rebalance:output_type -> skein.api.v1.RebalanceReply
+	10, // 83: skein.api.v1.Control.ListNodeNetworks:output_type -> skein.api.v1.Objects
+	2,  // 84: skein.api.v1.Control.Attach:output_type -> skein.api.v1.AttachReply
+	31, // 85: skein.api.v1.CA.GetRootCA:output_type -> skein.api.v1.RootCA
+	33, // 86: skein.api.v1.CA.IssueCertificate:output_type -> skein.api.v1.IssueReply
+	33, // 87: skein.api.v1.CA.RenewCertificate:output_type -> skein.api.v1.IssueReply
+	35, // 88: skein.api.v1.Membership.Join:output_type -> skein.api.v1.MemberReply
+	6,  // 89: skein.api.v1.Membership.Leave:output_type -> skein.api.v1.Empty
+	37, // 90: skein.api.v1.Agent.TaskLogs:output_type -> skein.api.v1.LogChunk
+	6,  // 91: skein.api.v1.Agent.Ping:output_type -> skein.api.v1.Empty
+	29, // 92: skein.api.v1.Agent.CheckNetworks:output_type -> skein.api.v1.NetCheckNode
+	53, // [53:93] is the sub-list for method output_type
+	13, // [13:53] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -2461,7 +2899,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   35,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

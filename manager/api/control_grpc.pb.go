@@ -46,6 +46,7 @@ const (
 	Control_UpdateDependency_FullMethodName = "/skein.api.v1.Control/UpdateDependency"
 	Control_RemoveDependency_FullMethodName = "/skein.api.v1.Control/RemoveDependency"
 	Control_NetStatus_FullMethodName        = "/skein.api.v1.Control/NetStatus"
+	Control_NetCheck_FullMethodName         = "/skein.api.v1.Control/NetCheck"
 	Control_ListRevisions_FullMethodName    = "/skein.api.v1.Control/ListRevisions"
 	Control_CreateJoinToken_FullMethodName  = "/skein.api.v1.Control/CreateJoinToken"
 	Control_ListJoinTokens_FullMethodName   = "/skein.api.v1.Control/ListJoinTokens"
@@ -85,6 +86,7 @@ type ControlClient interface {
 	UpdateDependency(ctx context.Context, in *DependencyRequest, opts ...grpc.CallOption) (*Empty, error)
 	RemoveDependency(ctx context.Context, in *DependencyRequest, opts ...grpc.CallOption) (*Empty, error)
 	NetStatus(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*NetStatusReply, error)
+	NetCheck(ctx context.Context, in *NetCheckRequest, opts ...grpc.CallOption) (*NetCheckReply, error)
 	ListRevisions(ctx context.Context, in *RevisionsRequest, opts ...grpc.CallOption) (*Objects, error)
 	CreateJoinToken(ctx context.Context, in *JoinTokenRequest, opts ...grpc.CallOption) (*TokenInfo, error)
 	ListJoinTokens(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*TokenInfos, error)
@@ -342,6 +344,16 @@ func (c *controlClient) NetStatus(ctx context.Context, in *ListRequest, opts ...
 	return out, nil
 }
 
+func (c *controlClient) NetCheck(ctx context.Context, in *NetCheckRequest, opts ...grpc.CallOption) (*NetCheckReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(NetCheckReply)
+	err := c.cc.Invoke(ctx, Control_NetCheck_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *controlClient) ListRevisions(ctx context.Context, in *RevisionsRequest, opts ...grpc.CallOption) (*Objects, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Objects)
@@ -442,6 +454,7 @@ type ControlServer interface {
 	UpdateDependency(context.Context, *DependencyRequest) (*Empty, error)
 	RemoveDependency(context.Context, *DependencyRequest) (*Empty, error)
 	NetStatus(context.Context, *ListRequest) (*NetStatusReply, error)
+	NetCheck(context.Context, *NetCheckRequest) (*NetCheckReply, error)
 	ListRevisions(context.Context, *RevisionsRequest) (*Objects, error)
 	CreateJoinToken(context.Context, *JoinTokenRequest) (*TokenInfo, error)
 	ListJoinTokens(context.Context, *Empty) (*TokenInfos, error)
@@ -530,6 +543,9 @@ func (UnimplementedControlServer) RemoveDependency(context.Context, *DependencyR
 }
 func (UnimplementedControlServer) NetStatus(context.Context, *ListRequest) (*NetStatusReply, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method NetStatus not implemented")
+}
+func (UnimplementedControlServer) NetCheck(context.Context, *NetCheckRequest) (*NetCheckReply, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method NetCheck not implemented")
 }
 func (UnimplementedControlServer) ListRevisions(context.Context, *RevisionsRequest) (*Objects, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method ListRevisions not implemented")
@@ -1005,6 +1021,24 @@ func _Control_NetStatus_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Control_NetCheck_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(NetCheckRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).NetCheck(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_NetCheck_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).NetCheck(ctx, req.(*NetCheckRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Control_ListRevisions_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RevisionsRequest)
 	if err := dec(in); err != nil {
@@ -1233,6 +1267,10 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "NetStatus",
 			Handler:    _Control_NetStatus_Handler,
+		},
+		{
+			MethodName: "NetCheck",
+			Handler:    _Control_NetCheck_Handler,
 		},
 		{
 			MethodName: "ListRevisions",
@@ -1594,8 +1632,9 @@ var Membership_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	Agent_TaskLogs_FullMethodName = "/skein.api.v1.Agent/TaskLogs"
-	Agent_Ping_FullMethodName     = "/skein.api.v1.Agent/Ping"
+	Agent_TaskLogs_FullMethodName      = "/skein.api.v1.Agent/TaskLogs"
+	Agent_Ping_FullMethodName          = "/skein.api.v1.Agent/Ping"
+	Agent_CheckNetworks_FullMethodName = "/skein.api.v1.Agent/CheckNetworks"
 )
 
 // AgentClient is the client API for Agent service.
@@ -1606,6 +1645,7 @@ const (
 type AgentClient interface {
 	TaskLogs(ctx context.Context, in *TaskLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LogChunk], error)
 	Ping(ctx context.Context, in *Empty, opts ...grpc.CallOption) (*Empty, error)
+	CheckNetworks(ctx context.Context, in *NetCheckRequest, opts ...grpc.CallOption) (*NetCheckNode, error)
 }
 
 type agentClient struct {
@@ -1645,6 +1685,16 @@ func (c *agentClient) Ping(ctx context.Context, in *Empty, opts ...grpc.CallOpti
 	return out, nil
 }
 
+func (c *agentClient) CheckNetworks(ctx context.Context, in *NetCheckRequest, opts ...grpc.CallOption) (*NetCheckNode, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(NetCheckNode)
+	err := c.cc.Invoke(ctx, Agent_CheckNetworks_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AgentServer is the server API for Agent service.
 // All implementations must embed UnimplementedAgentServer
 // for forward compatibility.
@@ -1653,6 +1703,7 @@ func (c *agentClient) Ping(ctx context.Context, in *Empty, opts ...grpc.CallOpti
 type AgentServer interface {
 	TaskLogs(*TaskLogsRequest, grpc.ServerStreamingServer[LogChunk]) error
 	Ping(context.Context, *Empty) (*Empty, error)
+	CheckNetworks(context.Context, *NetCheckRequest) (*NetCheckNode, error)
 	mustEmbedUnimplementedAgentServer()
 }
 
@@ -1668,6 +1719,9 @@ func (UnimplementedAgentServer) TaskLogs(*TaskLogsRequest, grpc.ServerStreamingS
 }
 func (UnimplementedAgentServer) Ping(context.Context, *Empty) (*Empty, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method Ping not implemented")
+}
+func (UnimplementedAgentServer) CheckNetworks(context.Context, *NetCheckRequest) (*NetCheckNode, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method CheckNetworks not implemented")
 }
 func (UnimplementedAgentServer) mustEmbedUnimplementedAgentServer() {}
 func (UnimplementedAgentServer) testEmbeddedByValue()               {}
@@ -1719,6 +1773,24 @@ func _Agent_Ping_Handler(srv interface{}, ctx context.Context, dec func(interfac
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Agent_CheckNetworks_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(NetCheckRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServer).CheckNetworks(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Agent_CheckNetworks_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServer).CheckNetworks(ctx, req.(*NetCheckRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Agent_ServiceDesc is the grpc.ServiceDesc for Agent service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1729,6 +1801,10 @@ var Agent_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Ping",
 			Handler:    _Agent_Ping_Handler,
+		},
+		{
+			MethodName: "CheckNetworks",
+			Handler:    _Agent_CheckNetworks_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

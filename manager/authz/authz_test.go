@@ -100,7 +100,8 @@ func call(ctx context.Context, method string, req any) (Caller, error) {
 // allowed lists what each kind of caller may call; everything else must be denied to it.
 func TestEvilCallers(t *testing.T) {
 	joining := []string{api.CA_GetRootCA_FullMethodName, api.CA_IssueCertificate_FullMethodName}
-	node := append([]string{api.CA_RenewCertificate_FullMethodName, api.Dispatcher_Session_FullMethodName}, joining...)
+	node := append([]string{api.CA_RenewCertificate_FullMethodName, api.Dispatcher_Session_FullMethodName,
+		api.Control_NetStatus_FullMethodName, api.Control_NetCheck_FullMethodName}, joining...)
 	for _, tc := range []struct {
 		name    string
 		ctx     context.Context

@@ -38,6 +38,11 @@ func rules() map[string]rule {
 		api.Membership_Leave_FullMethodName:    {who: managers, speaksFor: member},
 		api.Agent_TaskLogs_FullMethodName:      {who: managers},
 		api.Agent_Ping_FullMethodName:          {who: managers},
+		api.Agent_CheckNetworks_FullMethodName: {who: managers},
+
+		// What concerns every node's networks may be asked by each: somebody who looks for a fault sits at the node that has it.
+		api.Control_NetStatus_FullMethodName: {who: nodes},
+		api.Control_NetCheck_FullMethodName:  {who: nodes},
 
 		// A node asks for its own containers; which networks it may see is the handler's business.
 		api.Control_ListNodeNetworks_FullMethodName: {who: nodes, speaksFor: nodeOf},
@@ -53,7 +58,6 @@ func rules() map[string]rule {
 		api.Control_ListTasks_FullMethodName, api.Control_GetTask_FullMethodName,
 		api.Control_ListNetworks_FullMethodName, api.Control_GetNetwork_FullMethodName,
 		api.Control_CreateNetwork_FullMethodName, api.Control_RemoveNetwork_FullMethodName,
-		api.Control_NetStatus_FullMethodName,
 		api.Control_ListRevisions_FullMethodName,
 		api.Control_CreateJoinToken_FullMethodName, api.Control_ListJoinTokens_FullMethodName, api.Control_RemoveJoinToken_FullMethodName,
 		api.Control_Rebalance_FullMethodName,

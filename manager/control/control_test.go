@@ -40,8 +40,11 @@ func (m *managers) RemoveManager(_ context.Context, id string) error {
 type observer map[string]*api.TaskReport
 
 func (o observer) SoftState(id string) *api.TaskReport { return o[id] }
-func (o observer) NetStatus(context.Context) ([]*api.NetStatusRow, error) {
-	return []*api.NetStatusRow{{NodeId: "n"}}, nil
+func (o observer) NetStatus(context.Context) (*api.NetStatusReply, error) {
+	return &api.NetStatusReply{Rows: []*api.NetStatusRow{{NodeId: "n"}}}, nil
+}
+func (o observer) NetCheck(_ context.Context, r *api.NetCheckRequest) (*api.NetCheckReply, error) {
+	return &api.NetCheckReply{Nodes: []*api.NetCheckNode{{NodeId: "n"}}}, nil
 }
 
 type fixture struct {

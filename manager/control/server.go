@@ -44,7 +44,9 @@ type Observer interface {
 	// SoftState is the newest report about a task, nil if the log has it already.
 	SoftState(taskID string) *api.TaskReport
 	// NetStatus tells which node applied which version of which table.
-	NetStatus(ctx context.Context) ([]*api.NetStatusRow, error)
+	NetStatus(ctx context.Context) (*api.NetStatusReply, error)
+	// NetCheck has nodes compare their kernels with the record, and mend them.
+	NetCheck(ctx context.Context, req *api.NetCheckRequest) (*api.NetCheckReply, error)
 }
 
 // Authority is what control needs of the certificate authority.
@@ -125,11 +127,19 @@ func (s *Server) NetStatus(ctx context.Context, _ *api.ListRequest) (*api.NetSta
 	if o == nil {
 		return nil, api.Errorf(errdefs.ErrUnavailable, "network status: the leader is just starting; try again in a moment")
 	}
-	rows, err := o.NetStatus(ctx)
-	if err != nil {
+	return o.NetStatus(ctx)
+}
+
+// NetCheck has nodes compare their kernels with the record.
+func (s *Server) NetCheck(ctx context.Context, req *api.NetCheckRequest) (*api.NetCheckReply, error) {
+	if err := s.cfg.Managers.Linearize(ctx); err != nil {
 		return nil, err
 	}
-	return &api.NetStatusReply{Rows: rows}, nil
+	o := s.observer()
+	if o == nil {
+		return nil, api.Errorf(errdefs.ErrUnavailable, "network check: the leader is just starting; try again in a moment")
+	}
+	return o.NetCheck(ctx, req)
 }
 
 func expect(kind, id string, version uint64) *api.Change {

@@ -14,7 +14,6 @@ package dispatcher
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -82,14 +81,15 @@ var errTermEnded = api.Errorf(errdefs.ErrFailedPrecondition, "this manager is no
 
 // Dispatcher serves agents during one term.
 type Dispatcher struct {
-	cfg     Config
-	writer  *writer
-	soft    *softStates
-	calls   chan func()
-	done    chan struct{} // closed when Run ends
-	probes  chan struct{} // tokens
-	wg      sync.WaitGroup
-	watcher *store.Watcher
+	cfg       Config
+	writer    *writer
+	soft      *softStates
+	calls     chan func()
+	done      chan struct{} // closed when Run ends
+	probes    chan struct{} // tokens
+	netChecks chan struct{} // tokens
+	wg        sync.WaitGroup
+	watcher   *store.Watcher
 
 	// All below belongs to Run.
 	ctx          context.Context
@@ -126,7 +126,7 @@ func New(cfg Config) *Dispatcher {
 	}
 	return &Dispatcher{
 		cfg: cfg, writer: newWriter(cfg.Store, cfg.Log), soft: newSoftStates(),
-		calls: make(chan func(), callsBound), done: make(chan struct{}), probes: make(chan struct{}, maxProbes),
+		calls: make(chan func(), callsBound), done: make(chan struct{}), probes: make(chan struct{}, maxProbes), netChecks: make(chan struct{}, netCheckCalls),
 		nodes: map[string]*node{}, tasks: map[string]*taskEntry{}, attached: map[string]*attachedEntry{}, spread: newSpread(), templates: map[templateKey]*template{}, caution: cautionOf(nil), leaving: map[string]struct{}{},
 		creds: newCredentials(),
 	}
@@ -232,15 +232,6 @@ func (d *Dispatcher) Hint(nodeID string) {
 
 // SoftState returns the newest report of a task that is not worth a log entry; nil when the store knows as much.
 func (d *Dispatcher) SoftState(taskID string) *api.TaskReport { return d.soft.get(taskID) }
-
-// NetStatus compares per node and table the desired version with the one applied there.
-func (d *Dispatcher) NetStatus(ctx context.Context) ([]*api.NetStatusRow, error) {
-	var rows []*api.NetStatusRow
-	if err := d.call(ctx, func() { rows = d.netStatus() }); err != nil {
-		return nil, fmt.Errorf("net status: %w", err)
-	}
-	return rows, nil
-}
 
 // isTermEnd reports whether a session ended because its manager is not the leader.
 func isTermEnd(err error) bool { return errors.Is(err, errTermEnded) }

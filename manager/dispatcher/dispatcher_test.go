@@ -429,9 +429,9 @@ func TestTablesAreTakenBack(t *testing.T) {
 			return true, m.GetTable().GetTable() == id("net") && m.GetTable().Gone
 		})
 		d := l.front.Current()
-		rows, err := d.NetStatus(l.ctx)
-		if err != nil || len(rows) != 1 || rows[0].Table != "mesh" || rows[0].Applied != 0 {
-			t.Errorf("an ack from another history counts: %v %v", rows, err)
+		status, err := d.NetStatus(l.ctx)
+		if err != nil || len(status.Rows) != 1 || status.Rows[0].Table != "mesh" || status.Rows[0].Applied != 0 {
+			t.Errorf("an ack from another history counts: %v %v", status, err)
 		}
 	})
 }

@@ -4,9 +4,9 @@ import (
 	"hash/fnv"
 	"math"
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -24,7 +24,7 @@ func (d *Dispatcher) sendTables(version uint64) {
 		if !t.changed.any {
 			continue
 		}
-		t.version = version
+		t.version, t.at = version, time.Now()
 		for id, since := range t.draining {
 			if since == 0 {
 				t.draining[id] = version
@@ -442,31 +442,6 @@ func (d *Dispatcher) assignment(tx store.ReadTx, t *store.Task, e *taskEntry) *a
 	a.Gateway4, a.Gateway6 = plain(t.Gateway4), plain(t.Gateway6)
 	a.Generic = tx.TaskExtra(t.ID).GetGeneric()
 	return a
-}
-
-func (d *Dispatcher) netStatus() []*api.NetStatusRow {
-	var rows []*api.NetStatusRow
-	for _, n := range d.nodes {
-		row := func(id string) {
-			t := d.spread.tables[id]
-			if t == nil {
-				return
-			}
-			ack := n.acked[id]
-			rows = append(rows, &api.NetStatusRow{NodeId: n.id, Table: id, Desired: t.version, Applied: ack.GetVersion(), Live: n.hasSay(), Err: ack.GetErr()})
-		}
-		row(api.MeshTable)
-		for id := range n.nets {
-			row(id)
-		}
-	}
-	slices.SortFunc(rows, func(a, b *api.NetStatusRow) int {
-		if c := strings.Compare(a.NodeId, b.NodeId); c != 0 {
-			return c
-		}
-		return strings.Compare(a.Table, b.Table)
-	})
-	return rows
 }
 
 func plain(a netip.Addr) string {

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/swarm"
@@ -41,7 +42,8 @@ func newSpread() *spread {
 // table is one endpoint table; changed holds the keys that differ from what was sent last.
 type table struct {
 	id        string
-	version   uint64 // store version of its newest content
+	version   uint64    // store version of its newest content
+	at        time.Time // when this leader made that version
 	network   *store.Network
 	nodes     map[uint32]int // endpoints per node index (mesh: one for being a node)
 	services  map[string]*api.ServiceEndpoint

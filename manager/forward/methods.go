@@ -63,6 +63,7 @@ func methods() map[string]method {
 		api.Control_CreateNetwork_FullMethodName: write[api.Created](),
 		api.Control_RemoveNetwork_FullMethodName: write[api.Empty](),
 		api.Control_NetStatus_FullMethodName:     read[api.NetStatusReply](),
+		api.Control_NetCheck_FullMethodName:      idempotent[api.NetCheckReply](),
 		api.Control_Rebalance_FullMethodName:     idempotent[api.RebalanceReply](),
 		api.Control_ListRevisions_FullMethodName: read[api.Objects](),
 

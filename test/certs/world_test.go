@@ -249,7 +249,7 @@ func (n *node) listen() {
 	}})
 	p := &port{lis: bufconn.Listen(1 << 16), front: dispatcher.NewFront(w.leaderAddr, nil)}
 	p.srv = grpc.NewServer(grpc.Creds(credentials.NewTLS(n.id.ServerTLS())), grpc.UnaryInterceptor(az.Unary()), grpc.StreamInterceptor(az.Stream()))
-	api.RegisterAgentServer(p.srv, agent.NewServer(nil))
+	api.RegisterAgentServer(p.srv, agent.NewServer(nil, nil))
 	if n.id.Role() == api.RoleManager {
 		api.RegisterCAServer(p.srv, onLeader{ca.NewServer(w.store, logger(), nil), w, n.name})
 		api.RegisterDispatcherServer(p.srv, p.front)

@@ -194,7 +194,7 @@ func (c *cluster) dial(addr string, a *testAgent) (*grpc.ClientConn, error) {
 func (c *cluster) worker(name string) *testAgent {
 	c.node(name, api.RoleWorker, name)
 	h := c.serve(name)
-	api.RegisterAgentServer(h.srv, agent.NewServer(nil))
+	api.RegisterAgentServer(h.srv, agent.NewServer(nil, nil))
 	go h.srv.Serve(h.lis)
 	a := &testAgent{c: c, id: id(name), exec: tasktest.NewExecutor(), net: tasktest.NewNetwork(), dir: c.t.TempDir()}
 	c.agents[name] = a

@@ -49,11 +49,11 @@ func TestAssignmentToRunning(t *testing.T) {
 		if s := last.Mesh.Services[c.task(tasks[0]).ServiceID]; len(s.GetPorts()) != 1 || s.Ports[0].Published == 0 {
 			t.Errorf("mesh service: %v", s)
 		}
-		rows, err := c.disp.NetStatus(c.t.Context())
-		if err != nil || !slices.ContainsFunc(rows, func(r *api.NetStatusRow) bool {
+		status, err := c.disp.NetStatus(c.t.Context())
+		if err != nil || !slices.ContainsFunc(status.Rows, func(r *api.NetStatusRow) bool {
 			return r.NodeId == w1.id && r.Table == "mesh" && r.Live && r.Applied == r.Desired && r.Applied > 0
 		}) {
-			t.Errorf("net status: %v %v", rows, err)
+			t.Errorf("net status: %v %v", status, err)
 		}
 		if err := w1.exec.Kill(tasks[0], task.Exit{Code: 7}); err != nil {
 			t.Fatal(err)
@@ -125,13 +125,13 @@ func TestUnreachableTableIsReported(t *testing.T) {
 		w1 := c.worker("w1")
 		w1.net.Refuse("mesh", errors.New("netlink: no buffer space"))
 		c.eventually("failure is known", 5*time.Second, func() bool {
-			rows, _ := c.disp.NetStatus(c.t.Context())
-			return slices.ContainsFunc(rows, func(r *api.NetStatusRow) bool { return r.NodeId == w1.id && r.Err == "netlink: no buffer space" })
+			status, _ := c.disp.NetStatus(c.t.Context())
+			return slices.ContainsFunc(status.Rows, func(r *api.NetStatusRow) bool { return r.NodeId == w1.id && r.Err == "netlink: no buffer space" })
 		})
 		w1.net.Refuse("mesh", nil)
 		c.eventually("retry succeeds", 5*time.Second, func() bool {
-			rows, _ := c.disp.NetStatus(c.t.Context())
-			return slices.ContainsFunc(rows, func(r *api.NetStatusRow) bool {
+			status, _ := c.disp.NetStatus(c.t.Context())
+			return slices.ContainsFunc(status.Rows, func(r *api.NetStatusRow) bool {
 				return r.NodeId == w1.id && r.Err == "" && r.Applied == r.Desired
 			})
 		})

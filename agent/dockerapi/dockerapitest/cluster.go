@@ -411,9 +411,15 @@ func (c *Cluster) RemoveNetwork(_ context.Context, r *api.RemoveRequest, _ ...gr
 	return &api.Empty{}, nil
 }
 
-// NetStatus has one table that is behind.
-func (c *Cluster) NetStatus(context.Context, *api.ListRequest, ...grpc.CallOption) (*api.NetStatusReply, error) {
-	return &api.NetStatusReply{Rows: []*api.NetStatusRow{{NodeId: NodeID, Table: api.MeshTable, Desired: 7, Applied: 6, Live: true}}}, nil
+// SwarmNetStatus has one table that is behind.
+func (c *Cluster) SwarmNetStatus(context.Context) (*api.NetStatusReply, error) {
+	return &api.NetStatusReply{Rows: []*api.NetStatusRow{{NodeId: NodeID, Table: api.MeshTable, Network: api.MeshTable, Desired: 7, Applied: 6, Live: true, BehindNanos: 2e9}},
+		Nodes: []*api.NetStatusNode{{NodeId: NodeID, Hostname: "one", Live: true, SilentNanos: 1e9}}}, nil
+}
+
+// SwarmNetCheck finds one route missing, and mends it.
+func (c *Cluster) SwarmNetCheck(_ context.Context, repair bool, _ []string) ([]*api.NetCheckNode, error) {
+	return []*api.NetCheckNode{{NodeId: NodeID, Hostname: "one", Differences: []*api.NetDifference{{Table: "network front", Kind: "route", Object: "10.0.0.5/32", State: "missing", Mended: repair}}}}, nil
 }
 
 // Ping answers.
