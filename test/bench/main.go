@@ -5,6 +5,7 @@
 //	go run ./test/bench -name spd -only scale -profile /tmp/scale   # perf record of all nodes while it runs
 //	go run ./test/bench -only supervisor,oci,crowd -rounds 60 -crun /tmp/crun-new
 //	go run ./test/bench c1m                                         # a million simulated containers: package test/c1m, flags of its own
+//	go run ./test/bench net                                         # the overlay network: package test/netbench, flags of its own
 //
 // The steps supervisor, oci and crowd measure the runtime alone: containers like an engine makes them (all namespaces, default mounts, masks,
 // devices, filter, limits) of a static program that ends at once. What is compared takes turns in one run, once warm, once after 100 ms
@@ -33,6 +34,7 @@ import (
 	"syscall"
 
 	"skein/test/c1m"
+	"skein/test/netbench"
 )
 
 // options of a run.
@@ -81,6 +83,8 @@ func main() {
 	switch { // what it starts itself as
 	case len(os.Args) > 1 && os.Args[1] == "c1m":
 		err = c1m.Main(os.Args[2:])
+	case len(os.Args) > 1 && os.Args[1] == "net":
+		err = netbench.Main(os.Args[2:])
 	case len(os.Args) > 1 && os.Args[1] == "supervisor":
 		err = supervise(os.Args[2:])
 	case len(os.Args) == 5 && os.Args[1] == hiddenWord:
