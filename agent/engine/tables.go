@@ -14,7 +14,7 @@ import (
 
 // SetTables turns the cluster's tables into the overlay's configuration and applies it (agent.Network).
 func (e *Engine) SetTables(ctx context.Context, t agent.Tables) map[string]error {
-	cfg, bad := overlayConfig(t)
+	cfg, bad := OverlayConfig(t)
 	applied, err := e.cfg.Network.Set(ctx, cfg)
 	if err != nil {
 		all := map[string]error{api.MeshTable: err}
@@ -31,8 +31,8 @@ func (e *Engine) SetTables(ctx context.Context, t agent.Tables) map[string]error
 	return bad
 }
 
-// overlayConfig is pure. Records that cannot be read are left out, and the table they are of is reported.
-func overlayConfig(t agent.Tables) (overlay.Config, map[string]error) {
+// OverlayConfig is what the tables ask of the overlay. It is pure. Records that cannot be read are left out, and the table they are of is reported.
+func OverlayConfig(t agent.Tables) (overlay.Config, map[string]error) {
 	bad := map[string]error{}
 	cfg := overlay.Config{DataPort: uint16(t.DataPort)}
 	var err error

@@ -194,6 +194,7 @@ type sample struct {
 }
 
 type metric struct {
+	short      string
 	name, unit string
 	scale      float64
 	run        func(ns *link.NS, to netip.AddrPort, d time.Duration) (sample, error)
@@ -201,14 +202,14 @@ type metric struct {
 
 func metrics() []metric {
 	return []metric{
-		{"TCP request/response, one connection", "/s", 1, func(ns *link.NS, to netip.AddrPort, d time.Duration) (sample, error) {
+		{"rr", "TCP request/response, one connection", "/s", 1, func(ns *link.NS, to netip.AddrPort, d time.Duration) (sample, error) {
 			return pingPong(ns, unix.SOCK_STREAM, to, d)
 		}},
-		{"UDP request/response, one socket", "/s", 1, func(ns *link.NS, to netip.AddrPort, d time.Duration) (sample, error) {
+		{"udp", "UDP request/response, one socket", "/s", 1, func(ns *link.NS, to netip.AddrPort, d time.Duration) (sample, error) {
 			return pingPong(ns, unix.SOCK_DGRAM, to, d)
 		}},
-		{"new TCP connections with a request each, 4 clients", "/s", 1, connections},
-		{"TCP, one stream", "Gb/s", 1e-9, stream},
+		{"conn", "new TCP connections with a request each, 4 clients", "/s", 1, connections},
+		{"stream", "TCP, one stream", "Gb/s", 1e-9, stream},
 	}
 }
 

@@ -9,7 +9,7 @@
 // cabled directly: each hop of a packet is one pass of the kernel's softirq on the same CPU, and a question with its answer that takes more than
 // about ten of them measures the scheduler. Everything runs on one kernel: figures include client, server and all nodes, so that
 // only ratios of one run mean something. The paths of a metric take turns in short slices; printed are the best slice, the median, CPU
-// time per operation (which other load disturbs least) and the median of the ratios to the base within each round.
+// time per operation, and the ratios that have bars. On a busy machine trust those of the least p50 and of CPU time.
 //
 //	paths   request/response, new connections, one stream, for each way from client to server (list: paths.go)
 //	setup   a container's legs, addresses and DNS, one after the other up to -containers; with rests, from the warm pool
@@ -28,6 +28,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"syscall"
@@ -38,11 +39,13 @@ import (
 type options struct {
 	only       string
 	rounds     int
+	metrics    string
 	slice      time.Duration
 	containers int
 	nodes      int
 	endpoints  int
 	changes    int
+	profile    string
 }
 
 // Main measures as the arguments say.
@@ -51,13 +54,26 @@ func Main(args []string) error {
 	fs := flag.NewFlagSet("net", flag.ContinueOnError)
 	fs.StringVar(&o.only, "only", "", "parts to measure, separated by commas (default: all)")
 	fs.IntVar(&o.rounds, "rounds", 15, "rounds over all paths")
+	fs.StringVar(&o.metrics, "metrics", "rr,udp,conn,stream", "metrics of paths")
 	fs.DurationVar(&o.slice, "slice", 200*time.Millisecond, "length of one slice of one path")
 	fs.IntVar(&o.containers, "containers", 1200, "containers of setup")
 	fs.IntVar(&o.nodes, "nodes", 50, "simulated nodes of spread")
 	fs.IntVar(&o.endpoints, "endpoints", 5000, "endpoints of change and spread")
 	fs.IntVar(&o.changes, "changes", 200, "changes of change and spread")
+	fs.StringVar(&o.profile, "profile", "", "write a CPU profile of all parts to this file")
 	if err := fs.Parse(args); err != nil {
 		return err
+	}
+	if o.profile != "" {
+		f, err := os.Create(o.profile)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
 	}
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
