@@ -43,6 +43,8 @@ type Config struct {
 	TLS func() *api.NodeTLS
 	// Addrs, where set, lists the node's addresses that a client on it may have. It is asked every now and then.
 	Addrs func() []string
+	// Crypt, where set, is what this node encrypts networks with; call CryptChanged when it is another.
+	Crypt func() *api.NodeCrypt
 	// OnRefused, where set, is told each time a manager says that this node is not part of the cluster. It must not block.
 	OnRefused func(error)
 	Log       *slog.Logger
@@ -71,6 +73,7 @@ type Agent struct {
 	tables  *applier
 	file    *journal
 	tls     chan struct{} // capacity 1: Config.TLS says something else now
+	crypt   chan struct{} // capacity 1: Config.Crypt says something else now
 	going   func()        // closes leaving, once
 	addrs   []string      // what the managers were told of Config.Addrs, at addrsAt; the session's own
 	addrsAt time.Time
@@ -104,7 +107,7 @@ func New(cfg Config) (*Agent, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	a := &Agent{cfg: cfg, outbox: newOutbox(), known: newKnowledge(), tls: make(chan struct{}, 1), left: make(chan struct{}), leaving: make(chan struct{})}
+	a := &Agent{cfg: cfg, outbox: newOutbox(), known: newKnowledge(), tls: make(chan struct{}, 1), crypt: make(chan struct{}, 1), left: make(chan struct{}), leaving: make(chan struct{})}
 	a.going = sync.OnceFunc(func() { close(a.leaving) })
 	a.tables = newApplier(cfg.Network, a.currentTables, cfg.Log)
 	a.tasks = task.New(task.Config{Executor: gatedExecutor{cfg.Executor, a.tables}, Report: a.report, Dependency: a.dependency, Log: cfg.Log})
@@ -235,6 +238,21 @@ func (a *Agent) TLSChanged() {
 	case a.tls <- struct{}{}:
 	default: // it will be asked once, after both
 	}
+}
+
+// CryptChanged has the managers told what Config.Crypt says now.
+func (a *Agent) CryptChanged() {
+	select {
+	case a.crypt <- struct{}{}:
+	default: // it will be asked once, after both
+	}
+}
+
+func (a *Agent) nodeCrypt() *api.NodeCrypt {
+	if a.cfg.Crypt == nil {
+		return nil
+	}
+	return a.cfg.Crypt()
 }
 
 func (a *Agent) nodeTLS() *api.NodeTLS {

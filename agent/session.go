@@ -234,7 +234,7 @@ func (a *Agent) hello(ctx context.Context) (*api.Hello, error) {
 	a.mu.Unlock()
 	return &api.Hello{
 		Hostname: a.cfg.Hostname, DescriptionJson: desc, UnderlayAddr: a.cfg.UnderlayAddr, RpcAddr: a.cfg.RPCAddr,
-		Statuses: reports[:min(len(reports), api.MaxStatusReports)], Acks: a.tables.acks(true), Tables: digests, Tls: a.nodeTLS(),
+		Statuses: reports[:min(len(reports), api.MaxStatusReports)], Acks: a.tables.acks(true), Tables: digests, Tls: a.nodeTLS(), Crypt: a.nodeCrypt(),
 		FeatureLevel: api.FeatureLevel, Addrs: a.nodeAddrs(),
 	}, nil
 }
@@ -295,6 +295,8 @@ func (a *Agent) send(ctx context.Context, stream sessionStream, every time.Durat
 			m = &api.AgentMessage{Kind: &api.AgentMessage_Goodbye{Goodbye: &api.Goodbye{}}}
 		case <-a.tls:
 			m = &api.AgentMessage{Kind: &api.AgentMessage_Tls{Tls: a.nodeTLS()}}
+		case <-a.crypt:
+			m = &api.AgentMessage{Kind: &api.AgentMessage_Crypt{Crypt: a.nodeCrypt()}}
 		case <-a.outbox.wake:
 			hold.Reset(max(0, statusEvery-time.Since(last)))
 			continue

@@ -101,6 +101,7 @@ func (d *Driver) audited(a *link.Audit, table string, f func() error) error {
 }
 
 func (d *Driver) watch(a *link.Audit) {
+	d.auditing = a
 	d.conn.Watch(a)
 	d.host.Watch(a)
 	d.nft.Watch(a)

@@ -8,6 +8,7 @@ package overlay
 import (
 	"net/netip"
 
+	"skein/overlay/crypt"
 	"skein/overlay/dns"
 )
 
@@ -26,6 +27,8 @@ type Config struct {
 	MeshPool6 netip.Prefix
 	// NodeAddrs are further addresses of nodes, of both families: a client that has one is a process of a node.
 	NodeAddrs []netip.Addr
+	// Keys are the other nodes' keys of encrypted networks by index, a node's oldest first.
+	Keys map[uint32][]crypt.Key
 }
 
 // Node is a cluster member as the network sees it. Index is 1..16382 and names its mesh block, MAC addresses and marks.
@@ -48,7 +51,9 @@ type Network struct {
 	Router4, Router6 netip.Addr
 	MTU              int  // 0: derived from the underlay
 	Internal         bool // no gateway leg for its endpoints
-	Services         []Service
+	// Encrypted networks leave the node inside WireGuard only.
+	Encrypted bool
+	Services  []Service
 	// Endpoints of the whole cluster on this network, local ones too.
 	Endpoints []Endpoint
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"skein/overlay/crypt"
 	"skein/overlay/dns"
 	"skein/overlay/link"
 	"skein/overlay/nft"
@@ -39,7 +40,11 @@ type Options struct {
 	FDStore FDStore
 	// CheckEvery is the interval of full comparisons in Run; zero: five seconds.
 	CheckEvery time.Duration
-	Logger     *slog.Logger
+	// CryptPort is the first of two UDP ports of encrypted networks; zero: crypt.DefaultPort.
+	CryptPort uint16
+	// RotateKeysEvery is how long a key of encrypted networks is used; zero: crypt's choice.
+	RotateKeysEvery time.Duration
+	Logger          *slog.Logger
 }
 
 // Driver programs the networks of one node. Its methods are safe for concurrent use; they are carried out one after the other.
@@ -53,6 +58,9 @@ type Driver struct {
 	six  bool // the kernel has IPv6
 	// resolvers are the node's for foreign names, as they are now.
 	resolvers func() []netip.AddrPort
+
+	crypt       *crypt.Tunnel
+	keysChanged chan struct{}
 
 	ids idLocks // taken before mu
 
@@ -74,6 +82,8 @@ type Driver struct {
 	bridgeTables [2]bridgeTable // skein_bridge of IPv4 and IPv6
 	stored       map[string]int // descriptors from the store that nobody took yet
 	zoneCache    map[string]cachedZone
+	tunnelErr    error       // why encrypted networks cannot be applied
+	auditing     *link.Audit // watches what is written now; nil: nothing does
 }
 
 // New probes the kernel and reads what an earlier driver left. It changes and starts nothing.
@@ -125,6 +135,9 @@ func (d *Driver) open() (err error) {
 			return fmt.Errorf("load DNS sockets: %w", err)
 		}
 	}
+	if err := d.openTunnel(); err != nil {
+		return err
+	}
 	return d.adoptGateways()
 }
 
@@ -142,6 +155,9 @@ func (d *Driver) Close() error {
 	}
 	clear(d.routers)
 	closeFDs(d.stored)
+	if d.crypt != nil {
+		d.crypt.Close()
+	}
 	if d.nft != nil {
 		d.nft.Close()
 	}
@@ -206,6 +222,7 @@ func (d *Driver) apply(ctx context.Context, full bool) Applied {
 	out := Applied{}
 	out["mesh"] = d.applyMesh(full)
 	d.removeRouters(full)
+	d.tunnelErr = d.applyTunnel()
 	for i := range d.cfg.Networks {
 		nw := &d.cfg.Networks[i]
 		if out[nw.ID] = ctx.Err(); out[nw.ID] == nil {
@@ -229,6 +246,9 @@ const mendWithin = 10 * time.Second
 // Run compares everything with the kernel from time to time and mends it, until ctx is done. Comparing takes at most a fiftieth of the
 // time, so large nodes are compared less often than CheckEvery says, but often enough for the promise.
 func (d *Driver) Run(ctx context.Context) error {
+	var tunnel sync.WaitGroup
+	tunnel.Go(func() { _ = d.crypt.Run(ctx) }) // returns nothing but nil, when ctx is done
+	defer tunnel.Wait()
 	timer := time.NewTimer(d.opts.CheckEvery)
 	defer timer.Stop()
 	for {

@@ -55,6 +55,9 @@ func (d *Driver) leave() error {
 	for _, b := range d.boxes {
 		b.spec.Legs, b.spec.Gateway4, b.spec.Gateway6 = nil, netip.Addr{}, netip.Addr{}
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), storeBound)
+	defer cancel()
+	err = errors.Join(err, d.crypt.Forget(ctx))
 	clear(d.waiting)
 	clear(d.mesh.gateways)
 	d.mesh.device, d.have, d.cfg = 0, false, Config{}

@@ -141,7 +141,7 @@ func (r *router) forgetGone(nw *Network) error {
 
 // sameNetwork compares all that is written into the kernel or answered by DNS.
 func sameNetwork(a, b *Network) bool {
-	return a.ID == b.ID && a.Name == b.Name && a.VNI == b.VNI && a.Subnet4 == b.Subnet4 && a.Subnet6 == b.Subnet6 && a.MTU == b.MTU &&
+	return a.ID == b.ID && a.Name == b.Name && a.VNI == b.VNI && a.Subnet4 == b.Subnet4 && a.Subnet6 == b.Subnet6 && a.MTU == b.MTU && a.Encrypted == b.Encrypted &&
 		slices.Equal(a.More, b.More) && a.Router4 == b.Router4 && a.Router6 == b.Router6 &&
 		slices.EqualFunc(a.Services, b.Services, func(a, b Service) bool {
 			return a.ID == b.ID && a.VIP4 == b.VIP4 && a.VIP6 == b.VIP6 && a.DNSRR == b.DNSRR && slices.Equal(a.Names, b.Names) && slices.Equal(a.Ports, b.Ports)
@@ -169,7 +169,11 @@ func (d *Driver) setUpRouter(r *router, nw *Network) error {
 	if err != nil {
 		return err
 	}
-	vx, mtu, err := d.ensureVXLAN(r.conn, vxlanDevice, nw.VNI, nw.MTU)
+	ensure := func() (int, int, error) { return d.ensureVXLAN(r.conn, vxlanDevice, nw.VNI, nw.MTU) }
+	if nw.Encrypted {
+		ensure = func() (int, int, error) { return d.ensureTunnel(r, nw) }
+	}
+	vx, mtu, err := ensure()
 	if err != nil {
 		return err
 	}
@@ -284,11 +288,15 @@ func (d *Driver) applyEntries(r *router, nw *Network) error {
 			continue
 		}
 		mac := nodeMAC(nw.VNI, e.Node)
-		fdb[link.FDBKey{Dev: r.vx, MAC: mac}] = under
+		if !nw.Encrypted {
+			fdb[link.FDBKey{Dev: r.vx, MAC: mac}] = under
+		}
 		for _, a := range []netip.Addr{e.Addr4, e.Addr6} {
 			if a.IsValid() {
 				via := nodeVia(e.Node, a.Is6())
-				neighs[link.NeighKey{Dev: r.vx, IP: via}] = mac
+				if !nw.Encrypted {
+					neighs[link.NeighKey{Dev: r.vx, IP: via}] = mac
+				}
 				routes[link.RouteKey{Dst: host(a)}] = link.Route{Dev: r.vx, Via: via}
 			}
 		}
@@ -311,6 +319,7 @@ func (d *Driver) applyEntries(r *router, nw *Network) error {
 		return fmt.Errorf("write routes to other nodes: %w", err)
 	}
 	r.routes, r.neighs, r.fdb = routes, neighs, fdb
+	d.setTunnelEndpoints(nw)
 	return nil
 }
 
@@ -442,7 +451,7 @@ func (d *Driver) removeRouter(r *router, force bool) bool {
 		}
 	}
 	for name, l := range links {
-		if l.Kind == "vxlan" || l.Kind == "veth" {
+		if l.Kind == "vxlan" || l.Kind == tunKind || l.Kind == "veth" {
 			err = errors.Join(err, r.conn.DelLink(name))
 		}
 	}

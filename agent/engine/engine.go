@@ -18,6 +18,7 @@ import (
 
 	"skein/agent/volumes"
 	"skein/overlay"
+	"skein/overlay/crypt"
 	"skein/runtime"
 	"skein/runtime/image"
 	"skein/runtime/logs"
@@ -30,6 +31,8 @@ type Network interface {
 	RemoveSandbox(ctx context.Context, id string) error
 	Sandboxes() ([]string, error)
 	SetBridges(ctx context.Context, bridges []overlay.Bridge) error
+	CryptKeys() ([]crypt.Key, error)
+	CryptKeysChanged() <-chan struct{}
 	PortHolder(proto string, port uint16) (name string, pid int, inUse bool)
 }
 

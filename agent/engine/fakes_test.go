@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"skein/overlay"
+	"skein/overlay/crypt"
 	"skein/runtime"
 	"skein/runtime/image"
 )
@@ -307,11 +308,12 @@ func (f *fakeImages) Snapshots(context.Context) ([]string, error) {
 
 // fakeNetwork keeps sandboxes in memory.
 type fakeNetwork struct {
-	mu      sync.Mutex
-	boxes   map[string]overlay.Sandbox
-	bridges []overlay.Bridge
-	inUse   map[portKey]bool
-	err     error
+	mu       sync.Mutex
+	boxes    map[string]overlay.Sandbox
+	bridges  []overlay.Bridge
+	inUse    map[portKey]bool
+	err      error
+	cryptErr error
 }
 
 func newFakeNetwork() *fakeNetwork {
@@ -353,6 +355,8 @@ func (n *fakeNetwork) SetBridges(_ context.Context, b []overlay.Bridge) error {
 	return n.err
 }
 
+func (n *fakeNetwork) CryptKeys() ([]crypt.Key, error)   { return nil, n.cryptErr }
+func (n *fakeNetwork) CryptKeysChanged() <-chan struct{} { return nil }
 func (n *fakeNetwork) PortHolder(proto string, port uint16) (string, int, bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

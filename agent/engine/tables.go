@@ -9,6 +9,7 @@ import (
 	"skein/agent"
 	"skein/manager/api"
 	"skein/overlay"
+	"skein/overlay/crypt"
 	"skein/overlay/dns"
 )
 
@@ -65,6 +66,12 @@ func OverlayConfig(t agent.Tables) (overlay.Config, map[string]error) {
 		if n.Index == t.NodeIndex {
 			cfg.Self = node
 		} else {
+			if keys := cryptKeys(n.Keys); len(keys) > 0 {
+				if cfg.Keys == nil {
+					cfg.Keys = map[uint32][]crypt.Key{}
+				}
+				cfg.Keys[n.Index] = keys
+			}
 			cfg.Peers = append(cfg.Peers, node)
 		}
 	}
@@ -118,7 +125,7 @@ func networkConfig(t agent.Table) (overlay.Network, error) {
 	if rec == nil {
 		return overlay.Network{}, fmt.Errorf("the table carries no network record")
 	}
-	n := overlay.Network{ID: rec.Id, Name: rec.Name, VNI: rec.Vni, MTU: rec.EffectiveMTU(), Internal: rec.Internal}
+	n := overlay.Network{ID: rec.Id, Name: rec.Name, VNI: rec.Vni, MTU: rec.EffectiveMTU(), Internal: rec.Internal, Encrypted: rec.Encrypted}
 	var err error
 	if n.Subnet4, err = netip.ParsePrefix(rec.Subnet4); err != nil {
 		return n, fmt.Errorf("network %s: subnet %q: %w", rec.Name, rec.Subnet4, err)

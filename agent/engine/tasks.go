@@ -102,6 +102,9 @@ func (t *taskController) Prepare(ctx context.Context) error {
 	if t.e.taskContainer(t.a.TaskId) != nil {
 		return nil
 	}
+	if err := t.e.rejectUnencrypted(t.attached()); err != nil {
+		return task.Fatal{Err: err}
+	}
 	img, err := t.image(ctx)
 	if err != nil {
 		return err

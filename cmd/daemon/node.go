@@ -58,6 +58,8 @@ type clusterNode struct {
 	creds     chan *api.Credentials // capacity 1: the newest that the managers said
 	expelled  chan error            // capacity 1: the cluster removed this node
 
+	cryptChanged <-chan struct{} // the node's keys of encrypted networks are others
+
 	mu           sync.Mutex
 	conns        map[string]*grpc.ClientConn // to agents, by address; nil after stop
 	wanted       string                      // role in the store, empty before the first session
@@ -79,6 +81,7 @@ func startNode(m *membership, id *identity.Identity, s settings, found *founding
 		id: id, role: id.Role(), settings: s, log: m.log, mux: mux, session: make(chan struct{}), failed: make(chan error, 1), done: make(chan struct{}),
 		switched: make(chan struct{}, 1), creds: make(chan *api.Credentials, 1), expelled: make(chan error, 1), conns: map[string]*grpc.ClientConn{},
 	}
+	n.cryptChanged = m.eng.CryptKeysChanged()
 	n.connected = sync.OnceFunc(func() { close(n.session) })
 	if err := n.build(m); err != nil {
 		mux.Close()
@@ -124,7 +127,7 @@ func (n *clusterNode) build(m *membership) error {
 		StateDir: filepath.Join(m.clusterDir(), "agent"), Seeds: n.seeds(), Executor: m.eng, Network: m.eng,
 		Dial:   func(_ context.Context, addr string) (*grpc.ClientConn, error) { return n.dialManager(addr) },
 		OnNode: func(r *api.NodeRecord) { n.noteRecord(r); m.eng.SyncAttachments() }, OnRefused: n.noteRefusal, OnCredentials: n.noteCredentials, TLS: n.id.TLS,
-		Addrs: m.addresses,
+		Addrs: m.addresses, Crypt: m.eng.CryptKeys,
 		Log: n.log.With("component", "agent"),
 	})
 	return err
@@ -229,6 +232,16 @@ func (n *clusterNode) run(live *liveness.Liveness) {
 	part("transport", n.mux.Run)
 	part("gossip", live.Run)
 	part("agent", n.agent.Run)
+	part("keys of encrypted networks", func(ctx context.Context) error {
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-n.cryptChanged:
+				n.agent.CryptChanged()
+			}
+		}
+	})
 	part("credentials", func(ctx context.Context) error { return n.keepCredentials(ctx, live) })
 	part("certificate renewal", func(ctx context.Context) error {
 		return n.id.Run(ctx, identity.Renewal{Dial: n.dialAnyManager, Renewed: n.noteRenewal, Logger: n.log.With("component", "identity")})

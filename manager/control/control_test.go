@@ -565,7 +565,7 @@ func TestNetworks(t *testing.T) {
 		`{"Name":"n","Ingress":true}`:                                    "ingress",
 		`{"Name":"n","ConfigOnly":true}`:                                 "config-only",
 		`{"Name":"n","EnableIPv6":true}`:                                 "IPv6",
-		`{"Name":"n","Options":{"encrypted":""}}`:                        "encrypted",
+		`{"Name":"n","Options":{"encrypted":"aes"}}`:                     "true or false",
 		`{"Name":"n","Options":{"x":"y"}}`:                               "option",
 		`{"Name":"n","IPAM":{"Driver":"dhcp"}}`:                          "IPAM driver",
 		`{"Name":"n","IPAM":{"Config":[{"Subnet":"192.168.7.128/25"}]}}`: "overlaps",

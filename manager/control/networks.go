@@ -41,6 +41,9 @@ func (s *Server) CreateNetwork(ctx context.Context, r *api.CreateRequest) (*api.
 		if tx.NetworkByName(rec.Name) != nil {
 			return api.Errorf(errdefs.ErrAlreadyExists, "network with name %s already exists", rec.Name)
 		}
+		if err := mayEncrypt(tx, rec); err != nil {
+			return err
+		}
 		tx.Add(expect("network", rec.Id, 0))
 		tx.Add(&api.Change{Kind: &api.Change_PutNetwork{PutNetwork: rec}})
 		return nil
@@ -130,8 +133,12 @@ func setOptions(a at, req *network.CreateRequest, rec *api.NetworkRecord) error 
 				return a.bad(v, "want one VNI, 1 to 16777215")
 			}
 			rec.Vni = uint32(n)
-		case "encrypted":
-			return a.unbuilt(v, "encrypted overlays")
+		case optEncrypted:
+			on, err := encryptedOption(a, v)
+			if err != nil {
+				return err
+			}
+			rec.Encrypted = on
 		default:
 			return a.unbuilt(v, "this option of an overlay network")
 		}
@@ -237,5 +244,6 @@ func networkOptions(n *store.Network) map[string]string {
 	if n.Mtu != 0 {
 		out[optMTU] = strconv.FormatUint(uint64(n.Mtu), 10)
 	}
+	addEncrypted(n, out)
 	return out
 }

@@ -259,7 +259,7 @@ func networkRows() map[string][]row {
 		"IPAM.Config[].Gateway":              {bad(`"10.5.1.1"`, "a gateway of your choice"), bad(`"x"`, "want an IP address")},
 		"IPAM.Config[].AuxiliaryAddresses{}": {bad(`"10.5.1.1"`, "auxiliary addresses").named("IPAM.Config[0].AuxiliaryAddresses")},
 		"Options{}": {kept(`com.docker.network.driver.mtu:="1400"`), bad(`com.docker.network.driver.mtu:="1"`, "want 576 to 65535"), bad(`com.docker.network.driver.overlay.vxlanid_list:="0"`, "1 to 16777215"),
-			bad(`com.docker.network.driver.overlay.vxlanid_list:="16777216"`, "1 to 16777215"), bad(`encrypted:=""`, "encrypted overlays"), bad(`colour:="x"`, "not supported")},
+			bad(`com.docker.network.driver.overlay.vxlanid_list:="16777216"`, "1 to 16777215"), kept(`encrypted:=""`), kept(`encrypted:="true"`), kept(`encrypted:="false"`), bad(`encrypted:="maybe"`, "true or false"), bad(`colour:="x"`, "not supported")},
 		"Labels{}": labelRows(true),
 	}
 }

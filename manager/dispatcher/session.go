@@ -229,6 +229,12 @@ func (d *Dispatcher) take(ctx context.Context, s *session, n *node, m *api.Agent
 				d.writer.said(n.id, &api.Hello{Addrs: k.Addrs})
 			}
 		})
+	case *api.AgentMessage_Crypt:
+		return d.do(ctx, func() {
+			if n.session == s {
+				d.noteCrypt(n, k.Crypt)
+			}
+		})
 	case *api.AgentMessage_Goodbye:
 		return d.do(ctx, func() {
 			if n.session == s {

@@ -93,6 +93,9 @@ func add(h, part *api.Hello) {
 	if part.Tls != nil {
 		h.Tls = part.Tls
 	}
+	if part.Crypt != nil {
+		h.Crypt = part.Crypt
+	}
 	if part.Addrs != nil {
 		h.Addrs = part.Addrs
 	}
@@ -200,8 +203,12 @@ func describe(rec *store.Node, h *api.Hello, level uint32) []*api.Change {
 	if len(h.DescriptionJson) > 0 {
 		next.DescriptionJson = h.DescriptionJson
 	}
-	if h.FeatureLevel > 0 || h.Hostname != "" { // else it says nothing but its certificate
+	whole := h.FeatureLevel > 0 || h.Hostname != "" // else it says nothing but its certificate or its keys
+	if whole {
 		next.FeatureLevel = h.FeatureLevel
+	}
+	if (whole || h.Crypt != nil) && validCrypt(h.Crypt) && level >= api.LevelNetworks {
+		next.Crypt = h.Crypt
 	}
 	if validTLS(h.Tls) {
 		next.Tls = h.Tls

@@ -28,7 +28,7 @@ func NodeOf(n *store.Node) scheduler.Node {
 		Platform: scheduler.Platform{OS: d.Platform.OS, Arch: d.Platform.Architecture},
 		Total:    scheduler.Resources{NanoCPUs: d.Resources.NanoCPUs, MemoryBytes: d.Resources.MemoryBytes},
 		Generic:  genericOf(d.Resources.GenericResources),
-		Plugins:  pluginsOf(d.Engine.Plugins),
+		Plugins:  append(pluginsOf(d.Engine.Plugins), encryption(n)),
 		State:    stateOf(n),
 	}
 }

@@ -270,7 +270,7 @@ func (p *Placement) requirements(view store.ReadTx, t *store.Task) *requirements
 	if req, err := RequirementsOf(svc.Revs[t.Revision]); err != nil {
 		r.err = err
 	} else {
-		r.Requirements = req
+		r.Requirements = encrypting(view, svc.Revs[t.Revision], req)
 	}
 	if r.need = r.NeedKey(); r.MaxPerNode > 0 {
 		r.need += t.ServiceID
