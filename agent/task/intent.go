@@ -290,7 +290,7 @@ func (i *intent) remember(r *api.TaskReport) bool {
 	if api.TaskState(r.State) < i.at {
 		return false
 	}
-	if l != nil && l.State == r.State && l.Message == r.Message && l.Err == r.Err && l.ContainerId == r.ContainerId && l.Pid == r.Pid && l.Leaving == r.Leaving {
+	if l != nil && l.State == r.State && l.Message == r.Message && l.Err == r.Err && l.ContainerId == r.ContainerId && l.Pid == r.Pid {
 		return false
 	}
 	i.last, i.at = r, api.TaskState(r.State)

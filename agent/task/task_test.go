@@ -281,7 +281,7 @@ func TestSick(t *testing.T) {
 					t.Fatal(err)
 				}
 				synctest.Wait()
-				if leaving := n.last["t1"].Leaving; leaving != (tt.stopAt != "+10s stop t1") {
+				if leaving := n.last["t1"].Message == api.MessageLeaving; leaving != (tt.stopAt != "+10s stop t1") {
 					t.Errorf("leaving: %v", leaving)
 				}
 				time.Sleep(2 * time.Second)
@@ -292,7 +292,7 @@ func TestSick(t *testing.T) {
 				if !slices.Contains(n.exec.Events(), tt.stopAt) {
 					t.Fatalf("events %v, want %q", n.exec.Events(), tt.stopAt)
 				}
-				if r := n.last["t1"]; api.TaskState(r.State) != api.TaskFailed || r.Err != "task: non-zero exit (143): unhealthy container: no" || r.Leaving {
+				if r := n.last["t1"]; api.TaskState(r.State) != api.TaskFailed || r.Err != "task: non-zero exit (143): unhealthy container: no" {
 					t.Errorf("last report: %v", r)
 				}
 			})

@@ -207,9 +207,7 @@ func (w *worker) drain(ctx context.Context) stage {
 func (w *worker) sick(cause string) stage {
 	return func(w *worker, ctx context.Context) stage {
 		if w.inRotation() {
-			r := w.newReport(api.TaskRunning, "unhealthy: leaves rotation", errors.New(cause))
-			r.Leaving = true
-			w.publish(r)
+			w.report(api.TaskRunning, api.MessageLeaving, errors.New(cause))
 			bounded, cancel := context.WithTimeout(ctx, sickBound)
 			if w.await(bounded, w.outOfRotation) {
 				_ = pause(bounded, drainMargin) // its end is looked at below

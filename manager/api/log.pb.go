@@ -2846,7 +2846,6 @@ type TaskReport struct {
 	Ports         []*PortConfig          `protobuf:"bytes,9,rep,name=ports,proto3" json:"ports,omitempty"`
 	NodeId        string                 `protobuf:"bytes,10,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"` // who says so; refused when it is not the task's node
 	Reason        string                 `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"`               // not used
-	Leaving       bool                   `protobuf:"varint,12,opt,name=leaving,proto3" json:"leaving,omitempty"`            // it runs, but is to get no new clients: never in the log
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2956,13 +2955,6 @@ func (x *TaskReport) GetReason() string {
 		return x.Reason
 	}
 	return ""
-}
-
-func (x *TaskReport) GetLeaving() bool {
-	if x != nil {
-		return x.Leaving
-	}
-	return false
 }
 
 // Restarts is what a task inherits from those before it in its slot, so that nothing must be read from ended tasks that may be gone.
@@ -5663,7 +5655,7 @@ const file_log_proto_rawDesc = "" +
 	"\rTaskPlacement\x12\x19\n" +
 	"\btask_ids\x18\x01 \x03(\tR\ataskIds\x12\x19\n" +
 	"\bnode_ids\x18\x02 \x03(\tR\anodeIds\x12\x18\n" +
-	"\arefused\x18\x03 \x03(\tR\arefused\"\xc8\x02\n" +
+	"\arefused\x18\x03 \x03(\tR\arefused\"\xb4\x02\n" +
 	"\n" +
 	"TaskReport\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x14\n" +
@@ -5677,8 +5669,7 @@ const file_log_proto_rawDesc = "" +
 	"\x05ports\x18\t \x03(\v2\x18.skein.api.v1.PortConfigR\x05ports\x12\x17\n" +
 	"\anode_id\x18\n" +
 	" \x01(\tR\x06nodeId\x12\x16\n" +
-	"\x06reason\x18\v \x01(\tR\x06reason\x12\x18\n" +
-	"\aleaving\x18\f \x01(\bR\aleaving\"\xae\x01\n" +
+	"\x06reason\x18\v \x01(\tR\x06reasonJ\x04\b\f\x10\r\"\xae\x01\n" +
 	"\bRestarts\x12\x1a\n" +
 	"\battempts\x18\x01 \x01(\x04R\battempts\x12\x18\n" +
 	"\acrashes\x18\x02 \x01(\rR\acrashes\x12\x14\n" +

@@ -59,6 +59,9 @@ const (
 	LevelNetworks = 4
 )
 
+// MessageLeaving is what a node says of a task that runs and that it is about to end by itself. Such a task gets no new clients.
+const MessageLeaving = "unhealthy: leaves rotation"
+
 // MeshTable is the name of the table that carries nodes and published ports; other tables are named by network id.
 const MeshTable = "mesh"
 

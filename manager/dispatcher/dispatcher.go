@@ -106,7 +106,6 @@ type Dispatcher struct {
 	turned       time.Time // of the wheel
 	turn         *time.Ticker
 	caution      caution
-	leaving      map[string]struct{} // tasks that their nodes are about to end: see setLeaving
 	drainTimeout int64               // of services that say nothing; see drainTimeoutOf
 	heldSaid     time.Time           // when many silent nodes were logged
 	managers     *api.ManagerMessage // encoded list; nil: it changed
@@ -127,7 +126,7 @@ func New(cfg Config) *Dispatcher {
 	return &Dispatcher{
 		cfg: cfg, writer: newWriter(cfg.Store, cfg.Log), soft: newSoftStates(),
 		calls: make(chan func(), callsBound), done: make(chan struct{}), probes: make(chan struct{}, maxProbes), netChecks: make(chan struct{}, netCheckCalls),
-		nodes: map[string]*node{}, tasks: map[string]*taskEntry{}, attached: map[string]*attachedEntry{}, spread: newSpread(), templates: map[templateKey]*template{}, caution: cautionOf(nil), leaving: map[string]struct{}{},
+		nodes: map[string]*node{}, tasks: map[string]*taskEntry{}, attached: map[string]*attachedEntry{}, spread: newSpread(), templates: map[templateKey]*template{}, caution: cautionOf(nil),
 		creds: newCredentials(),
 	}
 }

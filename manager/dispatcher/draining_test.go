@@ -63,7 +63,7 @@ func TestLeavingTaskGetsNoClients(t *testing.T) {
 		p.report(running(tasks[0]))
 		endpointIn(p, "ready", tasks[0])
 		sick := running(tasks[0])
-		sick.Leaving, sick.Err = true, "unhealthy container"
+		sick.Message, sick.Err = api.MessageLeaving, "unhealthy container"
 		p.report(sick)
 		version := endpointIn(p, "draining", tasks[0])
 		p.ack(id("net"), version)
@@ -71,7 +71,7 @@ func TestLeavingTaskGetsNoClients(t *testing.T) {
 			t.Errorf("the task is wanted no more: %v", a)
 		}
 		synctest.Wait()
-		if got := l.task(tasks[0]); got.State != api.TaskRunning || got.Status.Err != "unhealthy container" || got.Status.Leaving {
+		if got := l.task(tasks[0]); got.State != api.TaskRunning || got.Status.Err != "unhealthy container" {
 			t.Errorf("the store has %s, status %v", got.State, got.Status)
 		}
 		p.report(running(tasks[0])) // its daemon was restarted, and the task is well

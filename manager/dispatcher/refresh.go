@@ -224,9 +224,6 @@ func tellsMore(old, rec *store.Node) bool {
 func (d *Dispatcher) refreshTask(tx store.ReadTx, id string) {
 	t := tx.Task(id)
 	d.soft.settled(id, t)
-	if t == nil || t.State.Terminal() {
-		delete(d.leaving, id)
-	}
 	e := d.tasks[id]
 	var before []string
 	var former *template
@@ -300,8 +297,7 @@ func (d *Dispatcher) entryOf(tx store.ReadTx, t *store.Task) (e taskEntry, ok bo
 		return e, true
 	}
 	e.template = d.templateOf(tx, t)
-	_, leaving := d.leaving[t.ID]
-	e.stopping = leaving || t.Desired >= api.TaskShutdown
+	e.stopping = leaving(t) || t.Desired >= api.TaskShutdown
 	for _, a := range t.Attachments {
 		if d.spread.tables[a.NetworkId] != nil {
 			e.nets = append(e.nets, a.NetworkId)

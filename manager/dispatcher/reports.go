@@ -61,8 +61,6 @@ func (d *Dispatcher) intake(n *node, reports []*api.TaskReport) {
 				continue
 			}
 			r.NodeId, r.Message, r.Err = n.id, clip(r.Message), clip(r.Err)
-			d.setLeaving(t, r.Leaving && state == api.TaskRunning)
-			r.Leaving = false
 			switch {
 			case soft(r):
 				d.soft.set(r)
@@ -71,21 +69,6 @@ func (d *Dispatcher) intake(n *node, reports []*api.TaskReport) {
 			}
 		}
 	})
-}
-
-// setLeaving notes whether a task's node is about to end it though nobody asked for that: it gets no new clients then. This is not in the
-// store; agents tell it to the next leader.
-func (d *Dispatcher) setLeaving(t *store.Task, leaving bool) {
-	if _, was := d.leaving[t.ID]; was == leaving {
-		return
-	}
-	if leaving {
-		d.leaving[t.ID] = struct{}{}
-	} else {
-		delete(d.leaving, t.ID)
-	}
-	d.dirty.mark(store.KindTask, t.ID)
-	d.schedule()
 }
 
 // told reports whether the store knows all that a report says.

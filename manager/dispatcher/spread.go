@@ -248,13 +248,17 @@ const (
 	stateDraining = "draining"
 )
 
+// leaving reports whether a task's node is about to end it though nobody asked for that: it gets no new clients then.
+func leaving(t *store.Task) bool {
+	return t.State == api.TaskRunning && t.Status.GetMessage() == api.MessageLeaving
+}
+
 // endpoint is a task as a table shows it.
 func (d *Dispatcher) endpoint(tx store.ReadTx, t *store.Task, table string) *api.TaskEndpoint {
 	n := d.nodes[t.NodeID]
 	e := &api.TaskEndpoint{TaskId: t.ID, ServiceId: t.ServiceID, NodeIndex: n.rec.Index, State: stateStarting}
-	_, leaving := d.leaving[t.ID]
 	switch {
-	case leaving || t.Desired >= api.TaskShutdown || n.rec.Status.GetState() == nodeDown:
+	case leaving(t) || t.Desired >= api.TaskShutdown || n.rec.Status.GetState() == nodeDown:
 		e.State = stateDraining
 	case t.State == api.TaskRunning:
 		e.State = stateReady
