@@ -146,6 +146,8 @@ type Swarm interface {
 	SwarmNetCheck(ctx context.Context, repair bool, nodes []string) ([]*api.NetCheckNode, error)
 	// SwarmNetStatus tells which node applied which version of which endpoint table. Every node of a cluster answers it.
 	SwarmNetStatus(ctx context.Context) (*api.NetStatusReply, error)
+	// NodeNetworks lists the cluster's networks that concern this node, be it a worker or a manager.
+	NodeNetworks(ctx context.Context) ([]network.Inspect, error)
 	// Agent returns a client of a node's agent service (logs).
 	Agent(ctx context.Context, nodeID string) (api.AgentClient, error)
 }

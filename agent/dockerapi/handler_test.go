@@ -88,7 +88,7 @@ func TestAnswers(t *testing.T) {
 		{"GET", "/networks/ingress", "", 200, `{"Name":"ingress","Id":"ingress000000000000000000"…`},
 		{"GET", "/networks/nope", "", 404, `{"message":"network nope not found"}`},
 		{"DELETE", "/networks/bridge", "", 403, `{"message":"bridge is a pre-defined network and cannot be removed"}`},
-		{"POST", "/networks/ingress/connect", `{"Container":"web"}`, 501, `{"message":"attaching a container to the swarm network ingress by hand is not built yet…`},
+		{"POST", "/networks/ingress/connect", `{"Container":"web"}`, 200, ``},
 		{"GET", "/networks?filters=" + f(`{"scope":{"swarm":true}}`), "", 200, `[{"Name":"ingress"…`},
 		{"GET", "/networks?filters=" + f(`{"driver":["none"]}`), "", 200, `[{"Name":"none"…`},
 

@@ -7,8 +7,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/swarm"
 
 	"skein/manager/api"
 )
@@ -36,16 +36,27 @@ func (h *handlers) networkRoutes() []route {
 // networksTimeout bounds the question to the managers: the node's own networks are there without a quorum. An election is over by then.
 const networksTimeout = 5 * time.Second
 
-// networks returns this node's networks and, on a manager, the cluster's. An overlay network that the node knows too is listed once. Without
-// an answer of the managers the node's are returned all the same, and why in clusterErr.
+// workerTimeout is the same on a worker, which has networks of the cluster to show without an answer, too.
+const workerTimeout = 2 * time.Second
+
+// networks returns this node's networks and, on a manager, the cluster's; on a worker those of the cluster that concern it. A network that the
+// node knows too is listed once. Without an answer of the managers the node's are returned all the same, and on a manager why in clusterErr.
 func (h *handlers) networks(ctx context.Context) (all []network.Inspect, clusterErr, err error) {
 	all, err = h.Networks.NetworkList(ctx)
-	if err != nil || !h.Swarm.SwarmInfo(ctx).ControlAvailable {
+	info := h.Swarm.SwarmInfo(ctx)
+	if err != nil || info.LocalNodeState != swarm.LocalNodeStateActive {
 		return all, nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, networksTimeout)
+	ask, bound := h.clusterNetworks, networksTimeout
+	if !info.ControlAvailable {
+		ask, bound = h.Swarm.NodeNetworks, workerTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, bound)
 	defer cancel()
-	cluster, err := h.clusterNetworks(ctx)
+	cluster, err := ask(ctx)
+	if err != nil && !info.ControlAvailable {
+		return all, nil, nil
+	}
 	if err != nil {
 		return all, err, nil
 	}
@@ -55,9 +66,7 @@ func (h *handlers) networks(ctx context.Context) (all []network.Inspect, cluster
 	}
 	for _, n := range cluster {
 		if i, ok := at[n.ID]; ok {
-			if len(n.Containers) == 0 {
-				n.Containers = all[i].Containers // only the node knows these
-			}
+			n.Containers, n.Peers, n.Services = all[i].Containers, all[i].Peers, all[i].Services // only the node knows these
 			all[i] = n
 			continue
 		}
@@ -225,6 +234,9 @@ func (h *handlers) networkInspect(w http.ResponseWriter, r *http.Request) error 
 	if n.Containers == nil {
 		n.Containers = map[string]network.EndpointResource{}
 	}
+	if !boolQuery(r.URL.Query(), "verbose") {
+		n.Services = nil
+	}
 	return writeJSON(w, http.StatusOK, n)
 }
 
@@ -293,21 +305,6 @@ func (h *handlers) networkRemove(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// notSwarm refuses what can be done to the node's own networks only.
-func (h *handlers) notSwarm(ctx context.Context, ref string) error {
-	n, err := h.findNetwork(ctx, ref, "")
-	if errdefs.IsNotFound(err) {
-		return nil // the node has its own text for an unknown network
-	}
-	if err != nil {
-		return err
-	}
-	if n.Scope == scopeSwarm {
-		return notBuilt("attaching a container to the swarm network %s by hand is not built yet: create a service on it", n.Name)
-	}
-	return nil
-}
-
 func (h *handlers) networkConnect(w http.ResponseWriter, r *http.Request) error {
 	ref, err := pathRef(r, "id")
 	if err != nil {
@@ -315,9 +312,6 @@ func (h *handlers) networkConnect(w http.ResponseWriter, r *http.Request) error 
 	}
 	var req network.ConnectRequest
 	if err := readJSON(w, r, &req); err != nil {
-		return err
-	}
-	if err := h.notSwarm(r.Context(), ref); err != nil {
 		return err
 	}
 	return h.Networks.NetworkConnect(r.Context(), ref, req)
@@ -330,9 +324,6 @@ func (h *handlers) networkDisconnect(w http.ResponseWriter, r *http.Request) err
 	}
 	var req network.DisconnectRequest
 	if err := readJSON(w, r, &req); err != nil {
-		return err
-	}
-	if err := h.notSwarm(r.Context(), ref); err != nil {
 		return err
 	}
 	return h.Networks.NetworkDisconnect(r.Context(), ref, req)

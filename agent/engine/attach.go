@@ -5,13 +5,16 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
 
+	cerrdefs "github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/network"
 	"google.golang.org/protobuf/proto"
 
+	"skein/agent"
 	"skein/manager/api"
 	"skein/overlay"
 )
@@ -52,6 +55,7 @@ type attachments struct {
 	pending map[string]*api.AttachmentWish // of containers that are being started or changed, by id
 	sent    map[string]*api.AttachmentWish // what the managers agreed to last
 	full    bool                           // what they know is not known here
+	tables  agent.Tables                   // newest
 }
 
 func newAttachments() *attachments {
@@ -111,7 +115,7 @@ func (e *Engine) wish(r record, active bool) *api.AttachmentWish {
 // place asks for what next is to hold of the cluster's networks, waits until they are ready here, and completes sandbox and settings. The caller
 // records them and then calls settled, also after an error.
 func (e *Engine) place(ctx context.Context, next record, sb *overlay.Sandbox, nets map[string]*network.EndpointSettings) error {
-	w := e.wish(next, true)
+	w, before := e.wish(next, true), *sb
 	if len(w.Networks) > 0 && len(sb.Bridges) == 0 && next.publishes() {
 		return notBuilt("publishing ports of a container that is on networks of the cluster alone is not supported by this version of skein")
 	}
@@ -120,10 +124,18 @@ func (e *Engine) place(ctx context.Context, next record, sb *overlay.Sandbox, ne
 		return nil
 	}
 	rec, err := e.askFor(ctx, w)
+	if err != nil && cerrdefs.IsUnavailable(err) {
+		rec, err = stays(w, before, err) // leaving a network needs nobody's consent
+	}
 	if err != nil {
 		return err
 	}
-	sb.DNS = true
+	return complete(next, rec, sb, nets)
+}
+
+// complete puts what the managers gave into a sandbox and its settings.
+func complete(next record, rec *api.AttachmentRecord, sb *overlay.Sandbox, nets map[string]*network.EndpointSettings) error {
+	sb.DNS, sb.Legs = true, nil
 	for _, name := range onCluster(next) {
 		s := *next.Networks[name]
 		i := slices.IndexFunc(rec.Networks, func(n *api.AttachedNetwork) bool { return n.NetworkId == s.NetworkID })
@@ -135,7 +147,7 @@ func (e *Engine) place(ctx context.Context, next record, sb *overlay.Sandbox, ne
 			return fmt.Errorf("network %s: %w", name, err)
 		}
 		sb.Legs = append(sb.Legs, leg)
-		s.EndpointID, s.DNSNames = next.ID, rec.Networks[i].Names
+		s.EndpointID, s.DNSNames, s.MacAddress = next.ID, rec.Networks[i].Names, network.HardwareAddr(overlay.StationOfLeg(leg))
 		s.IPAddress, s.IPPrefixLen = leg.Addr4.Addr(), leg.Addr4.Bits()
 		if leg.Addr6.IsValid() {
 			s.GlobalIPv6Address, s.GlobalIPv6PrefixLen = leg.Addr6.Addr(), leg.Addr6.Bits()
@@ -144,6 +156,61 @@ func (e *Engine) place(ctx context.Context, next record, sb *overlay.Sandbox, ne
 	}
 	sb.Gateway4, sb.Gateway6 = addr(rec.Gateway4), addr(rec.Gateway6)
 	return nil
+}
+
+// stays is what a running container holds of a wish that asks for nothing more; unavailable is why the managers did not say so. They are told later.
+func stays(w *api.AttachmentWish, sb overlay.Sandbox, unavailable error) (*api.AttachmentRecord, error) {
+	rec := &api.AttachmentRecord{Id: w.Id}
+	for _, n := range w.Networks {
+		i := slices.IndexFunc(sb.Legs, func(l overlay.Leg) bool { return l.NetworkID == n.NetworkId })
+		if i < 0 {
+			return nil, unavailable
+		}
+		got := &api.AttachedNetwork{NetworkId: n.NetworkId, Addr4: sb.Legs[i].Addr4.String(), Names: n.Names}
+		if sb.Legs[i].Addr6.IsValid() {
+			got.Addr6 = sb.Legs[i].Addr6.String()
+		}
+		rec.Networks = append(rec.Networks, got)
+	}
+	if w.Gateway && sb.Gateway4.IsValid() {
+		rec.Gateway4 = sb.Gateway4.String()
+		if sb.Gateway6.IsValid() {
+			rec.Gateway6 = sb.Gateway6.String()
+		}
+	}
+	return rec, nil
+}
+
+// follow makes a running container agree with what the managers say that it holds: a network may have become internal to it, or all it held was
+// lost with the node's removal and given anew.
+func (e *Engine) follow(ctx context.Context, c *entry, rec *api.AttachmentRecord) error {
+	if err := c.lock(); err != nil {
+		return nil
+	}
+	defer c.op.Unlock()
+	old := c.snapshot()
+	w := e.wish(old, true)
+	if !old.State.active() || len(w.Networks) != len(rec.Networks) {
+		return nil // it changed since then, and the managers will be told
+	}
+	next := old
+	next.Networks = maps.Clone(old.Networks)
+	if err := complete(old, rec, &next.Sandbox, next.Networks); err != nil {
+		return nil // likewise
+	}
+	if reflect.DeepEqual(next.Sandbox, old.Sandbox) {
+		return nil
+	}
+	if err := e.await(ctx, rec); err != nil {
+		return err
+	}
+	if err := e.update(c, func(r *record) { r.Sandbox, r.Networks = next.Sandbox, next.Networks }); err != nil {
+		return err
+	}
+	if _, err := e.cfg.Network.AddSandbox(ctx, next.Sandbox); err != nil {
+		return err
+	}
+	return e.refreshNetworkFiles(old, next)
 }
 
 func attachedLeg(n *api.AttachedNetwork) (overlay.Leg, error) {
@@ -187,14 +254,18 @@ func (e *Engine) askFor(ctx context.Context, w *api.AttachmentWish) (*api.Attach
 	if err != nil {
 		return nil, err
 	}
-	rec := reply.Attachments[0]
+	return reply.Attachments[0], e.await(ctx, reply.Attachments[0])
+}
+
+// await returns when this node's network is ready for a container.
+func (e *Engine) await(ctx context.Context, rec *api.AttachmentRecord) error {
 	var ids []string
 	for _, n := range rec.Networks {
 		ids = append(ids, n.NetworkId)
 	}
-	bounded, cancel = context.WithTimeout(ctx, tableWait)
+	ctx, cancel := context.WithTimeout(ctx, tableWait)
 	defer cancel()
-	return rec, c.AwaitNetworks(bounded, w.Id, ids, rec.Gateway4 != "")
+	return e.attach.cluster.AwaitNetworks(ctx, rec.Id, ids, rec.Gateway4 != "")
 }
 
 // settled ends what place began: from here on the container's record says what it wishes.
@@ -274,6 +345,14 @@ func (e *Engine) tellAttachments(ctx context.Context) error {
 	}
 	for _, rec := range reply.Attachments {
 		a.sent[rec.Id] = want[rec.Id]
+		if c := e.byID(rec.Id); c != nil && rec.Active {
+			e.work.Go(func() error {
+				if err := e.follow(e.background, c, rec); err != nil {
+					e.log.Error("give a running container the addresses that it has now", "container", rec.Name, "err", err)
+				}
+				return nil
+			})
+		}
 	}
 	for _, w := range r.Set {
 		if a.sent[w.Id] != w && w.Active {

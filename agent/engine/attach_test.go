@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
@@ -227,5 +228,93 @@ func TestAttachRefusals(t *testing.T) {
 	}
 	if err := create(nil, clusterNet("web")[:5]); err != nil {
 		t.Errorf("by the beginning of its id: %v", err)
+	}
+}
+
+// TestAttachLive: a running container joins and leaves networks of the cluster, beside its bridge and without.
+func TestAttachLive(t *testing.T) {
+	b := newClusterBench(t, "web", "db")
+	id := b.run("one", container.HostConfig{})
+	connect := func(name string, s *network.EndpointSettings) error {
+		return b.e.NetworkConnect(t.Context(), name, network.ConnectRequest{Container: id, EndpointConfig: s})
+	}
+	disconnect := func(name string) error {
+		return b.e.NetworkDisconnect(t.Context(), name, network.DisconnectRequest{Container: "one"})
+	}
+	ok := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	ok(connect("web", &network.EndpointSettings{Aliases: []string{"www"}, IPAMConfig: &network.EndpointIPAMConfig{IPv4Address: netip.MustParseAddr("10.0.0.77")}}))
+	sb, _ := b.net.box(id)
+	if len(sb.Legs) != 1 || sb.Legs[0].Addr4.String() != "10.0.0.77/24" || len(sb.Bridges) != 1 || sb.Gateway4.IsValid() || !sb.DNS {
+		t.Errorf("beside a bridge: %+v", sb)
+	}
+	if got := b.cluster.held[id].Networks[0].Names; !slices.Equal(got, []string{"one", "www", id[:12]}) {
+		t.Errorf("names %v", got)
+	}
+	if err := connect("web", nil); !cerrdefs.IsPermissionDenied(err) || !strings.Contains(err.Error(), "already exists in network web") {
+		t.Errorf("twice: %v", err)
+	}
+	if err := disconnect("db"); !cerrdefs.IsPermissionDenied(err) || !strings.Contains(err.Error(), "not connected to network db") {
+		t.Errorf("a network it is not on: %v", err)
+	}
+	if err := b.e.NetworkConnect(t.Context(), "web", network.ConnectRequest{Container: "nobody"}); !cerrdefs.IsNotFound(err) || !strings.Contains(err.Error(), "nobody") {
+		t.Errorf("no container: %v", err)
+	}
+	ok(connect("db", nil))
+	ok(disconnect("bridge"))
+	sb, _ = b.net.box(id)
+	if len(sb.Legs) != 2 || len(sb.Bridges) != 0 || !sb.Gateway4.IsValid() {
+		t.Errorf("on networks of the cluster alone: %+v", sb)
+	}
+	b.cluster.set(errors.New("no"), false)
+	if err := connect("bridge", nil); err == nil {
+		t.Error("connected though the managers refused to take the way out back")
+	}
+	b.cluster.set(nil, false)
+	if sb, _ := b.net.box(id); len(sb.Legs) != 2 || len(sb.Bridges) != 0 {
+		t.Errorf("after a failure: %+v", sb)
+	}
+	b.cluster.set(cerrdefs.ErrUnavailable, false) // nobody's consent is needed to leave
+	ok(disconnect("web"))
+	if sb, _ := b.net.box(id); len(sb.Legs) != 1 {
+		t.Errorf("left while the managers did not answer: %+v", sb)
+	}
+	b.cluster.set(nil, false)
+	b.cluster.until(t, "left web", func(held map[string]*api.AttachmentRecord) bool {
+		return len(held[id].GetNetworks()) == 1 && held[id].Networks[0].NetworkId == clusterNet("db") && held[id].Active
+	})
+	ok(disconnect(clusterNet("db")[:6]))
+	b.cluster.until(t, "left db", func(held map[string]*api.AttachmentRecord) bool { return len(held) == 0 })
+	if sb, _ := b.net.box(id); len(sb.Legs) != 0 || sb.Gateway4.IsValid() {
+		t.Errorf("off all networks: %+v", sb)
+	}
+}
+
+// TestAttachFollows: what the managers lost and gave anew, a running container gets.
+func TestAttachFollows(t *testing.T) {
+	b := newClusterBench(t, "web")
+	id := b.run("one", container.HostConfig{NetworkMode: "web"})
+	b.cluster.until(t, "active", func(held map[string]*api.AttachmentRecord) bool { return held[id].GetActive() })
+	b.cluster.mu.Lock()
+	clear(b.cluster.held) // the node was removed, and joined again
+	b.cluster.next = 100
+	b.cluster.mu.Unlock()
+	b.e.SyncAttachments()
+	c := b.e.byID(id)
+	for {
+		r, _, _, changed := c.watch()
+		if sb, _ := b.net.box(id); sb.Legs[0].Addr4.String() == "10.0.0.102/24" && r.Networks["web"].IPAddress.String() == "10.0.0.102" {
+			return
+		}
+		select {
+		case <-changed:
+		case <-time.After(10 * time.Millisecond): // the network comes after the record
+		case <-t.Context().Done():
+			t.Fatal("it kept the old address")
+		}
 	}
 }

@@ -74,22 +74,28 @@ func (e *Engine) clusterEndpoint(ref string, s *network.EndpointSettings) (strin
 	if n == nil || err != nil {
 		return "", nil, err
 	}
+	settings, err := attachSettings(n, s)
+	return n.Name, settings, err
+}
+
+// attachSettings checks what a user wishes of a network and keeps it.
+func attachSettings(n *network.Inspect, s *network.EndpointSettings) (*network.EndpointSettings, error) {
 	switch {
 	case n.Ingress || !n.Attachable:
-		return "", nil, errf(errDenied, "Could not attach to network %s: network %s not manually attachable", n.Name, n.Name)
+		return nil, errf(errDenied, "Could not attach to network %s: network %s not manually attachable", n.Name, n.Name)
 	case len(s.MacAddress) > 0:
-		return "", nil, notBuilt("--mac-address on networks of the cluster is not supported by this version of skein")
+		return nil, notBuilt("--mac-address on networks of the cluster is not supported by this version of skein")
 	case len(s.Links) > 0:
-		return "", nil, invalid("legacy links are for networks of one node: use --network-alias on network %s", n.Name)
+		return nil, invalid("legacy links are for networks of one node: use --network-alias on network %s", n.Name)
 	case len(s.DriverOpts) > 0:
-		return "", nil, notBuilt("driver options of an endpoint on network %s are not supported by this version of skein", n.Name)
+		return nil, notBuilt("driver options of an endpoint on network %s are not supported by this version of skein", n.Name)
 	}
 	if c := s.IPAMConfig; c != nil {
 		if err := checkWished(n, c); err != nil {
-			return "", nil, err
+			return nil, err
 		}
 	}
-	return n.Name, &network.EndpointSettings{NetworkID: n.ID, Aliases: s.Aliases, IPAMConfig: s.IPAMConfig, GwPriority: s.GwPriority}, nil
+	return &network.EndpointSettings{NetworkID: n.ID, Aliases: s.Aliases, IPAMConfig: s.IPAMConfig, GwPriority: s.GwPriority}, nil
 }
 
 // checkWished refuses addresses that the network cannot have; whether one is free is the managers' to say, at the start.

@@ -196,7 +196,7 @@ func (e *Engine) NetworkList(context.Context) ([]network.Inspect, error) {
 	for _, l := range list {
 		out = append(out, e.inspectNetwork(l))
 	}
-	return out, nil
+	return append(out, e.clusterNetworks()...), nil
 }
 
 func (e *Engine) inspectNetwork(l *localNetwork) network.Inspect {

@@ -14,6 +14,9 @@ import (
 
 // NetworkConnect attaches a container, running or not, to a further bridge network.
 func (e *Engine) NetworkConnect(ctx context.Context, ref string, req network.ConnectRequest) error {
+	if done, err := e.connectCluster(ctx, ref, req); done {
+		return err
+	}
 	l, err := e.nets.find(ref)
 	if err != nil {
 		return err
@@ -56,6 +59,9 @@ func (e *Engine) NetworkConnect(ctx context.Context, ref string, req network.Con
 
 // NetworkDisconnect takes a container off a network.
 func (e *Engine) NetworkDisconnect(ctx context.Context, ref string, req network.DisconnectRequest) error {
+	if done, err := e.disconnectCluster(ctx, ref, req); done {
+		return err
+	}
 	l, err := e.nets.find(ref)
 	if err != nil {
 		return err
@@ -137,15 +143,22 @@ func changeable(r record, l *localNetwork) error {
 func (e *Engine) rewire(ctx context.Context, c *entry, nets map[string]*network.EndpointSettings) error {
 	old := c.snapshot()
 	if !old.State.active() {
+		if old.Attached {
+			defer e.attachmentsChanged()
+		}
 		return e.update(c, func(r *record) { r.Networks = nets })
 	}
 	next := old
 	next.Networks = maps.Clone(nets)
 	sb, err := e.rewiredSandbox(old, &next)
+	if err == nil && len(onCluster(old))+len(onCluster(next)) > 0 {
+		defer e.settled(old.ID)
+		err = e.place(ctx, next, &sb, next.Networks)
+	}
 	if err == nil {
-		next.Sandbox = sb
+		next.Sandbox, next.Attached = sb, old.Attached || len(sb.Legs) > 0
 		// Recorded first: a crash in between is mended when the container is adopted.
-		err = e.update(c, func(r *record) { r.Sandbox, r.Networks = next.Sandbox, next.Networks })
+		err = e.update(c, func(r *record) { r.Sandbox, r.Networks, r.Attached = next.Sandbox, next.Networks, next.Attached })
 	}
 	if err == nil {
 		if _, err = e.cfg.Network.AddSandbox(ctx, sb); err != nil {
@@ -182,6 +195,9 @@ func (e *Engine) rewiredSandbox(old record, next *record) (overlay.Sandbox, erro
 		}
 	}
 	for _, name := range sortedKeys(next.Networks) {
+		if clusterID(next.Networks[name].NetworkID) {
+			continue // see place
+		}
 		if slices.ContainsFunc(sb.Bridges, func(l overlay.BridgeLeg) bool { return l.BridgeID == next.Networks[name].NetworkID }) {
 			continue
 		}

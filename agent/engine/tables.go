@@ -15,6 +15,7 @@ import (
 
 // SetTables turns the cluster's tables into the overlay's configuration and applies it (agent.Network).
 func (e *Engine) SetTables(ctx context.Context, t agent.Tables) map[string]error {
+	e.attach.noteTables(t)
 	cfg, bad := OverlayConfig(t)
 	applied, err := e.cfg.Network.Set(ctx, cfg)
 	if err != nil {

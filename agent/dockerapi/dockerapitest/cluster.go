@@ -56,6 +56,13 @@ func NewCluster() *Cluster {
 	}
 }
 
+// NodeNetworks are the attachable ones of Networks.
+func (c *Cluster) NodeNetworks(context.Context) ([]network.Inspect, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(c.Networks), func(n network.Inspect) bool { return !n.Attachable }), c.NetworksErr
+}
+
 // SwarmInfo is Swarm.
 func (c *Cluster) SwarmInfo(context.Context) swarm.Info {
 	c.mu.Lock()
