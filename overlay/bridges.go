@@ -100,7 +100,7 @@ func (d *Driver) setBridges(want map[string]Bridge, full bool) error {
 		four = four || b.Macvlan == nil && b.Subnet4.IsValid()
 	}
 	if four {
-		err = errors.Join(err, d.host.Sysctl(map[string]string{"ipv4/ip_forward": "1"}))
+		err = errors.Join(err, d.changeHost(map[string]string{forwarding4: "1"}))
 	}
 	if d.bridgesForward6() {
 		err = errors.Join(err, d.forward6())

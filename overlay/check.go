@@ -85,7 +85,9 @@ func (d *Driver) audited(a *link.Audit, table string, f func() error) error {
 	first := a.Count()
 	a.Enter(table)
 	d.watch(a)
+	d.dry = a.Dry()
 	err := f()
+	d.dry = false
 	d.watch(nil)
 	switch {
 	case err == nil:

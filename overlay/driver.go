@@ -72,6 +72,7 @@ type Driver struct {
 	mu   sync.Mutex
 	cfg  Config
 	have bool // cfg was set
+	dry  bool // a comparison runs that changes nothing
 	// peersChanged is true while Set applies a config with other nodes or another place of this one.
 	peersChanged bool
 	routers      map[string]*router

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -112,7 +113,7 @@ func (d *Driver) addPeers6(routes map[link.RouteKey]link.Route, neighs map[link.
 }
 
 // sysctlFile keeps what the node's kernel settings were before they were changed, until they are changed back.
-func (d *Driver) sysctlFile() string { return filepath.Join(d.opts.RunDir, "ipv6-settings") }
+func (d *Driver) sysctlFile() string { return filepath.Join(d.opts.RunDir, "kernel-settings") }
 
 // forward6 lets the node forward IPv6. A node that forwards believes no router advertisements, unless accept_ra is 2, and forgets the
 // routes that it has of them; so every device that listens to routers now goes on doing so. Whoever forwards already has seen to that.
@@ -139,8 +140,10 @@ func (d *Driver) forward6() error {
 			was[key], set[key+"?"] = v, "2"
 		}
 	}
-	if err := d.saveSysctls(was); err != nil {
-		return err
+	if !d.dry {
+		if err := d.saveSysctls(was); err != nil {
+			return err
+		}
 	}
 	if err := d.host.Sysctl(set); err != nil {
 		return err
@@ -159,16 +162,20 @@ func (d *Driver) saveSysctls(was map[string]string) error {
 			all[k] = v
 		}
 	}
+	return d.writeSysctls(all)
+}
+
+func (d *Driver) writeSysctls(all map[string]string) error {
 	b, err := json.Marshal(all)
 	if err != nil {
 		return err
 	}
 	tmp := d.sysctlFile() + ".new"
 	if err := os.WriteFile(tmp, b, 0o600); err != nil {
-		return fmt.Errorf("keep the node's IPv6 settings: %w", err)
+		return fmt.Errorf("keep the node's kernel settings: %w", err)
 	}
 	if err := os.Rename(tmp, d.sysctlFile()); err != nil {
-		return fmt.Errorf("keep the node's IPv6 settings: %w", err)
+		return fmt.Errorf("keep the node's kernel settings: %w", err)
 	}
 	return nil
 }
@@ -196,13 +203,5 @@ func (d *Driver) unforward6() error {
 			return err
 		}
 	}
-	delete(was, forwarding6)
-	set := map[string]string{}
-	for k, v := range was {
-		set[k+"?"] = v
-	}
-	if err := d.host.Sysctl(set); err != nil {
-		return err
-	}
-	return os.Remove(d.sysctlFile())
+	return d.giveBack(func(key string) bool { return strings.HasPrefix(key, "ipv6/") })
 }

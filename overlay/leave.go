@@ -52,6 +52,7 @@ func (d *Driver) leave() error {
 			err = errors.Join(err, d.unforward6())
 		}
 	}
+	err = errors.Join(err, d.giveBackCluster(len(d.bridges)))
 	for _, b := range d.boxes {
 		b.spec.Legs, b.spec.Gateway4, b.spec.Gateway6 = nil, netip.Addr{}, netip.Addr{}
 	}
@@ -78,7 +79,7 @@ func (d *Driver) deleteLinks(ours func(string, link.Link) bool) error {
 }
 
 // Teardown removes everything of ours from this node: sandboxes, networks, the mesh, bridges, rules and tables. It works without any
-// memory of what was made, so it also cleans up after a driver that died. Kernel settings (ip_forward) stay.
+// memory of what was made, so it also cleans up after a driver that died. Kernel settings of the node become what they were.
 func (d *Driver) Teardown(ctx context.Context) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -91,14 +92,11 @@ func (d *Driver) Teardown(ctx context.Context) error {
 	}
 	_, e := d.finish(all)
 	err = errors.Join(err, e)
+	d.bridges, d.bridgeTables = map[string]Bridge{}, [2]bridgeTable{}
 	err = errors.Join(err, d.leave(), d.deleteLinks(func(name string, l link.Link) bool {
 		return strings.HasPrefix(name, bridgePrefix) || strings.HasPrefix(l.Alias, bridgeAlias)
 	}), d.nft.Delete(nft.IPv4, "skein_bridge"), d.nft.Delete(nft.IPv6, "skein_bridge"))
 	clear(d.boxes)
-	d.bridges, d.bridgeTables = map[string]Bridge{}, [2]bridgeTable{}
-	if d.six {
-		err = errors.Join(err, d.unforward6())
-	}
 	if err != nil {
 		return fmt.Errorf("remove networks of this node: %w", err)
 	}

@@ -107,7 +107,7 @@ func (d *Driver) applyMesh(full bool) error {
 
 // setUpMesh makes what depends on this node alone.
 func (d *Driver) setUpMesh() error {
-	if err := d.host.Sysctl(map[string]string{"ipv4/ip_forward": "1"}); err != nil {
+	if err := d.changeHost(map[string]string{forwarding4: "1"}); err != nil {
 		return err
 	}
 	if err := d.relaxReversePath(); err != nil {
@@ -157,10 +157,10 @@ func (d *Driver) relaxReversePath() error {
 		d.mesh.rpWarned = true
 		d.log.Warn("moved net.ipv4.conf.all.rp_filter to the single devices, because it would drop clients' packets on the mesh device", "value", all)
 	}
-	if err := d.host.Sysctl(set); err != nil {
+	if err := d.changeHost(set); err != nil {
 		return err
 	}
-	return d.host.Sysctl(map[string]string{"ipv4/conf/all/rp_filter": "0"})
+	return d.changeHost(map[string]string{"ipv4/conf/all/rp_filter": "0"})
 }
 
 // applyPeers writes where the other nodes' blocks are and how answers find the entry node.

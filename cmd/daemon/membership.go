@@ -386,7 +386,7 @@ func (m *membership) clean(ctx context.Context, n *clusterNode, note string) err
 	m.set(nil, errors.New("this node is leaving its cluster"), "")
 	err := m.removeTasks(ctx)
 	if err == nil {
-		if err = m.network.Teardown(ctx); err != nil {
+		if err = m.network.Leave(ctx); err != nil {
 			err = fmt.Errorf("remove the cluster's networks: %w", err)
 		}
 	}
