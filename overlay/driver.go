@@ -208,6 +208,7 @@ func (d *Driver) Set(ctx context.Context, cfg Config) (Applied, error) {
 		return nil, err
 	}
 	cfg = d.dropIPv6(cfg)
+	cfg.Peers = d.sameFamily(cfg)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	full := !d.have
@@ -283,13 +284,10 @@ func validate(cfg Config) error {
 	if cfg.DataPort == 0 {
 		return bad("data port is missing")
 	}
-	if cfg.Self.Underlay.Is6() {
-		return bad("own address %s: tunnels over IPv6 are not built yet, advertise an IPv4 address", cfg.Self.Underlay)
-	}
 	seen := map[uint32]string{cfg.Self.Index: cfg.Self.Hostname}
 	for _, p := range cfg.Peers {
-		if p.Index < 1 || p.Index > maxNode || !p.Underlay.Is4() {
-			return bad("node %q: index %d is not in 1..%d or address %s is not IPv4 (tunnels over IPv6 are not built yet)", p.Hostname, p.Index, maxNode, p.Underlay)
+		if p.Index < 1 || p.Index > maxNode || !p.Underlay.IsValid() {
+			return bad("node %q: index %d is not in 1..%d or address %q is none", p.Hostname, p.Index, maxNode, p.Underlay)
 		}
 		if other, ok := seen[p.Index]; ok {
 			return bad("nodes %q and %q share index %d", other, p.Hostname, p.Index)

@@ -55,6 +55,28 @@ func (d *Driver) dropIPv6(cfg Config) Config {
 	return cfg
 }
 
+// sameFamily are the peers to which this node can have tunnels: a device's tunnels are of one family.
+func (d *Driver) sameFamily(cfg Config) []Node {
+	own := cfg.Self.Underlay
+	if d.opts.Underlay.IsValid() {
+		own = d.opts.Underlay
+	}
+	other := func(p Node) bool { return p.Underlay.Is4() != own.Is4() }
+	if !slices.ContainsFunc(cfg.Peers, other) {
+		return cfg.Peers
+	}
+	var out []Node
+	for _, p := range cfg.Peers {
+		if other(p) {
+			d.log.Error("no tunnel to a node, because its address is of another family than this node's: have it join again with another --data-path-addr",
+				"node", p.Hostname, "address", p.Underlay, "own", own)
+			continue
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
 // withoutIPv6 is dropIPv6 for a sandbox.
 func (d *Driver) withoutIPv6(s Sandbox) Sandbox {
 	if d.six {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"syscall"
 	"testing"
 	"time"
@@ -215,4 +216,41 @@ func TestAdvertisedRoutesSurvive(t *testing.T) {
 			t.Errorf("after leaving, %s: %s, want %s", key, got, want)
 		}
 	}
+}
+
+// Hosts that have no IPv4 address at all carry both families between containers.
+func TestTunnelsOverIPv6(t *testing.T) {
+	l := newLab(t, 3)
+	l.under6 = true
+	for _, h := range l.hosts {
+		c := l.conn(h.ns)
+		m := link.AddAddr(mustLink(t, c, "eth0"), netip.PrefixFrom(h.addr, 24))
+		l.must(c.Do([]link.Message{{Type: unix.RTM_DELADDR, Body: m.Body}}))
+	}
+	l.setAll([]Network{webNetwork(Ready, Ready, Ready)}, webMesh(1, 2, 3))
+	for i, h := range l.hosts {
+		l.serve(l.sandbox(h, webSandbox(i+1)), fmt.Sprintf("task%d", i+1), 80)
+	}
+	t1 := l.box(1)
+	l.spread(t1, "tcp4", "10.10.0.12:80", 2, "10.10.0.11")
+	l.spread(t1, "udp6", "[fd12:3456:789a:1::13]:80", 2, "fd12:3456:789a:1::11")
+	if got := l.spread(t1, "tcp4", "10.10.0.2:80", 40, ""); len(got) != 3 {
+		t.Errorf("VIP reached %v", got)
+	}
+	for i := 1; i <= 3; i++ {
+		for _, network := range []string{"tcp6", "udp6"} {
+			if got := l.spread(l.cl, network, fmt.Sprintf("[2001:db8:1::%d]:8080", i), 30, client6); len(got) != 3 {
+				t.Errorf("%s through node %d reached %v", network, i, got)
+			}
+		}
+	}
+	for _, at := range []string{"127.0.0.1:8080", "[::1]:8080", "[2001:db8:1::2]:8080"} {
+		if got := l.spread(l.hosts[0].ns, "tcp", at, 30, ""); len(got) != 3 {
+			t.Errorf("%s from node 1 reached %v", at, got)
+		}
+	}
+	if dev, err := l.conn(l.hosts[0].ns).Link(meshDevice); err != nil || dev.MTU != 1430 {
+		t.Errorf("MTU of tunnels over IPv6: %d, %v, want 1430", dev.MTU, err)
+	}
+	l.strangersTunnel("2001:db8:1::1")
 }

@@ -26,6 +26,7 @@ type lab struct {
 	dir    string
 	sw, cl *link.NS
 	hosts  []*labHost
+	under6 bool // tunnels over IPv6
 }
 
 type labHost struct {
@@ -180,6 +181,9 @@ func (l *lab) baseConfig(h *labHost) Config {
 	for _, o := range l.hosts {
 		cfg.NodeAddrs = append(cfg.NodeAddrs, addr(fmt.Sprintf("2001:db8:1::%d", o.index)))
 		n := Node{Index: o.index, Hostname: fmt.Sprintf("h%d", o.index), Underlay: o.addr}
+		if l.under6 {
+			n.Underlay = addr(fmt.Sprintf("2001:db8:1::%d", o.index))
+		}
 		if o == h {
 			cfg.Self = n
 		} else {

@@ -162,8 +162,7 @@ func TestRefusedConfigs(t *testing.T) {
 		"VNI of the mesh": func(c *Config) {
 			c.Networks = []Network{{ID: "x", VNI: meshVNI, Subnet4: netip.MustParsePrefix("10.0.0.0/24")}}
 		},
-		"subnet":        func(c *Config) { c.Networks = []Network{{ID: "x", VNI: 5}} },
-		"IPv6 underlay": func(c *Config) { c.Self.Underlay = addr("fd00::1") },
+		"subnet": func(c *Config) { c.Networks = []Network{{ID: "x", VNI: 5}} },
 	} {
 		c := good()
 		spoil(&c)

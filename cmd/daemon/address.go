@@ -60,7 +60,7 @@ func onlyAddress() (netip.Addr, error) {
 	case 1:
 		return all[0].addr, nil
 	case 0:
-		return netip.Addr{}, api.Errorf(errdefs.ErrInvalidArgument, "could not find an address to advertise: this machine has no global IPv4 address: name one with --advertise-addr")
+		return netip.Addr{}, api.Errorf(errdefs.ErrInvalidArgument, "could not find an address to advertise: this machine has no global address: name one with --advertise-addr")
 	}
 	var texts []string
 	for _, a := range all {
@@ -69,7 +69,7 @@ func onlyAddress() (netip.Addr, error) {
 	return netip.Addr{}, api.Errorf(errdefs.ErrInvalidArgument, "could not choose an IP address to advertise since this system has multiple addresses (%s) - specify one with --advertise-addr", strings.Join(texts, ", "))
 }
 
-// deviceAddress is the only IPv4 address of a device.
+// deviceAddress is the only IPv4 address of a device, or where it has none its only global IPv6 address.
 func deviceAddress(name, flag string) (netip.Addr, error) {
 	ifi, err := net.InterfaceByName(name)
 	if err != nil {
@@ -79,19 +79,27 @@ func deviceAddress(name, flag string) (netip.Addr, error) {
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("addresses of network device %s: %w", name, err)
 	}
-	var found []netip.Addr
+	var found, six []netip.Addr
 	for _, a := range addrs {
-		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Is4() {
+		p, err := netip.ParsePrefix(a.String())
+		switch {
+		case err != nil:
+		case p.Addr().Is4():
 			found = append(found, p.Addr())
+		case p.Addr().IsGlobalUnicast():
+			six = append(six, p.Addr())
 		}
+	}
+	if len(found) == 0 {
+		found = six
 	}
 	switch len(found) {
 	case 0:
-		return netip.Addr{}, api.Errorf(errdefs.ErrInvalidArgument, "%s: network device %s has no IPv4 address", flag, name)
+		return netip.Addr{}, api.Errorf(errdefs.ErrInvalidArgument, "%s: network device %s has no address", flag, name)
 	case 1:
 		return found[0], nil
 	}
-	return netip.Addr{}, api.Errorf(errdefs.ErrInvalidArgument, "%s: network device %s has more than one IPv4 address (%v): name one of them", flag, name, found)
+	return netip.Addr{}, api.Errorf(errdefs.ErrInvalidArgument, "%s: network device %s has more than one address (%v): name one of them", flag, name, found)
 }
 
 type deviceAddr struct {
@@ -99,13 +107,13 @@ type deviceAddr struct {
 	device string
 }
 
-// globalAddresses lists IPv4 addresses of devices that are up and not ours.
+// globalAddresses lists IPv4 addresses, or on a machine that has none the IPv6 addresses, of devices that are up and not ours.
 func globalAddresses() ([]deviceAddr, error) {
 	ifs, err := net.Interfaces()
 	if err != nil {
 		return nil, err
 	}
-	var out []deviceAddr
+	var out, six []deviceAddr
 	for _, i := range ifs {
 		if i.Flags&net.FlagUp == 0 || i.Flags&net.FlagLoopback != 0 || ownDevice(i.Name) {
 			continue
@@ -115,10 +123,18 @@ func globalAddresses() ([]deviceAddr, error) {
 			return nil, err
 		}
 		for _, a := range addrs {
-			if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Is4() && p.Addr().IsGlobalUnicast() {
+			p, err := netip.ParsePrefix(a.String())
+			switch {
+			case err != nil || !p.Addr().IsGlobalUnicast():
+			case p.Addr().Is4():
 				out = append(out, deviceAddr{p.Addr(), i.Name})
+			default:
+				six = append(six, deviceAddr{p.Addr(), i.Name})
 			}
 		}
+	}
+	if len(out) == 0 {
+		out = six
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].addr.Less(out[j].addr) })
 	return out, nil
@@ -160,6 +176,14 @@ func listenAddress(wish, configured string) (string, error) {
 		}
 	}
 	return net.JoinHostPort(a.String(), port), nil
+}
+
+// dualStack turns a wish for all IPv4 addresses, which is what clients send by themselves, into one for all of both families.
+func dualStack(listen string) string {
+	if ap, err := netip.ParseAddrPort(listen); err == nil && ap.Addr() == netip.IPv4Unspecified() {
+		return netip.AddrPortFrom(netip.IPv6Unspecified(), ap.Port()).String()
+	}
+	return listen
 }
 
 // localAddress is where this machine reaches a port that it listens on.

@@ -60,6 +60,14 @@ func TestListenAddress(t *testing.T) {
 	}
 }
 
+func TestDualStack(t *testing.T) {
+	for in, want := range map[string]string{"0.0.0.0:2377": "[::]:2377", "192.0.2.1:9": "192.0.2.1:9", "[::1]:9": "[::1]:9"} {
+		if got := dualStack(in); got != want {
+			t.Errorf("%s: %s, want %s", in, got, want)
+		}
+	}
+}
+
 func TestRemoteAddress(t *testing.T) {
 	for in, want := range map[string]string{
 		"192.0.2.1": "192.0.2.1:2377", "192.0.2.1:99": "192.0.2.1:99", "manager.example": "manager.example:2377", "manager.example:99": "manager.example:99",

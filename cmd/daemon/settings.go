@@ -9,10 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-
-	"github.com/containerd/errdefs"
-
-	"skein/manager/api"
 )
 
 // settings is what rests on disk of how this node takes part.
@@ -45,8 +41,8 @@ func (m *membership) settingsFor(listen, advertise, dataPath string) (settings, 
 			return settings{}, err
 		}
 	}
-	if !d.Is4() {
-		return settings{}, api.Errorf(errdefs.ErrInvalidArgument, "%s: packets between containers of different nodes need an IPv4 address in this version of skein: name one with --data-path-addr", d)
+	if a.Is6() {
+		l = dualStack(l)
 	}
 	if port == "" {
 		_, port, _ = net.SplitHostPort(l) // checked by listenAddress

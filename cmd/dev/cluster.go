@@ -37,6 +37,8 @@ type Cluster struct {
 	Nodes  []*Node
 	Flags  []string // further flags of every daemon
 
+	IPv6 bool `json:",omitempty"` // the nodes have no IPv4 address
+
 	DiskMiB int `json:",omitempty"` // size of each node's own disk; 0: state lies on the machine's
 }
 
@@ -98,12 +100,20 @@ func (c *Cluster) HostAddr6() netip.Addr { return c.addr6(c.hostAddr()) }
 // Addr6 is a node's address in IPv6.
 func (c *Cluster) Addr6(n *Node) netip.Addr {
 	a, _ := netip.ParseAddr(n.Address) // made by newNode
+	if a.Is6() {
+		return a
+	}
 	return c.addr6(a)
 }
 
 // HostAddr is the machine's own address on the cluster's fabric: nodes reach servers that listen there, and the machine reaches the
 // nodes' published ports from it.
-func (c *Cluster) HostAddr() netip.Addr { return c.hostAddr() }
+func (c *Cluster) HostAddr() netip.Addr {
+	if c.IPv6 {
+		return c.HostAddr6()
+	}
+	return c.hostAddr()
+}
 
 func lastByte(p netip.Prefix, b byte) netip.Addr {
 	a := p.Addr().As4()
@@ -196,6 +206,9 @@ func (c *Cluster) newNode(role string) (*Node, error) {
 			continue
 		}
 		n := &Node{Name: name, Role: role, Address: lastByte(c.Subnet, byte(i)).String(), Namespace: "skein-" + c.Name + "-" + name}
+		if c.IPv6 {
+			n.Address = c.addr6(lastByte(c.Subnet, byte(i))).String()
+		}
 		n.StateDir = filepath.Join(c.nodeDir(n), "state")
 		n.Socket = filepath.Join(c.runDir(n), "skein", "skein.sock")
 		c.Nodes = append(c.Nodes, n)

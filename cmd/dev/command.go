@@ -48,6 +48,7 @@ func upCommand(name *string) *cobra.Command {
 	}
 	cmd.Flags().IntVar(&o.Managers, "managers", 3, "number of managers")
 	cmd.Flags().IntVar(&o.Workers, "workers", 0, "number of workers")
+	cmd.Flags().BoolVar(&o.IPv6, "ipv6", false, "give the nodes IPv6 addresses alone (else they have both)")
 	cmd.Flags().IntVar(&o.DiskMiB, "disk", 0, "give each node a disk of this many MiB for its state: ext4 on a loop device")
 	cmd.Flags().StringArrayVar(&o.Flags, "daemon-flag", nil, "a further flag of every daemon, as one word: --daemon-flag=--log-level=debug")
 	return cmd

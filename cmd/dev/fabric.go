@@ -158,8 +158,11 @@ func (c *Cluster) buildHost(n *Node) error {
 		if err != nil {
 			return err
 		}
-		return errors.Join(address(h, "eth0", netip.PrefixFrom(a, c.Subnet.Bits())),
-			address(h, "eth0", netip.PrefixFrom(c.addr6(a), c.subnet6().Bits())))
+		err = address(h, "eth0", netip.PrefixFrom(c.Addr6(n), c.subnet6().Bits()))
+		if !c.IPv6 {
+			err = errors.Join(err, address(h, "eth0", netip.PrefixFrom(a, c.Subnet.Bits())))
+		}
+		return err
 	})
 }
 

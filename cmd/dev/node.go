@@ -45,7 +45,7 @@ func (c *Cluster) startDaemon(ctx context.Context, n *Node) error {
 	}
 	args = append(args, "--", c.Binary, "daemon",
 		"--hostname", c.Name+"-"+n.Name, "--state-dir", n.StateDir, "--run-dir", "/run/skein", "--socket", "/run/skein/skein.sock",
-		"--advertise-addr", n.Address, "--cgroup-parent", c.cgroup(n), "--insecure-registry", c.Subnet.String())
+		"--advertise-addr", n.Address, "--cgroup-parent", c.cgroup(n), "--insecure-registry", c.Subnet.String(), "--insecure-registry", c.subnet6().String())
 	args = append(args, c.Flags...)
 	log, err := os.OpenFile(c.logPath(n), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {

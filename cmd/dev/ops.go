@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,6 +31,7 @@ type Options struct {
 	Flags    []string  // further flags of every daemon
 	DiskMiB  int       // each node's state on a disk of its own, of this size; 0: on the machine's
 	Binary   string    // the skein executable; empty: this one
+	IPv6     bool      // nodes have no IPv4 address
 	Progress io.Writer // told each step; may be nil
 }
 
@@ -135,7 +137,7 @@ func claim(o Options) (*Cluster, error) {
 	if err != nil {
 		return nil, errors.Join(err, Down(o.Name))
 	}
-	c := &Cluster{Name: o.Name, Subnet: subnet, Flags: o.Flags, DiskMiB: o.DiskMiB}
+	c := &Cluster{Name: o.Name, Subnet: subnet, Flags: o.Flags, DiskMiB: o.DiskMiB, IPv6: o.IPv6}
 	if err := c.buildFabric(); err != nil {
 		return nil, errors.Join(err, Down(o.Name))
 	}
@@ -232,7 +234,7 @@ func (c *Cluster) token(ctx context.Context, joining *Node) (string, []string, e
 				token = res.Swarm.JoinTokens.Manager
 			}
 		}
-		remotes = append(remotes, m.Address+":2377")
+		remotes = append(remotes, net.JoinHostPort(m.Address, "2377"))
 	}
 	if token == "" {
 		return "", nil, fmt.Errorf("no manager of cluster %s answers: %w", c.Name, last)

@@ -256,6 +256,24 @@ func forge(t *testing.T, csrPEM []byte) []byte {
 	return pem.EncodeToMemory(block)
 }
 
+// Tunnels are of one family in a cluster: a node that would be an island is refused, with the other named.
+func TestOneFamily(t *testing.T) {
+	f := setup(t)
+	token := f.cluster().WorkerToken
+	if _, err := f.srv.IssueCertificate(from("192.0.2.7"), request(t, nil, token)); err != nil {
+		t.Fatal(err)
+	}
+	r := request(t, nil, token)
+	r.UnderlayAddr = "2001:db8::1"
+	if _, err := f.srv.IssueCertificate(from("192.0.2.7"), r); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "n1") {
+		t.Errorf("%v, want a refusal that names the other node", err)
+	}
+	r.UnderlayAddr = "192.0.2.9"
+	if _, err := f.srv.IssueCertificate(from("192.0.2.7"), r); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestRenew(t *testing.T) {
 	f := setup(t)
 	c := f.cluster()

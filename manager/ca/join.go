@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
+	"net/netip"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -118,6 +119,9 @@ func (s *Server) tryRegister(ctx context.Context, rec *store.Node, g grant) erro
 			put, version = proto.Clone(old).(*store.Node), old.Meta.GetVersion()
 			put.Hostname, put.RpcAddr, put.UnderlayAddr = rec.Hostname, rec.RpcAddr, rec.UnderlayAddr
 		}
+		if err := oneFamily(tx, put); err != nil {
+			return err
+		}
 		if g.limited != "" {
 			if err := s.useToken(tx, g.limited, old != nil); err != nil {
 				return err
@@ -165,4 +169,24 @@ func (s *Server) useToken(tx store.WriteTx, id string, again bool) error {
 
 func refused(id, why string) error {
 	return api.Errorf(errdefs.ErrPermissionDenied, "join: the join token %s is not good any more: %s; make another with \"skein swarm join-token create\", or use the one of \"docker swarm join-token worker\" (or manager)", id, why)
+}
+
+// oneFamily refuses a node whose tunnels no other node could reach: each node has tunnels to all others, of one family.
+func oneFamily(tx store.WriteTx, rec *store.Node) error {
+	own, err := netip.ParseAddr(rec.UnderlayAddr)
+	if err != nil {
+		return nil // nodeRecord has looked at what the node says
+	}
+	for _, n := range tx.Nodes() {
+		a, err := netip.ParseAddr(n.UnderlayAddr)
+		if n.Id == rec.Id || err != nil {
+			continue
+		}
+		if a.Is4() != own.Is4() {
+			return api.Errorf(errdefs.ErrInvalidArgument, "join: packets between containers go to %s on this node, but to %s on node %s, and they cannot be of different families: name an address of the cluster's family with --data-path-addr",
+				own, a, n.Hostname)
+		}
+		return nil
+	}
+	return nil
 }

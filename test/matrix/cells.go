@@ -19,7 +19,13 @@ import (
 
 const askWait = 5 * time.Second
 
-var protocols = []string{"tcp4", "tcp6", "udp4", "udp6"}
+// protocols are those by which nodes can be reached.
+func (w *world) protocols() []string {
+	if w.opts.ipv6 {
+		return []string{"tcp6", "udp6"}
+	}
+	return []string{"tcp4", "tcp6", "udp4", "udp6"}
+}
 
 // outside stands for the machine itself as a client; others are numbers of nodes.
 const outside = -1
@@ -135,11 +141,11 @@ func run(ctx context.Context, o options, say func(string, ...any)) (broken int, 
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, w.down()) }()
-	for _, p := range protocols {
+	for _, p := range w.protocols() {
 		broken += w.fromOutside(ctx, p)
 	}
 	broken += w.fromNodes() + w.fromContainers()
-	for _, p := range protocols {
+	for _, p := range w.protocols() {
 		broken += w.sameTuple(p)
 	}
 	return broken, ctx.Err()
@@ -195,7 +201,7 @@ func (w *world) check(t *tally, from int, network, to, want, what string) {
 func (w *world) fromNodes() int {
 	t := &tally{}
 	for from := range w.Nodes {
-		for _, network := range protocols {
+		for _, network := range w.protocols() {
 			for _, s := range w.services() {
 				var at []string
 				if s.entry(from) {
@@ -226,13 +232,13 @@ func loopbackOf(network string) string {
 func (w *world) fromContainers() int {
 	t := &tally{}
 	for from := range w.Nodes {
-		c, err := w.dial(outside, net.Dialer{}, "tcp4", w.address("tcp4", 0, controlPort+from+1))
+		c, err := w.dial(outside, net.Dialer{}, "tcp6", w.address("tcp6", 0, controlPort+from+1))
 		if err != nil {
 			t.total.Add(1)
 			t.fail(&t.failed, "control of the task on %s: %v", w.Nodes[from].Name, err)
 			continue
 		}
-		for _, network := range protocols {
+		for _, network := range w.protocols() {
 			for _, s := range w.services() {
 				for entry := range w.Nodes {
 					if !s.entry(entry) {

@@ -17,6 +17,7 @@ func main() {
 	flag.StringVar(&o.name, "name", "mtrx", "name of the development cluster")
 	flag.StringVar(&o.binary, "binary", "", "the skein executable; empty: it is built")
 	flag.IntVar(&o.nodes, "nodes", 3, "number of nodes, the first of which is the manager")
+	flag.BoolVar(&o.ipv6, "ipv6", false, "the nodes have IPv6 addresses alone, and tunnels over them")
 	flag.IntVar(&o.requests, "requests", 10_000, "requests of the outside client per protocol")
 	flag.IntVar(&o.clients, "clients", 8, "requests at a time")
 	flag.Parse()

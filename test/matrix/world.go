@@ -34,6 +34,7 @@ const (
 
 type options struct {
 	name, binary             string
+	ipv6                     bool
 	nodes, requests, clients int
 }
 
@@ -64,7 +65,7 @@ func newWorld(ctx context.Context, o options, say func(string, ...any)) (w *worl
 	if err := dev.Down(o.name); err != nil { // of a run that was killed
 		return w, err
 	}
-	if w.Cluster, err = dev.Up(ctx, dev.Options{Name: o.name, Managers: 1, Workers: o.nodes - 1, Binary: w.opts.binary}); err != nil {
+	if w.Cluster, err = dev.Up(ctx, dev.Options{Name: o.name, Managers: 1, Workers: o.nodes - 1, Binary: w.opts.binary, IPv6: w.opts.ipv6}); err != nil {
 		return w, err
 	}
 	for _, n := range w.Nodes {
@@ -187,7 +188,7 @@ func (w *world) awaitPorts(ctx context.Context) error {
 		var missing error
 		for _, s := range w.services() {
 			for entry := range w.Nodes {
-				if _, err := w.ask(outside, "tcp4", w.address("tcp4", entry, s.port)); err != nil && s.entry(entry) {
+				if _, err := w.ask(outside, "tcp6", w.address("tcp6", entry, s.port)); err != nil && s.entry(entry) {
 					missing = fmt.Errorf("port %d through %s: %w", s.port, w.Nodes[entry].Name, err)
 				}
 			}
