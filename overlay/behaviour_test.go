@@ -287,8 +287,33 @@ func (s *memoryStore) StoreFD(_ context.Context, name string, fd int) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if old, ok := s.fds[name]; ok {
+		unix.Close(old)
+	}
 	s.fds[name] = dup
 	return err
+}
+
+func (s *memoryStore) count(prefix string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	for name := range s.fds {
+		if strings.HasPrefix(name, prefix) {
+			n++
+		}
+	}
+	return n
+}
+
+// close lets go of everything, as a supervisor that dies.
+func (s *memoryStore) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, fd := range s.fds {
+		unix.Close(fd)
+		delete(s.fds, name)
+	}
 }
 
 func (s *memoryStore) LoadFDs(_ context.Context, prefix string) (map[string]int, error) {
@@ -401,6 +426,7 @@ func answers(m *mdns.Msg) string {
 func TestDaemonRestart(t *testing.T) {
 	l := newLab(t, 2)
 	store := &memoryStore{fds: map[string]int{}}
+	defer store.close()
 	l.hosts[0].Driver.Close()
 	l.hosts[0].Driver = l.driver(1, store)
 	l.setAll([]Network{webNetwork(Ready, Ready)}, webMesh(1, 2))
@@ -412,8 +438,8 @@ func TestDaemonRestart(t *testing.T) {
 	l.must(err)
 	_, _, err = held.ask()
 	l.must(err)
-	if len(store.fds) != 2 {
-		t.Fatalf("%d descriptors stored, want 2", len(store.fds))
+	if n := store.count(dnsStorePrefix); n != 2 {
+		t.Fatalf("%d descriptors stored, want 2", n)
 	}
 	l.hosts[0].Driver.Close()
 	asked := make(chan string, 1)
@@ -461,7 +487,7 @@ func TestDaemonRestart(t *testing.T) {
 		t.Errorf("held connection: %v", err)
 	}
 	l.must(h.RemoveSandbox(context.Background(), "task1"))
-	if len(store.fds) != 0 {
+	if store.count(dnsStorePrefix) != 0 {
 		t.Errorf("left in the store: %v", store.fds)
 	}
 }
@@ -471,6 +497,7 @@ func TestDaemonRestart(t *testing.T) {
 func TestSandboxBeforeTables(t *testing.T) {
 	l := newLab(t, 2)
 	store := &memoryStore{fds: map[string]int{}}
+	defer store.close()
 	l.hosts[0].Driver.Close()
 	l.hosts[0].Driver = l.driver(1, store)
 	l.setAll([]Network{webNetwork(Ready, Ready)}, webMesh(1, 2))

@@ -131,7 +131,7 @@ func (d *Driver) checkMesh(a *link.Audit) error {
 	} else {
 		d.removeRouters(true)
 	}
-	return errors.Join(err, d.applyMesh(true))
+	return errors.Join(err, d.applyMesh(true), d.guardEncrypted(true))
 }
 
 // leftRouters are files of router namespaces that no network has.

@@ -44,6 +44,8 @@ type Options struct {
 	CryptPort uint16
 	// RotateKeysEvery is how long a key of encrypted networks is used; zero: crypt's choice.
 	RotateKeysEvery time.Duration
+	// KeyOverlap is how long a replaced key is still good; zero: crypt's choice.
+	KeyOverlap time.Duration
 	Logger          *slog.Logger
 }
 
@@ -83,6 +85,8 @@ type Driver struct {
 	bridgeTables [2]bridgeTable // skein_bridge of IPv4 and IPv6
 	stored       map[string]int // descriptors from the store that nobody took yet
 	zoneCache    map[string]cachedZone
+	guards       [2]*nft.Table // against plain packets of encrypted networks, of IPv4 and IPv6; nil: not there
+	guardPort    uint16
 	tunnelErr    error       // why encrypted networks cannot be applied
 	auditing     *link.Audit // watches what is written now; nil: nothing does
 }
@@ -224,7 +228,9 @@ func (d *Driver) apply(ctx context.Context, full bool) Applied {
 	out := Applied{}
 	out["mesh"] = d.applyMesh(full)
 	d.removeRouters(full)
-	d.tunnelErr = d.applyTunnel()
+	if d.tunnelErr = d.guardEncrypted(full); d.tunnelErr == nil {
+		d.tunnelErr = d.applyTunnel()
+	}
 	for i := range d.cfg.Networks {
 		nw := &d.cfg.Networks[i]
 		if out[nw.ID] = ctx.Err(); out[nw.ID] == nil {

@@ -11,6 +11,7 @@ import (
 
 	"skein/overlay/crypt"
 	"skein/overlay/link"
+	"skein/overlay/nft"
 )
 
 // An encrypted network's router namespace has a TUN device where others have their VXLAN: all that leaves goes through overlay/crypt. Routes
@@ -29,7 +30,7 @@ func (d *Driver) openTunnel() error {
 	}
 	var err error
 	d.crypt, err = crypt.New(ctx, crypt.Options{
-		Do: d.host.Do, Store: store, Port: d.opts.CryptPort, RotateEvery: d.opts.RotateKeysEvery, Log: d.log,
+		Do: d.host.Do, Store: store, Port: d.opts.CryptPort, RotateEvery: d.opts.RotateKeysEvery, Overlap: d.opts.KeyOverlap, Log: d.log,
 		MAC: func(vni, node uint32) crypt.MAC { return crypt.MAC(nodeMAC(vni, node)) },
 		KeysChanged: func() {
 			select {
@@ -93,6 +94,38 @@ func (d *Driver) applyTunnel() error {
 	return errors.Join(err, d.crypt.Set(ctx, cfg))
 }
 
+// guardEncrypted has the node drop plain packets of encrypted networks, whoever made them.
+func (d *Driver) guardEncrypted(full bool) error {
+	vnis := map[string]string{}
+	for i := range d.cfg.Networks {
+		if nw := &d.cfg.Networks[i]; nw.Encrypted {
+			vnis[nft.VNIKey(nw.VNI)] = ""
+		}
+	}
+	var err error
+	for i, family := range []byte{nft.IPv4, nft.IPv6} {
+		if family == nft.IPv6 && !d.six {
+			continue
+		}
+		if len(vnis) == 0 {
+			if full || d.guards[i] != nil {
+				err = errors.Join(err, d.nft.Delete(family, nft.CryptTableName))
+			}
+			d.guards[i] = nil
+			continue
+		}
+		if d.guards[i] == nil || d.guardPort != d.cfg.DataPort {
+			d.guards[i] = nft.CryptTable(family, d.cfg.DataPort)
+			err = errors.Join(err, d.nft.Load(d.guards[i]))
+		}
+		d.guards[i].Set("vnis").Replace(vnis)
+		_, e := d.nft.Sync(d.guards[i], full)
+		err = errors.Join(err, e)
+	}
+	d.guardPort = d.cfg.DataPort
+	return err
+}
+
 // tunnelMTU is what fits into an encrypted packet.
 func (d *Driver) tunnelMTU(local netip.Addr) (int, error) {
 	plain, err := d.underlayMTU(local)
@@ -111,11 +144,12 @@ func (d *Driver) ensureTunnel(r *router, nw *Network) (index, mtu int, err error
 	if d.tunnelErr != nil {
 		return 0, 0, d.tunnelErr
 	}
-	if mtu = nw.MTU; mtu == 0 {
-		if mtu, err = d.tunnelMTU(d.underlay()); err != nil {
-			return 0, 0, err
-		}
-		mtu -= crypt.InnerOverhead
+	if mtu, err = d.tunnelMTU(d.underlay()); err != nil {
+		return 0, 0, err
+	}
+	mtu -= crypt.InnerOverhead
+	if nw.MTU > 0 {
+		mtu = min(mtu, nw.MTU)
 	}
 	have, err := r.conn.Link(vxlanDevice)
 	if err != nil && !errors.Is(err, unix.ENODEV) {

@@ -83,11 +83,15 @@ func newLab(t *testing.T, hosts int) *lab {
 	return l
 }
 
-func (l *lab) driver(i int, store FDStore) *Driver {
+func (l *lab) driver(i int, store FDStore, with ...func(*Options)) *Driver {
 	l.t.Helper()
 	run := filepath.Join(l.dir, fmt.Sprintf("run%d", i))
-	d, err := New(Options{RunDir: run, NetNS: filepath.Join(l.dir, fmt.Sprintf("h%d", i)), FDStore: store,
-		Logger: slog.New(slog.NewTextHandler(testWriter{l.t}, &slog.HandlerOptions{Level: slog.LevelWarn})).With("host", i)})
+	opts := Options{RunDir: run, NetNS: filepath.Join(l.dir, fmt.Sprintf("h%d", i)), FDStore: store,
+		Logger: slog.New(slog.NewTextHandler(testWriter{l.t}, &slog.HandlerOptions{Level: slog.LevelWarn})).With("host", i)}
+	for _, f := range with {
+		f(&opts)
+	}
+	d, err := New(opts)
 	l.must(err)
 	l.t.Cleanup(func() {
 		ctx := context.Background()

@@ -58,7 +58,11 @@ func (d *Driver) leave() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), storeBound)
 	defer cancel()
-	err = errors.Join(err, d.crypt.Forget(ctx))
+	err = errors.Join(err, d.crypt.Forget(ctx), d.nft.Delete(nft.IPv4, nft.CryptTableName))
+	if d.six {
+		err = errors.Join(err, d.nft.Delete(nft.IPv6, nft.CryptTableName))
+	}
+	d.guards = [2]*nft.Table{}
 	clear(d.waiting)
 	clear(d.mesh.gateways)
 	d.mesh.device, d.have, d.cfg = 0, false, Config{}

@@ -61,6 +61,7 @@ func (t *Tunnel) settle(ctx context.Context, now time.Time) (next time.Duration,
 	}
 	t.setRoutes()
 	changed, e := t.rotate(ctx, now)
+	next = min(next, t.opts.RotateEvery)
 	if len(t.keys) > 1 {
 		next = settleEvery
 	}
@@ -123,7 +124,7 @@ func (t *Tunnel) rotate(ctx context.Context, now time.Time) (changed bool, err e
 			}
 		}
 		return false, nil
-	case now.Sub(t.switched) < overlapFor && t.have:
+	case now.Sub(t.switched) < t.opts.Overlap && t.have:
 		return false, nil
 	}
 	return true, t.dropKey(ctx)

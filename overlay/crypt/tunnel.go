@@ -48,6 +48,8 @@ type Options struct {
 	Port uint16
 	// RotateEvery is how long a key is used; zero: twelve hours.
 	RotateEvery time.Duration
+	// Overlap is how long a replaced key is still good for what others send; zero: thirty seconds.
+	Overlap time.Duration
 	// KeysChanged, where set, is called when Keys returns something else. It must not block nor call the Tunnel.
 	KeysChanged func()
 	Log         *slog.Logger
@@ -105,6 +107,9 @@ func New(ctx context.Context, opts Options) (*Tunnel, error) {
 	}
 	if opts.RotateEvery <= 0 {
 		opts.RotateEvery = 12 * time.Hour
+	}
+	if opts.Overlap <= 0 {
+		opts.Overlap = overlapFor
 	}
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
@@ -257,6 +262,9 @@ func (t *Tunnel) poke() {
 func (t *Tunnel) Stop(ctx context.Context) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.closed {
+		return errClosed
+	}
 	if !t.have && len(t.stored)+len(t.nets) == 0 {
 		return nil
 	}
@@ -278,6 +286,9 @@ func (t *Tunnel) Stop(ctx context.Context) error {
 // Forget ends encrypting and drops the keys: the node leaves the cluster. The next Keys are others.
 func (t *Tunnel) Forget(ctx context.Context) error {
 	err := t.Stop(ctx)
+	if errors.Is(err, errClosed) {
+		return err
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.keys, t.greetAll, t.switched = nil, time.Time{}, time.Time{}
