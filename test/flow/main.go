@@ -38,6 +38,7 @@ type options struct {
 	seed     uint64
 	only     string
 	stream   time.Duration
+	drain    time.Duration
 	pause    time.Duration
 	keep     bool
 	verbose  bool
@@ -56,6 +57,7 @@ func main() {
 	flag.Uint64Var(&o.seed, "seed", uint64(time.Now().UnixNano()%100000), "seed of the choice of operations")
 	flag.StringVar(&o.only, "only", "", "operations to choose from, separated by commas (default: all)")
 	flag.DurationVar(&o.stream, "stream", 10*time.Second, "how long a stream lasts")
+	flag.DurationVar(&o.drain, "drain", 0, "the services' skein.drain.timeout; 0: the default")
 	flag.DurationVar(&o.pause, "pause", 50*time.Millisecond, "between two requests of a client")
 	flag.BoolVar(&o.keep, "keep", false, "leave the cluster up when something failed")
 	flag.BoolVar(&o.verbose, "v", false, "tell of kept connections that ended between two requests, too")

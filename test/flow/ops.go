@@ -13,6 +13,7 @@ import (
 	"github.com/moby/moby/client"
 
 	"skein/cmd/dev"
+	"skein/test/flow/load"
 )
 
 // operation is something an operator does, or that happens, and that no client may notice.
@@ -39,6 +40,8 @@ func operations() []operation {
 		}},
 		{"kill-daemons", "kill -9 of one daemon after the other", killDaemons},
 		{"sick", "a task's health check begins to fail", sick},
+		{"preempt", "a service of a higher priority takes the room of tasks on a node, and leaves again", preempt},
+		{"remove", "a service is removed: what it was answering is answered", remove},
 		{"move", "a service moves to other nodes by a constraint", move},
 	}
 }
@@ -225,6 +228,72 @@ func move(ctx context.Context, w *world) error {
 		}
 	}
 	return errors.Join(w.update(ctx, graceful, at("node.role==manager")), w.settled(ctx), w.update(ctx, graceful, at()))
+}
+
+// preempt has a more important service need so much memory that others must make room.
+func preempt(ctx context.Context, w *world) error {
+	const name = "urgent"
+	room := func(bytes int64) func(*swarm.ServiceSpec) {
+		return func(s *swarm.ServiceSpec) {
+			s.TaskTemplate.Resources = &swarm.ResourceRequirements{Reservations: &swarm.Resources{MemoryBytes: bytes}}
+		}
+	}
+	memory, err := w.memory(ctx)
+	if err != nil {
+		return err
+	}
+	// Each task of the service takes a third of a node: where two are, the urgent one needs the room of one.
+	if err := errors.Join(w.update(ctx, graceful, room(memory/3)), w.settled(ctx)); err != nil {
+		return err
+	}
+	s := w.spec(name, 0, 1)
+	s.Labels = map[string]string{"skein.priority": "100"}
+	room(memory * 3 / 4)(&s)
+	if err := w.create(ctx, s); err != nil {
+		return err
+	}
+	err = w.settled(ctx)
+	delete(w.want, name)
+	rerr := w.call(ctx, func(ctx context.Context, api *client.Client) error {
+		_, err := api.ServiceRemove(ctx, name, client.ServiceRemoveOptions{})
+		return err
+	})
+	return errors.Join(err, rerr, w.update(ctx, graceful, room(0)))
+}
+
+// memory is that of the smallest node.
+func (w *world) memory(ctx context.Context) (least int64, err error) {
+	err = w.call(ctx, func(ctx context.Context, api *client.Client) error {
+		nodes, err := api.NodeList(ctx, client.NodeListOptions{})
+		for _, n := range nodes.Items {
+			if m := n.Description.Resources.MemoryBytes; least == 0 || m < least {
+				least = m
+			}
+		}
+		return err
+	})
+	return least, err
+}
+
+// remove removes a service while it answers.
+func remove(ctx context.Context, w *world) error {
+	const name, port = "brief", 8082
+	if err := errors.Join(w.create(ctx, w.spec(name, port, 2)), w.settled(ctx)); err != nil {
+		return err
+	}
+	streams := load.Start(load.Config{From: "outside", Targets: []string{fmt.Sprintf("%s:%d", w.Nodes[0].Address, port), fmt.Sprintf("%s:%d", w.some("worker").Address, port)},
+		Clients: map[string]int{load.Stream: 3}, Pause: time.Hour, Stream: w.opts.stream, Failed: w.tally.note})
+	sleep(ctx, 500*time.Millisecond) // each client asks once, within this time
+	delete(w.want, name)
+	err := w.call(ctx, func(ctx context.Context, api *client.Client) error {
+		_, err := api.ServiceRemove(ctx, name, client.ServiceRemoveOptions{})
+		return err
+	})
+	sleep(ctx, w.opts.stream)
+	if n := streams.Stop()[load.Stream]; n.Sent != 6 {
+		err = errors.Join(err, fmt.Errorf("%d of 6 streams were answered or failed", n.Sent))
+	}
+	return err
 }
 
 // some returns a node of a role.

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -50,6 +51,7 @@ type world struct {
 	tally   *tally
 	version map[string]string // of each service
 	want    map[string]int    // replicas of each service
+	six     *bool             // whether there are clients of IPv6
 }
 
 func newWorld(ctx context.Context, o options) (w *world, err error) {
@@ -149,6 +151,9 @@ func (w *world) spec(name string, port uint32, replicas int) swarm.ServiceSpec {
 		UpdateConfig:   &swarm.UpdateConfig{Parallelism: 2, Order: swarm.UpdateOrderStartFirst, Monitor: time.Second},
 		RollbackConfig: &swarm.UpdateConfig{Parallelism: 2, Order: swarm.UpdateOrderStartFirst, Monitor: time.Second},
 	}
+	if w.opts.drain > 0 {
+		s.Labels = map[string]string{"skein.drain.timeout": w.opts.drain.String()}
+	}
 	if name == abrupt {
 		s.TaskTemplate.ContainerSpec.Env = []string{"ABRUPT=1"}
 		s.TaskTemplate.ContainerSpec.Healthcheck = nil // ready is who listens
@@ -172,11 +177,27 @@ func (w *world) startLoad() *load.Load {
 	var targets []string
 	for _, n := range w.Nodes {
 		for _, p := range []int{gracefulPort, abruptPort} {
-			targets = append(targets, fmt.Sprintf("%s:%d", n.Address, p))
+			targets = append(targets, fmt.Sprintf("%s:%d", n.Address, p), netip.AddrPortFrom(w.Addr6(n), uint16(p)).String())
 		}
 	}
+	targets = slices.DeleteFunc(targets, func(at string) bool { return strings.HasPrefix(at, "[") && !w.sixes() })
 	return load.Start(load.Config{From: "outside", Targets: targets, Pause: w.opts.pause, Stream: w.opts.stream, Failed: w.tally.note,
 		Clients: map[string]int{load.KeepAlive: 1, load.Fresh: 1, load.Stream: 1}})
+}
+
+// sixes reports whether this machine has IPv6: an answer comes through a node.
+func (w *world) sixes() bool {
+	if w.six == nil {
+		c, err := net.DialTimeout("tcp", netip.AddrPortFrom(w.Addr6(w.Nodes[0]), gracefulPort).String(), 5*time.Second)
+		if err == nil {
+			c.Close()
+		} else {
+			w.say("no clients of IPv6: %v", err)
+		}
+		six := err == nil
+		w.six = &six
+	}
+	return *w.six
 }
 
 // call speaks to the API of a manager; one that does not answer is left out for the next.

@@ -31,8 +31,10 @@ const (
 func Kinds() []string { return []string{KeepAlive, Fresh, Stream} }
 
 const (
-	dialTime   = 5 * time.Second
-	answerTime = 5 * time.Second // of a quick answer, and between two pieces of a stream
+	// startWithin is the time over which clients begin.
+	startWithin = 200 * time.Millisecond
+	dialTime    = 5 * time.Second
+	answerTime  = 5 * time.Second // of a quick answer, and between two pieces of a stream
 )
 
 // Failure is one request that got no whole answer.
@@ -135,7 +137,7 @@ type client struct {
 
 func (c *client) run(ctx context.Context) {
 	defer c.close()
-	pause := time.NewTimer(time.Duration(rand.Int64N(int64(c.l.cfg.Pause) + 1)))
+	pause := time.NewTimer(time.Duration(rand.Int64N(int64(min(c.l.cfg.Pause, startWithin)) + 1)))
 	defer pause.Stop()
 	for {
 		select {
