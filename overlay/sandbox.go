@@ -192,6 +192,12 @@ func (d *Driver) addSandbox(ctx context.Context, s Sandbox, r *room) error {
 	if err := d.removeLegs(conn, links, s.ID, plans); err != nil {
 		return err
 	}
+	if len(links) > 1 && slices.ContainsFunc(plans, func(p plan) bool { return p.six && p.missing(links) }) {
+		// It may have been made for IPv4. Devices that are there stay as they are.
+		if err := ns.Sysctl(map[string]string{"ipv6/conf/default/disable_ipv6?": "0"}); err != nil {
+			return err
+		}
+	}
 	for _, p := range plans {
 		if err := ensureLeg(ns, conn, links, p); err != nil {
 			return err

@@ -34,8 +34,8 @@ const (
 
 // Cluster is what the engine needs of the cluster that this node is part of. Without one, its methods return unavailable errors.
 type Cluster interface {
-	// NodeNetworks lists the networks that containers here may be attached to, and those that something here is on.
-	NodeNetworks(ctx context.Context) ([]network.Inspect, error)
+	// NodeNetwork is the network of the cluster that a name, id or unique id prefix means.
+	NodeNetwork(ctx context.Context, ref string) (network.Inspect, error)
 	// Attach sets and removes what containers of this node hold of the networks. Repeating it changes nothing.
 	Attach(ctx context.Context, r *api.AttachRequest) (*api.AttachReply, error)
 	// AwaitNetworks returns when this node's tables have the container as an endpoint of the networks.

@@ -46,10 +46,15 @@ func newFakeCluster(names ...string) *fakeCluster {
 func clusterNet(name string) string { return name + strings.Repeat("0", clusterIDLength-len(name)) }
 
 func (f *fakeCluster) Member() bool { return true }
-func (f *fakeCluster) NodeNetworks(context.Context) ([]network.Inspect, error) {
+func (f *fakeCluster) NodeNetwork(_ context.Context, ref string) (network.Inspect, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.networks, nil
+	for _, n := range f.networks {
+		if n.Name == ref || strings.HasPrefix(n.ID, ref) {
+			return n, nil
+		}
+	}
+	return network.Inspect{}, cerrdefs.ErrNotFound
 }
 func (f *fakeCluster) AwaitNetworks(context.Context, string, []string, bool) error { return nil }
 

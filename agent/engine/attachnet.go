@@ -4,7 +4,6 @@ import (
 	"context"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
@@ -23,33 +22,19 @@ func (e *Engine) clusterNetwork(ctx context.Context, ref string) (*network.Inspe
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookWait)
 	defer cancel()
-	all, err := c.NodeNetworks(ctx)
-	if err != nil {
-		if _, own := e.nets.find(ref); own == nil {
-			return nil, nil
-		}
-		return nil, err
-	}
-	match := func(f func(n network.Inspect) bool) []network.Inspect {
-		return slices.DeleteFunc(slices.Clone(all), func(n network.Inspect) bool { return !f(n) })
-	}
-	found := match(func(n network.Inspect) bool { return n.ID == ref })
-	if len(found) == 0 {
-		found = match(func(n network.Inspect) bool { return n.Name == ref })
-	}
-	if len(found) == 0 {
-		if _, own := e.nets.find(ref); own == nil || !cerrdefs.IsNotFound(own) {
-			return nil, nil // by the beginning of its id
-		}
-		found = match(func(n network.Inspect) bool { return ref != "" && strings.HasPrefix(n.ID, ref) })
-	}
-	switch len(found) {
-	case 0:
+	n, err := c.NodeNetwork(ctx, ref)
+	_, own := e.nets.find(ref)
+	switch {
+	case cerrdefs.IsNotFound(err):
 		return nil, nil
-	case 1:
-		return &found[0], nil
+	case err != nil && own == nil:
+		return nil, nil // by the beginning of its id
+	case err != nil:
+		return nil, err
+	case n.Name != ref && n.ID != ref && !cerrdefs.IsNotFound(own):
+		return nil, nil // likewise
 	}
-	return nil, invalid("network %s is ambiguous (%d matches found)", ref, len(found))
+	return &n, nil
 }
 
 // has reports whether a network of this node has the name or id.

@@ -45,6 +45,21 @@ func (m *membership) NodeNetworks(ctx context.Context) ([]network.Inspect, error
 	return out, err
 }
 
+// NodeNetwork is the network of the cluster that a name, id or unique id prefix means.
+func (m *membership) NodeNetwork(ctx context.Context, ref string) (n network.Inspect, err error) {
+	err = m.ask(ctx, func(node string, ctl api.ControlClient) error {
+		reply, err := ctl.ListNodeNetworks(ctx, &api.NodeNetworksRequest{NodeId: node, Ref: ref})
+		if err != nil {
+			return err
+		}
+		if len(reply.Json) != 1 {
+			return api.Errorf(errdefs.ErrNotFound, "network %s not found", ref)
+		}
+		return json.Unmarshal(reply.Json[0], &n)
+	})
+	return n, err
+}
+
 // Attach sets and removes what containers of this node hold of the cluster's networks.
 func (m *membership) Attach(ctx context.Context, r *api.AttachRequest) (reply *api.AttachReply, err error) {
 	err = m.ask(ctx, func(node string, ctl api.ControlClient) (err error) {

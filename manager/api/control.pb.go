@@ -25,11 +25,13 @@ const (
 )
 
 // NodeNetworksRequest asks for the networks that concern a node: attachable ones, and those that something on it is on.
+// With ref (id, unique id prefix, or name) it is that network alone, also one that does not concern the node: who names it knows of it.
 type NodeNetworksRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	After         string                 `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`
 	PageBytes     uint32                 `protobuf:"varint,3,opt,name=page_bytes,json=pageBytes,proto3" json:"page_bytes,omitempty"`
+	Ref           string                 `protobuf:"bytes,4,opt,name=ref,proto3" json:"ref,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -83,6 +85,13 @@ func (x *NodeNetworksRequest) GetPageBytes() uint32 {
 		return x.PageBytes
 	}
 	return 0
+}
+
+func (x *NodeNetworksRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
 }
 
 // AttachRequest sets and removes attachments of one node's containers. All of it is done, or nothing.
@@ -2482,12 +2491,13 @@ var File_control_proto protoreflect.FileDescriptor
 
 const file_control_proto_rawDesc = "" +
 	"\n" +
-	"\rcontrol.proto\x12\fskein.api.v1\x1a\x10dispatcher.proto\x1a\tlog.proto\"c\n" +
+	"\rcontrol.proto\x12\fskein.api.v1\x1a\x10dispatcher.proto\x1a\tlog.proto\"u\n" +
 	"\x13NodeNetworksRequest\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x14\n" +
 	"\x05after\x18\x02 \x01(\tR\x05after\x12\x1d\n" +
 	"\n" +
-	"page_bytes\x18\x03 \x01(\rR\tpageBytes\"\x86\x01\n" +
+	"page_bytes\x18\x03 \x01(\rR\tpageBytes\x12\x10\n" +
+	"\x03ref\x18\x04 \x01(\tR\x03ref\"\x86\x01\n" +
 	"\rAttachRequest\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12.\n" +
 	"\x03set\x18\x02 \x03(\v2\x1c.skein.api.v1.AttachmentWishR\x03set\x12\x18\n" +

@@ -93,6 +93,13 @@ func (s *Server) attachEach(ctx context.Context, wishes []*api.AttachmentWish) e
 func (s *Server) ListNodeNetworks(ctx context.Context, r *api.NodeNetworksRequest) (*api.Objects, error) {
 	p := newPage(r.After, r.PageBytes)
 	err := s.read(ctx, func(tx store.ReadTx) error {
+		if r.Ref != "" {
+			n, err := tx.FindNetwork(r.Ref)
+			if err != nil {
+				return err
+			}
+			return p.add(n.Id, networkObject(n))
+		}
 		on := networksOf(tx, r.NodeId)
 		for _, n := range behind(tx.Networks(), r.After, func(n *store.Network) string { return n.Id }) {
 			if !n.Attachable && !n.Ingress && !on[n.Id] {
