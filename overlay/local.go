@@ -157,20 +157,22 @@ func (b Bridge) gateway(l BridgeLeg, six bool) netip.Addr {
 	return shared
 }
 
-// wayOut finds the leg that gives the default route of a family, -1 if none does.
-func (d *Driver) wayOut(legs []BridgeLeg, six bool) int {
+// WayOut finds the leg that gives the default route of a family, -1 if none does.
+func WayOut(bridges map[string]Bridge, legs []BridgeLeg, six bool) int {
 	best := -1
 	for i, l := range legs {
-		if d.bridges[l.BridgeID].gateway(l, six).IsValid() && (best < 0 || d.before(l, legs[best])) {
+		if bridges[l.BridgeID].gateway(l, six).IsValid() && (best < 0 || before(bridges, l, legs[best])) {
 			best = i
 		}
 	}
 	return best
 }
 
+func (d *Driver) wayOut(legs []BridgeLeg, six bool) int { return WayOut(d.bridges, legs, six) }
+
 // before is docker's order of gateways: the higher priority, then more families, then the network's name.
-func (d *Driver) before(a, b BridgeLeg) bool {
-	x, y := d.bridges[a.BridgeID], d.bridges[b.BridgeID]
+func before(bridges map[string]Bridge, a, b BridgeLeg) bool {
+	x, y := bridges[a.BridgeID], bridges[b.BridgeID]
 	families := func(n Bridge, l BridgeLeg) int {
 		return btoi(n.gateway(l, false).IsValid()) + btoi(n.gateway(l, true).IsValid())
 	}

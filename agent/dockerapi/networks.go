@@ -259,9 +259,6 @@ func (h *handlers) networkCreate(w http.ResponseWriter, r *http.Request) error {
 	if strings.TrimSpace(req.Name) == "" {
 		return invalid("network name is empty")
 	}
-	if req.ConfigOnly || req.ConfigFrom != nil && req.ConfigFrom.Network != "" {
-		return notBuilt("config-only networks are not built yet")
-	}
 	resp, err := h.Networks.NetworkCreate(r.Context(), req)
 	if err != nil {
 		return err

@@ -204,7 +204,7 @@ func TestConnect(t *testing.T) {
 		t.Error("connected twice")
 	}
 	box := b.net.boxes[id]
-	if len(box.Bridges) != 2 || box.Bridges[1].BridgeID != made.ID || !box.DNS || len(box.Bridges[0].Ports) != 1 {
+	if len(box.Bridges) != 2 || box.Bridges[1].BridgeID != made.ID || !box.DNS || len(box.Bridges[1].Ports) != 1 {
 		t.Errorf("sandbox %+v", box)
 	}
 	if f, _ := os.ReadFile(b.e.containerDir(id) + "/resolv.conf"); !bytes.Contains(f, []byte("127.0.0.11")) {

@@ -97,6 +97,8 @@ func (e *Engine) create(name string, req container.CreateRequest, img image.Imag
 		rec.Sandbox.ID = id
 	} else if rec.Networks, err = e.endpointSettings(&hc, req.NetworkingConfig); err != nil {
 		return nil, nil, err
+	} else if rec.Links, err = e.links(&hc); err != nil {
+		return nil, nil, err
 	}
 	c := &entry{rec: rec, changed: make(chan struct{})}
 	if err := e.registerWithVolumes(c); err != nil {
@@ -277,7 +279,6 @@ func (e *Engine) checkHostConfig(hc *container.HostConfig) (warnings []string, e
 			err = notBuilt("%s is not supported by this version of skein", what)
 		}
 	}
-	refuse(len(hc.Links) > 0, "--link (put both containers on a user-defined network instead)")
 	refuse(hc.VolumeDriver != "", "--volume-driver")
 	refuse(hc.Runtime != "" && hc.Runtime != "skein", "runtime "+strconv.Quote(hc.Runtime))
 	if err != nil {

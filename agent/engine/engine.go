@@ -9,6 +9,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -34,6 +35,9 @@ type Network interface {
 	CryptKeys() ([]crypt.Key, error)
 	CryptKeysChanged() <-chan struct{}
 	PortHolder(proto string, port uint16) (name string, pid int, inUse bool)
+	PortFree(proto string, at netip.Addr, port uint16) error
+	SCTP() bool
+	HostRoutes() ([]netip.Prefix, error)
 }
 
 // Config of an engine. All members are required but Labels and Generic.
@@ -97,7 +101,7 @@ func New(cfg Config) (*Engine, error) {
 	if e.id, err = loadID(filepath.Join(cfg.StateDir, "engine-id")); err != nil {
 		return nil, err
 	}
-	if e.nets, err = loadLocalNetworks(cfg.StateDir); err != nil {
+	if e.nets, err = loadLocalNetworks(cfg.StateDir, e.id, e.outsideRoutes); err != nil {
 		return nil, err
 	}
 	if e.volumes, err = volumes.New(filepath.Join(cfg.StateDir, "volumes")); err != nil {

@@ -3,9 +3,11 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -361,6 +363,19 @@ func (n *fakeNetwork) PortHolder(proto string, port uint16) (string, int, bool) 
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return "other", 7, n.inUse[portKey{proto, port}]
+}
+
+func (n *fakeNetwork) PortFree(proto string, _ netip.Addr, port uint16) error {
+	if _, _, held := n.PortHolder(proto, port); held {
+		return fmt.Errorf("other (pid 7) listens: %w", cerrdefs.ErrConflict)
+	}
+	return nil
+}
+
+func (n *fakeNetwork) SCTP() bool { return true }
+
+func (n *fakeNetwork) HostRoutes() ([]netip.Prefix, error) {
+	return []netip.Prefix{netip.MustParsePrefix("172.18.5.0/24")}, nil
 }
 
 // bench is one node: fakes that stay, and an engine that can be started anew over them.

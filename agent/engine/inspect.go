@@ -38,6 +38,11 @@ func (e *Engine) ContainerInspect(ctx context.Context, ref string, size bool) (c
 		},
 		NetworkSettings: &container.NetworkSettings{SandboxID: r.ID, Ports: portMap(r), Networks: r.Networks},
 	}
+	if len(r.Links) > 0 {
+		hc := *r.HostConfig
+		hc.Links = e.linksOf(r)
+		out.HostConfig = &hc
+	}
 	if out.State.Health != nil && !r.State.active() {
 		out.State.Health.Status = container.Unhealthy // docker's word for what is not probed any more
 	}
@@ -89,7 +94,11 @@ func portMap(r record) network.PortMap {
 	}
 	for _, hp := range r.published() {
 		if p, ok := network.PortFrom(hp.Target, network.IPProtocol(hp.Protocol)); ok {
-			out[p] = append(out[p], network.PortBinding{HostIP: hostIP(hp.HostIP), HostPort: strconv.Itoa(int(hp.Published))})
+			b := network.PortBinding{HostIP: hostIP(hp.HostIP)}
+			if hp.Published != 0 { // 0: it is reached at the container's address
+				b.HostPort = strconv.Itoa(int(hp.Published))
+			}
+			out[p] = append(out[p], b)
 		}
 	}
 	return out
@@ -131,6 +140,7 @@ func (e *Engine) summary(ctx context.Context, c *entry, r record) container.Summ
 		Labels: r.Config.Labels, State: r.State.Status, Status: statusText(r.State, c.healthReport()), Mounts: e.mountPoints(r), Ports: []container.PortSummary{},
 		NetworkSettings: &container.NetworkSettingsSummary{Networks: r.Networks},
 	}
+	s.Names = append(s.Names, e.linkNames(r.ID)...)
 	s.HostConfig.NetworkMode = string(r.HostConfig.NetworkMode)
 	published := map[portKey]bool{}
 	for _, hp := range r.published() {

@@ -20,7 +20,7 @@ func sortedPorts(m network.PortMap) []network.Port {
 	})
 }
 
-// hostIP is how the API writes "all addresses".
+// hostIP is how the API writes "all addresses" of IPv4, which older records leave out.
 func hostIP(a netip.Addr) netip.Addr {
 	if !a.IsValid() {
 		return netip.IPv4Unspecified()

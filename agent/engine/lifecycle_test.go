@@ -522,27 +522,27 @@ func TestSharedNetworks(t *testing.T) {
 
 func TestAddresses(t *testing.T) {
 	b := newBench(t)
-	l := &localNetwork{ID: "n", Name: "n", Driver: "bridge", Subnet: netip.MustParsePrefix("10.9.9.0/29"), Gateway: netip.MustParseAddr("10.9.9.1")}
+	l := &localNetwork{ID: "n", Name: "n", Driver: "bridge", Pools: []pool{{Subnet: netip.MustParsePrefix("10.9.9.0/29"), Gateway: netip.MustParseAddr("10.9.9.1")}}}
 	b.e.nets.byID["n"] = l
 	for i, want := range []string{"10.9.9.2", "10.9.9.3", "10.9.9.4", "10.9.9.5", "10.9.9.6"} {
-		got, err := b.e.nets.take(l, string(rune('a'+i)), netip.Addr{})
-		if err != nil || got.Addr().String() != want {
+		got, err := b.e.nets.take(l, string(rune('a'+i)), netip.Addr{}, netip.Addr{})
+		if err != nil || got.addr4.Addr().String() != want {
 			t.Errorf("address %d: %v %v, want %s", i, got, err, want)
 		}
 	}
-	if _, err := b.e.nets.take(l, "z", netip.Addr{}); !cerrdefs.IsConflict(err) {
+	if _, err := b.e.nets.take(l, "z", netip.Addr{}, netip.Addr{}); !cerrdefs.IsConflict(err) {
 		t.Errorf("full network: %v", err)
 	}
 	b.e.nets.give("n", "c")
-	if got, err := b.e.nets.take(l, "z", netip.Addr{}); err != nil || got.Addr().String() != "10.9.9.4" {
+	if got, err := b.e.nets.take(l, "z", netip.Addr{}, netip.Addr{}); err != nil || got.addr4.Addr().String() != "10.9.9.4" {
 		t.Errorf("released address: %v %v", got, err)
 	}
 	for _, bad := range []string{"10.9.9.0", "10.9.9.7", "10.9.9.1", "10.9.9.2", "10.1.1.1"} {
-		if _, err := b.e.nets.take(l, "y", netip.MustParseAddr(bad)); err == nil {
+		if _, err := b.e.nets.take(l, "y", netip.MustParseAddr(bad), netip.Addr{}); err == nil {
 			t.Errorf("%s was given", bad)
 		}
 	}
-	if err := b.e.nets.drop("n"); !errors.Is(err, errDenied) {
+	if err := b.e.nets.drop("n", b.e.containerName); !errors.Is(err, errDenied) {
 		t.Errorf("drop of a used network: %v", err)
 	}
 }

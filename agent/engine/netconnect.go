@@ -166,10 +166,11 @@ func (e *Engine) rewire(ctx context.Context, c *entry, nets map[string]*network.
 			err = errors.Join(err, back, e.update(c, func(r *record) { r.Sandbox, r.Networks = old.Sandbox, old.Networks }))
 		}
 	}
-	kept := next.Networks
+	kept, ports := next.Networks, next.published()
 	if err != nil {
-		kept = old.Networks
+		kept, ports = old.Networks, old.published()
 	}
+	e.ports.retain(old.ID, ports)
 	for _, nets := range []map[string]*network.EndpointSettings{old.Networks, next.Networks} {
 		for name, s := range nets {
 			if _, ok := kept[name]; !ok {
@@ -187,9 +188,7 @@ func (e *Engine) rewire(ctx context.Context, c *entry, nets map[string]*network.
 func (e *Engine) rewiredSandbox(old record, next *record) (overlay.Sandbox, error) {
 	sb := old.Sandbox
 	sb.Bridges = nil // DNS stays once it is there: processes remember the resolver
-	var ports []overlay.HostPort
 	for _, leg := range old.Sandbox.Bridges {
-		ports = append(ports, leg.Ports...)
 		if slices.ContainsFunc(slices.Collect(maps.Values(next.Networks)), func(s *network.EndpointSettings) bool { return s.NetworkID == leg.BridgeID }) {
 			sb.Bridges = append(sb.Bridges, leg)
 		}
@@ -207,12 +206,15 @@ func (e *Engine) rewiredSandbox(old record, next *record) (overlay.Sandbox, erro
 		}
 		sb.Bridges, next.Networks[name] = append(sb.Bridges, leg), s
 	}
-	for i := range sb.Bridges {
-		sb.Bridges[i].Ports = nil
-		if i == 0 {
-			sb.Bridges[i].Ports = ports
-		}
-		sb.DNS = sb.DNS || len(sb.Bridges[i].Names) > 0
+	for _, l := range sb.Bridges {
+		sb.DNS = sb.DNS || len(l.Names) > 0
+	}
+	var held []overlay.HostPort
+	for _, leg := range old.Sandbox.Bridges {
+		held = append(held, leg.Ports...)
+	}
+	if err := e.publish(*next, &sb, held); err != nil {
+		return sb, err
 	}
 	return sb, nil
 }

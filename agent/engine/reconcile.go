@@ -40,12 +40,12 @@ func (e *Engine) adopt(ctx context.Context, c *entry, alive map[string]runtime.S
 	r := c.snapshot()
 	for _, b := range r.Sandbox.Bridges {
 		for _, p := range b.Ports {
-			if !r.State.Clean {
-				e.ports.reserve(portKey{p.Protocol, p.Published}, r.ID)
+			if !r.State.Clean && p.Published != 0 {
+				e.ports.reserve(portKey{p.Protocol, p.Published}, hostIP(p.HostIP), r.ID)
 			}
 		}
 		if l, err := e.nets.find(b.BridgeID); err == nil && !r.State.Clean {
-			if _, err := e.nets.take(l, r.ID, b.Addr4.Addr()); err != nil {
+			if err := e.nets.retake(l, r.ID, b.Addr4.Addr(), b.Addr6.Addr()); err != nil {
 				e.log.Error("reserve a container's address", "container", r.Name, "err", err)
 			}
 		}

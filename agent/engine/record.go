@@ -45,6 +45,7 @@ type record struct {
 	HostPorts []overlay.HostPort `json:",omitempty"`
 	Files     []depFile          `json:",omitempty"` // secrets and configs of a task
 	Attached  bool               `json:",omitempty"` // holds addresses on networks of the cluster though it is no task
+	Links     []containerLink    `json:",omitempty"` // of the default bridge network
 	State     state
 }
 

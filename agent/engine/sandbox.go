@@ -6,23 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"sync"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 
 	"skein/overlay"
-)
-
-const (
-	firstDynamicPort = 32768
-	lastDynamicPort  = 60999
 )
 
 // endpointSettings checks the wished networks when a container is created.
@@ -65,6 +58,9 @@ func (e *Engine) endpointSettings(hc *container.HostConfig, nc *network.Networki
 		if err != nil {
 			return nil, err
 		}
+		if l.ConfigOnly {
+			return nil, errf(errDenied, "%s is a configuration only network", l.Name)
+		}
 		if (l.Driver == "host" || l.Driver == "null") && len(wished) > 1 {
 			return nil, invalid("container cannot be connected to network %s and others at once", l.Name)
 		}
@@ -73,28 +69,6 @@ func (e *Engine) endpointSettings(hc *container.HostConfig, nc *network.Networki
 		}
 	}
 	return out, nil
-}
-
-// endpoint checks what a user wishes of one network and keeps it.
-func endpoint(l *localNetwork, s *network.EndpointSettings) (*network.EndpointSettings, error) {
-	if len(s.MacAddress) > 0 {
-		return nil, notBuilt("--mac-address is not supported by this version of skein")
-	}
-	if len(s.Links) > 0 || len(s.DriverOpts) > 0 {
-		return nil, notBuilt("links and driver options of an endpoint are not supported by this version of skein: use --network-alias")
-	}
-	if l.Name == defaultBridge && len(s.Aliases) > 0 {
-		return nil, invalid("network-scoped alias is supported only for containers in user defined networks")
-	}
-	if c := s.IPAMConfig; c != nil {
-		if c.IPv6Address.IsValid() || len(c.LinkLocalIPs) > 0 {
-			return nil, notBuilt("IPv6 and link-local addresses on bridge networks are not supported by this version of skein")
-		}
-		if c.IPv4Address.IsValid() && (l.Name == defaultBridge || l.Driver != "bridge") {
-			return nil, invalid("user specified IP address is supported on user defined networks only")
-		}
-	}
-	return &network.EndpointSettings{NetworkID: l.ID, Aliases: s.Aliases, IPAMConfig: s.IPAMConfig, GwPriority: s.GwPriority}, nil
 }
 
 // sharesNetwork returns the container whose network r joins, or nil.
@@ -131,6 +105,9 @@ func (e *Engine) connect(ctx context.Context, c *entry) (string, error) {
 		}
 		return e.cfg.Network.AddSandbox(ctx, r.Sandbox)
 	}
+	if err := e.checkLinked(r); err != nil {
+		return "", err
+	}
 	sb, nets, err := e.bridgeSandbox(r)
 	if attached := len(onCluster(r)) > 0; attached && err == nil {
 		defer e.settled(r.ID)
@@ -143,6 +120,7 @@ func (e *Engine) connect(ctx context.Context, c *entry) (string, error) {
 		e.releaseBridges(r)
 		return "", err
 	}
+	defer e.tellLinking(r.ID)
 	return e.cfg.Network.AddSandbox(ctx, sb)
 }
 
@@ -162,66 +140,6 @@ func (e *Engine) joinNetwork(ctx context.Context, o *entry) (string, error) {
 		return "", nil
 	}
 	return e.cfg.Network.AddSandbox(ctx, r.Sandbox) // idempotent
-}
-
-// bridgeSandbox allocates addresses and ports on the container's single-host networks.
-func (e *Engine) bridgeSandbox(r record) (overlay.Sandbox, map[string]*network.EndpointSettings, error) {
-	sb := overlay.Sandbox{ID: r.ID, SearchDNS: r.HostConfig.DNSSearch}
-	nets := map[string]*network.EndpointSettings{}
-	for _, d := range r.HostConfig.DNS {
-		sb.Upstreams = append(sb.Upstreams, netip.AddrPortFrom(d, 53))
-	}
-	ports, err := e.publish(r)
-	if err != nil {
-		return sb, nil, err
-	}
-	for _, name := range sortedKeys(r.Networks) {
-		s := *r.Networks[name]
-		if clusterID(s.NetworkID) {
-			continue // see place
-		}
-		l, err := e.nets.find(s.NetworkID)
-		if err != nil {
-			return sb, nil, err
-		}
-		if l.Driver == "null" {
-			nets[name] = &s
-			continue
-		}
-		leg, settings, err := e.bridgeLeg(r, s)
-		if err != nil {
-			return sb, nil, err
-		}
-		sb.DNS = sb.DNS || len(leg.Names) > 0
-		if len(sb.Bridges) == 0 {
-			leg.Ports = ports
-		}
-		sb.Bridges, nets[name] = append(sb.Bridges, leg), settings
-	}
-	sb.DNS = sb.DNS || len(sb.Bridges) > 0 && needsForwarder(r)
-	return sb, nets, nil
-}
-
-// bridgeLeg allocates the container's address on one network. Names are answered on networks that users made.
-func (e *Engine) bridgeLeg(r record, s network.EndpointSettings) (overlay.BridgeLeg, *network.EndpointSettings, error) {
-	l, err := e.nets.find(s.NetworkID)
-	if err != nil {
-		return overlay.BridgeLeg{}, nil, err
-	}
-	var want netip.Addr
-	if s.IPAMConfig != nil {
-		want = s.IPAMConfig.IPv4Address
-	}
-	addr, err := e.nets.take(l, r.ID, want)
-	if err != nil {
-		return overlay.BridgeLeg{}, nil, err
-	}
-	leg := overlay.BridgeLeg{BridgeID: l.ID, Addr4: addr}
-	if l.Name != defaultBridge {
-		leg.Names = dnsNames(r, s.Aliases)
-	}
-	s.EndpointID, s.Gateway, s.IPAddress, s.IPPrefixLen, s.DNSNames = r.ID, l.Gateway, addr.Addr(), addr.Bits(), leg.Names
-	return leg, &s, nil
 }
 
 func (e *Engine) releaseBridges(r record) {
@@ -254,125 +172,17 @@ func disconnected(r *record) {
 	}
 	nets := map[string]*network.EndpointSettings{}
 	for name, s := range r.Networks {
-		nets[name] = &network.EndpointSettings{NetworkID: s.NetworkID, Aliases: s.Aliases, IPAMConfig: s.IPAMConfig}
+		w := wished(s.NetworkID, s)
+		for _, l := range r.Sandbox.Bridges {
+			if m, err := net.ParseMAC(l.MAC); l.BridgeID == s.NetworkID && err == nil {
+				w.MacAddress = network.HardwareAddr(m)
+			} else if l.BridgeID == s.NetworkID { // it was none of the user's
+				w.MacAddress = nil
+			}
+		}
+		nets[name] = w
 	}
 	r.Networks, r.Sandbox = nets, overlay.Sandbox{}
-}
-
-// publish chooses host ports for the container's bindings.
-func (e *Engine) publish(r record) ([]overlay.HostPort, error) {
-	var out []overlay.HostPort
-	bindings := network.PortMap{}
-	for p, b := range r.HostConfig.PortBindings {
-		if len(b) == 0 {
-			b = []network.PortBinding{{}}
-		}
-		bindings[p] = b
-	}
-	if r.HostConfig.PublishAllPorts {
-		for p := range r.Config.ExposedPorts {
-			if _, ok := bindings[p]; !ok {
-				bindings[p] = []network.PortBinding{{}}
-			}
-		}
-	}
-	for _, p := range sortedPorts(bindings) {
-		for _, b := range bindings[p] {
-			proto := string(p.Proto())
-			if proto != "tcp" && proto != "udp" {
-				return nil, notBuilt("publishing %s ports is not supported by this version of skein", proto)
-			}
-			n, err := e.hostPort(r.ID, proto, b.HostPort)
-			if err != nil {
-				return nil, fmt.Errorf("driver failed programming external connectivity on endpoint %s: %w", r.Name, err)
-			}
-			ip := b.HostIP
-			if ip.IsValid() && ip.IsUnspecified() {
-				ip = netip.Addr{}
-			}
-			out = append(out, overlay.HostPort{HostIP: ip, Published: n, Target: p.Num(), Protocol: proto})
-		}
-	}
-	return out, nil
-}
-
-type portKey struct {
-	proto string
-	port  uint16
-}
-
-// portTable is which container holds which port of the node, so that two that start at once cannot get the same.
-type portTable struct {
-	mu     sync.Mutex
-	holder map[portKey]string
-}
-
-func newPortTable() *portTable { return &portTable{holder: map[portKey]string{}} }
-
-// reserve reports whether the container got the port.
-func (t *portTable) reserve(k portKey, id string) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if _, taken := t.holder[k]; taken {
-		return false
-	}
-	t.holder[k] = id
-	return true
-}
-
-func (t *portTable) free(k portKey) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	delete(t.holder, k)
-}
-
-func (t *portTable) release(id string) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	maps.DeleteFunc(t.holder, func(_ portKey, holder string) bool { return holder == id })
-}
-
-// hostPort reserves the wished port or one of the range, or finds a free one.
-func (e *Engine) hostPort(id, proto, wish string) (uint16, error) {
-	first, last := firstDynamicPort, lastDynamicPort
-	if wish != "" && wish != "0" {
-		lo, hi, isRange := strings.Cut(wish, "-")
-		var err error
-		if first, err = strconv.Atoi(lo); err == nil {
-			last = first
-			if isRange {
-				last, err = strconv.Atoi(hi)
-			}
-		}
-		if err != nil || first < 1 || last > 65535 || last < first {
-			return 0, invalid("invalid host port %q", wish)
-		}
-	}
-	for n := first; n <= last; n++ {
-		k := portKey{proto, uint16(n)}
-		if !e.ports.reserve(k, id) {
-			continue
-		}
-		name, pid, inUse := e.cfg.Network.PortHolder(proto, uint16(n))
-		if !inUse {
-			return uint16(n), nil
-		}
-		e.ports.free(k)
-		if first == last {
-			return 0, conflict("Bind for 0.0.0.0:%d failed: port is already allocated: %s", n, holderText(name, pid))
-		}
-	}
-	if first == last {
-		return 0, conflict("Bind for 0.0.0.0:%d failed: port is already allocated", first)
-	}
-	return 0, conflict("all %s ports of %d-%d are allocated", proto, first, last)
-}
-
-func holderText(name string, pid int) string {
-	if pid == 0 {
-		return name + " publishes it"
-	}
-	return fmt.Sprintf("%s (pid %d) of this host listens on it", name, pid)
 }
 
 // hostsHead begins every container's hosts file.
@@ -444,11 +254,13 @@ func (e *Engine) networkFiles(r record) (map[string][]byte, error) {
 		addr = unbracket(addr)
 		if addr == "host-gateway" {
 			if l, err := e.nets.find(defaultBridge); err == nil {
-				addr = l.Gateway.String()
+				p, _ := l.first(false)
+				addr = p.Gateway.String()
 			}
 		}
 		fmt.Fprintf(&hosts, "%s\t%s\n", addr, name)
 	}
+	hosts.WriteString(e.linkLines(r))
 	name := r.Config.Hostname
 	if r.Config.Domainname != "" {
 		name += "." + r.Config.Domainname + "\t" + r.Config.Hostname
@@ -468,7 +280,11 @@ func sandboxAddrs(s overlay.Sandbox) []netip.Addr {
 		}
 	}
 	for _, b := range s.Bridges {
-		out = append(out, b.Addr4.Addr())
+		for _, p := range []netip.Prefix{b.Addr4, b.Addr6} {
+			if p.IsValid() {
+				out = append(out, p.Addr())
+			}
+		}
 	}
 	if len(out) == 0 && s.Gateway4.IsValid() {
 		out = append(out, s.Gateway4)
