@@ -170,17 +170,14 @@ func (d *Driver) applyPeers() error {
 	routes := map[link.RouteKey]link.Route{}
 	neighs := map[link.NeighKey]link.MAC{}
 	fdb := map[link.FDBKey]netip.Addr{}
-	rules := map[link.RuleKey]link.Rule{
-		{Pref: rulePref, Mark: markBase, Mask: markMask, Not: true}: {Goto: ruleEnd},
-		{Pref: ruleEnd}: {},
-	}
+	rules := commonRules()
 	for _, p := range d.cfg.Peers {
 		via, mac := nodeAddr(d.cfg.MeshPool, p.Index), nodeMAC(meshVNI, p.Index)
 		neighs[link.NeighKey{Dev: m.device, IP: via}] = mac
 		fdb[link.FDBKey{Dev: m.device, MAC: mac}] = p.Underlay
 		routes[link.RouteKey{Dst: nodeBlock(d.cfg.MeshPool, p.Index)}] = link.Route{Dev: m.device, Via: via, Src: own}
 		routes[link.RouteKey{Dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Table: tableBase + p.Index}] = link.Route{Dev: m.device, Via: via}
-		rules[link.RuleKey{Pref: rulePref + 1, Mark: markBase + p.Index, Mask: 0xffffffff}] = link.Rule{Table: tableBase + p.Index}
+		addPeerRule(rules, p.Index)
 	}
 	d.addPeers6(routes, neighs, rules)
 	if err := d.readPeers(); err != nil {

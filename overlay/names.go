@@ -27,8 +27,6 @@ const (
 	markBase  = 0x5ce10000
 	markMask  = 0xffff0000
 	tableBase = 0x5ce10000
-	rulePref  = 90 // first: unmarked packets go on at ruleEnd; between: a rule per peer
-	ruleEnd   = 99
 )
 
 var (
