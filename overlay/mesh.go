@@ -324,9 +324,9 @@ func (d *Driver) fillPortsOf(t *meshTable, v6 bool, live map[netip.Addr]bool) {
 	published := make(map[string]string, len(d.cfg.Mesh.Ports))
 	want := make(map[string]share, len(d.cfg.Mesh.Ports))
 	for _, p := range d.portsByPrecedence() {
-		proto, ok := protocolNumber(p.Protocol)
-		if !ok {
-			d.log.Error("published port not served: protocol is not built", "port", p.Published, "protocol", p.Protocol)
+		proto, ok := hostProtocol(p.Protocol)
+		if !ok || proto == unix.IPPROTO_SCTP && !d.SCTP() {
+			d.log.Error("published port not served: this node's kernel cannot", "port", p.Published, "protocol", p.Protocol)
 			continue
 		}
 		key := nft.PortKey(proto, p.Published)

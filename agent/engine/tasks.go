@@ -389,7 +389,9 @@ func (t *taskController) Ready(ctx context.Context) (string, error) {
 	}
 	want := map[portKey]bool{}
 	for _, p := range t.a.Ports {
-		want[portKey{p.Protocol, uint16(p.Target)}] = true
+		if p.Protocol != "sctp" { // whose listeners the kernel does not list
+			want[portKey{p.Protocol, uint16(p.Target)}] = true
+		}
 	}
 	if len(want) == 0 {
 		return "", nil

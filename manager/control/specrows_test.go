@@ -53,7 +53,7 @@ func serviceRows() map[string][]row {
 		"RollbackConfig":                      {bad(`{}`, "not supported for jobs", `Mode={"ReplicatedJob":{}}`)},
 		"EndpointSpec.Mode":                   {kept(`"vip"`), kept(`"dnsrr"`), bad(`"magic"`, "invalid endpoint mode: want vip or dnsrr")},
 		"EndpointSpec.Ports[].Name":           {kept(`"http"`), bad(`"a b"`, "printable"), bad(long, "at most 255")},
-		"EndpointSpec.Ports[].Protocol":       {kept(`"udp"`), bad(`"icmp"`, "want tcp or udp"), bad(`"sctp"`, "not supported"), bad(`"TCP"`, "want tcp or udp")},
+		"EndpointSpec.Ports[].Protocol":       {kept(`"udp"`), kept(`"sctp"`), bad(`"icmp"`, "want tcp, udp or sctp"), bad(`"TCP"`, "want tcp, udp or sctp")},
 		"EndpointSpec.Ports[].TargetPort":     {kept("65535"), bad("0", "want 1 to 65535"), bad("65536", "= 65536: invalid port")},
 		"EndpointSpec.Ports[].PublishedPort":  {kept("0"), kept("65535"), bad("65536", "want 1 to 65535"), bad("4294967296", "want a whole number from 0 to 4294967295")},
 		"EndpointSpec.Ports[].PublishMode":    {kept(`"host"`), bad(`"wide"`, "want ingress or host"), bad(`"ingress"`, "can't be used with dnsrr mode", `EndpointSpec.Mode="dnsrr"`)},

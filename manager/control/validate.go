@@ -329,11 +329,9 @@ func validatePort(a at, p *swarm.PortConfig) error {
 	switch p.Protocol {
 	case "":
 		p.Protocol = "tcp"
-	case "tcp", "udp":
-	case "sctp":
-		return a.field("Protocol").unbuilt(p.Protocol, "publishing sctp ports")
+	case "tcp", "udp", "sctp":
 	default:
-		return a.field("Protocol").bad(p.Protocol, "invalid protocol: want tcp or udp")
+		return a.field("Protocol").bad(p.Protocol, "invalid protocol: want tcp, udp or sctp")
 	}
 	switch p.PublishMode {
 	case "":

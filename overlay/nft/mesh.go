@@ -133,6 +133,7 @@ func (b meshBuilder) input() *Chain {
 		[]part{proto(unix.IPPROTO_UDP), dport(b.p.DataPort), loadSrc(1), notIn("nodes", 1), drop},
 		append([]part{proto(unix.IPPROTO_TCP)}, append(published, resetTCP)...),
 		append([]part{proto(unix.IPPROTO_UDP)}, append(published, unreachable)...),
+		append([]part{proto(unix.IPPROTO_SCTP)}, append(published, unreachable)...),
 	)}
 }
 
