@@ -8,6 +8,7 @@ import (
 	"maps"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -45,6 +46,8 @@ type Config struct {
 	Addrs func() []string
 	// Crypt, where set, is what this node encrypts networks with; call CryptChanged when it is another.
 	Crypt func() *api.NodeCrypt
+	// Facts, where set, looks at what the managers are to know of this node's surroundings.
+	Facts func(ctx context.Context) (*api.NodeFacts, error)
 	// OnRefused, where set, is told each time a manager says that this node is not part of the cluster. It must not block.
 	OnRefused func(error)
 	Log       *slog.Logger
@@ -77,6 +80,8 @@ type Agent struct {
 	going   func()        // closes leaving, once
 	addrs   []string      // what the managers were told of Config.Addrs, at addrsAt; the session's own
 	addrsAt time.Time
+	ask     chan struct{} // capacity 1: managers want to know the facts
+	asked   atomic.Uint64 // the newest such request
 	left    chan struct{} // closed when no session comes any more
 
 	leaving chan struct{} // closed by Leave
@@ -107,7 +112,7 @@ func New(cfg Config) (*Agent, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	a := &Agent{cfg: cfg, outbox: newOutbox(), known: newKnowledge(), tls: make(chan struct{}, 1), crypt: make(chan struct{}, 1), left: make(chan struct{}), leaving: make(chan struct{})}
+	a := &Agent{cfg: cfg, outbox: newOutbox(), known: newKnowledge(), tls: make(chan struct{}, 1), crypt: make(chan struct{}, 1), ask: make(chan struct{}, 1), left: make(chan struct{}), leaving: make(chan struct{})}
 	a.going = sync.OnceFunc(func() { close(a.leaving) })
 	a.tables = newApplier(cfg.Network, a.currentTables, cfg.Log)
 	a.tasks = task.New(task.Config{Executor: gatedExecutor{cfg.Executor, a.tables}, Report: a.report, Dependency: a.dependency, Log: cfg.Log})
@@ -205,7 +210,7 @@ func (a *Agent) receive(m *api.ManagerMessage) error {
 		if err = a.known.merge(m); err != nil {
 			return nil, false
 		}
-		return []frame{{kind: frameManager, msg: m}}, m.GetHeartbeat() == nil && m.GetDependencies() == nil && m.GetCredentials() == nil
+		return []frame{{kind: frameManager, msg: m}}, m.GetHeartbeat() == nil && m.GetDependencies() == nil && m.GetCredentials() == nil && m.GetFacts() == nil
 	}, a.everything, a.cfg.Log)
 	if err != nil {
 		return err
@@ -224,6 +229,8 @@ func (a *Agent) receive(m *api.ManagerMessage) error {
 		if a.cfg.OnManagers != nil {
 			a.cfg.OnManagers(k.Managers.Managers)
 		}
+	case *api.ManagerMessage_Facts:
+		a.askFacts(k.Facts.Sequence)
 	case *api.ManagerMessage_Credentials:
 		if a.cfg.OnCredentials != nil {
 			a.cfg.OnCredentials(k.Credentials)

@@ -267,6 +267,8 @@ func (a *Agent) send(ctx context.Context, stream sessionStream, every time.Durat
 	<-hold.C
 	var sequence uint64
 	leaving := a.leaving
+	facts := make(chan *api.NodeFacts)
+	go a.tellFacts(ctx, facts)
 	for {
 		var m *api.AgentMessage
 		select {
@@ -293,6 +295,8 @@ func (a *Agent) send(ctx context.Context, stream sessionStream, every time.Durat
 			a.goodbye = true
 			a.mu.Unlock()
 			m = &api.AgentMessage{Kind: &api.AgentMessage_Goodbye{Goodbye: &api.Goodbye{}}}
+		case f := <-facts:
+			m = &api.AgentMessage{Kind: &api.AgentMessage_Facts{Facts: f}}
 		case <-a.tls:
 			m = &api.AgentMessage{Kind: &api.AgentMessage_Tls{Tls: a.nodeTLS()}}
 		case <-a.crypt:

@@ -81,6 +81,8 @@ type Driver struct {
 	boxes        map[string]*box
 	waiting      map[string]Sandbox // of an earlier daemon, until the tables of their networks are there
 	mesh         mesh
+	held         held
+	owners       socketOwners // has its own lock
 	bridges      map[string]Bridge
 	bridgeTables [2]bridgeTable // skein_bridge of IPv4 and IPv6
 	stored       map[string]int // descriptors from the store that nobody took yet

@@ -66,6 +66,7 @@ func (d *Driver) leave() error {
 	clear(d.waiting)
 	clear(d.mesh.gateways)
 	d.mesh.device, d.have, d.cfg = 0, false, Config{}
+	d.held = held{}
 	d.mesh.tables = [2]*meshTable{}
 	d.mesh.forget()
 	d.updateDNS()

@@ -263,6 +263,9 @@ func (d *Driver) applyMeshRules(full bool) error {
 	if err := d.loadMesh(); err != nil {
 		return err
 	}
+	if err := d.findHeld(); err != nil {
+		return err
+	}
 	peerMark, peerZone := map[string]string{}, map[string]string{}
 	nodes := [2]map[string]string{{}, {}}
 	for _, p := range append([]Node{{Index: d.cfg.Self.Index, Underlay: d.underlay()}}, d.cfg.Peers...) {
@@ -429,9 +432,9 @@ func (d *Driver) fillGateways() {
 	}
 }
 
-// portsByPrecedence puts ports of this node alone before the cluster's, so that they win.
+// portsByPrecedence puts ports of this node alone before the cluster's, so that they win. Those that somebody here had before are left out.
 func (d *Driver) portsByPrecedence() []PublishedPort {
-	ports := slices.Clone(d.cfg.Mesh.Ports)
+	ports := d.notHeld(d.cfg.Mesh.Ports)
 	slices.SortStableFunc(ports, func(a, b PublishedPort) int {
 		switch {
 		case a.Local == b.Local:

@@ -34,6 +34,7 @@ type Network interface {
 	SetBridges(ctx context.Context, bridges []overlay.Bridge) error
 	CryptKeys() ([]crypt.Key, error)
 	CryptKeysChanged() <-chan struct{}
+	Facts() (overlay.Facts, error)
 	PortHolder(proto string, port uint16) (name string, pid int, inUse bool)
 	PortFree(proto string, at netip.Addr, port uint16) error
 	SCTP() bool

@@ -359,6 +359,8 @@ func (n *fakeNetwork) SetBridges(_ context.Context, b []overlay.Bridge) error {
 
 func (n *fakeNetwork) CryptKeys() ([]crypt.Key, error)   { return nil, n.cryptErr }
 func (n *fakeNetwork) CryptKeysChanged() <-chan struct{} { return nil }
+func (n *fakeNetwork) Facts() (overlay.Facts, error)     { return overlay.Facts{}, nil }
+
 func (n *fakeNetwork) PortHolder(proto string, port uint16) (string, int, bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

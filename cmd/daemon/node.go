@@ -127,7 +127,7 @@ func (n *clusterNode) build(m *membership) error {
 		StateDir: filepath.Join(m.clusterDir(), "agent"), Seeds: n.seeds(), Executor: m.eng, Network: m.eng,
 		Dial:   func(_ context.Context, addr string) (*grpc.ClientConn, error) { return n.dialManager(addr) },
 		OnNode: func(r *api.NodeRecord) { n.noteRecord(r); m.eng.SyncAttachments() }, OnRefused: n.noteRefusal, OnCredentials: n.noteCredentials, TLS: n.id.TLS,
-		Addrs: m.addresses, Crypt: m.eng.CryptKeys,
+		Addrs: m.addresses, Crypt: m.eng.CryptKeys, Facts: m.eng.NodeFacts,
 		Log: n.log.With("component", "agent"),
 	})
 	return err

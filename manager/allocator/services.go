@@ -25,6 +25,7 @@ type ServiceRequest struct {
 	Networks []string // ids of the cluster's networks it is attached to, each once
 	VIP      bool     // a virtual address on each of them
 	Ports    []*api.PortConfig
+	Avoid    []*api.PortConfig // not to be chosen where the spec leaves it
 }
 
 // Publish modes.
@@ -203,7 +204,8 @@ func (s *State) claimDynamic(req ServiceRequest, c *api.PortConfig, old []*api.P
 	free := func(n uint32) bool {
 		k := Port{c.Protocol, n}
 		_, taken := s.ingress[k]
-		return !taken && len(s.hostWish[k]) == 0
+		return !taken && len(s.hostWish[k]) == 0 &&
+			!slices.ContainsFunc(req.Avoid, func(a *api.PortConfig) bool { return a.Protocol == c.Protocol && a.Published == n })
 	}
 	for _, o := range old {
 		if o.Protocol == c.Protocol && o.Target == c.Target && o.Mode == c.Mode && o.Name == c.Name &&

@@ -16,6 +16,7 @@ import (
 	"skein/manager/api"
 	"skein/manager/ca"
 	"skein/manager/control"
+	"skein/manager/dispatcher"
 	"skein/manager/store"
 	"skein/manager/store/storetest"
 )
@@ -47,20 +48,31 @@ func (o observer) NetCheck(_ context.Context, r *api.NetCheckRequest) (*api.NetC
 	return &api.NetCheckReply{Nodes: []*api.NetCheckNode{{NodeId: "n"}}}, nil
 }
 
+// watching is an observer that nodes tell their facts.
+type watching struct {
+	observer
+	f *fixture
+}
+
+func (w watching) Facts(context.Context, bool) ([]dispatcher.NodeFacts, error) {
+	return w.f.facts, nil
+}
+
 type fixture struct {
-	t    testing.TB
-	st   *store.Store
-	m    *managers
-	soft observer
-	srv  *control.Server
-	node [2]string // manager and worker
+	t     testing.TB
+	st    *store.Store
+	m     *managers
+	soft  observer
+	facts []dispatcher.NodeFacts
+	srv   *control.Server
+	node  [2]string // manager and worker
 }
 
 func setup(t testing.TB) *fixture {
 	t.Helper()
 	st, _ := storetest.New()
 	f := &fixture{t: t, st: st, m: &managers{member: map[string]bool{}, leader: map[string]bool{}, reachable: map[string]bool{}}, soft: observer{}}
-	f.srv = control.New(control.Config{Store: st, Managers: f.m, Observer: func() control.Observer { return f.soft }, Logger: slog.New(slog.DiscardHandler)})
+	f.srv = control.New(control.Config{Store: st, Managers: f.m, Observer: func() control.Observer { return watching{f.soft, f} }, Logger: slog.New(slog.DiscardHandler)})
 	root, err := ca.NewRoot("c", time.Now())
 	f.ok(err)
 	keyPEM, err := root.KeyPEM()
@@ -564,12 +576,12 @@ func TestNetworks(t *testing.T) {
 		`{"Name":"n","Scope":"local"}`:                                   "scope",
 		`{"Name":"n","Ingress":true}`:                                    "ingress",
 		`{"Name":"n","ConfigOnly":true}`:                                 "config-only",
-		`{"Name":"n","EnableIPv6":true}`:                                 "IPv6",
 		`{"Name":"n","Options":{"encrypted":"aes"}}`:                     "true or false",
+		`{"Name":"n","EnableIPv6":false}`:                                "feature level",
 		`{"Name":"n","Options":{"x":"y"}}`:                               "option",
 		`{"Name":"n","IPAM":{"Driver":"dhcp"}}`:                          "IPAM driver",
 		`{"Name":"n","IPAM":{"Config":[{"Subnet":"192.168.7.128/25"}]}}`: "overlaps",
-		`{"Name":"n","IPAM":{"Config":[{"Subnet":"10.0.0.0/24","Gateway":"10.0.0.1"}]}}`: "gateway",
+		`{"Name":"n","IPAM":{"Config":[{"Subnet":"10.0.0.0/24","Gateway":"10.0.0.1"}]}}`: "feature level",
 	} {
 		if _, err := f.srv.CreateNetwork(t.Context(), &api.CreateRequest{SpecJson: []byte(spec)}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", spec, err, want)

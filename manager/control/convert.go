@@ -43,13 +43,7 @@ func serviceObject(tx store.ReadTx, svc *store.Service) swarm.Service {
 	for _, v := range svc.Vips {
 		vip := swarm.EndpointVirtualIP{NetworkID: v.NetworkId}
 		if a, err := netip.ParseAddr(v.Addr4); err == nil {
-			bits := a.BitLen()
-			if n := tx.Network(v.NetworkId); n != nil {
-				if p, err := netip.ParsePrefix(n.Subnet4); err == nil {
-					bits = p.Bits()
-				}
-			}
-			vip.Addr = netip.PrefixFrom(a, bits)
+			vip.Addr = prefixOn(tx.Network(v.NetworkId), a)
 		}
 		o.Endpoint.VirtualIPs = append(o.Endpoint.VirtualIPs, vip)
 	}
@@ -179,8 +173,9 @@ func swarmNetwork(n *store.Network) swarm.Network {
 	}
 	o.Spec.DriverConfiguration = &swarm.Driver{Name: n.Driver}
 	o.Spec.Internal, o.Spec.Attachable, o.Spec.Ingress, o.Spec.Scope = n.Internal, n.Attachable, n.Ingress, "swarm"
-	if p, err := netip.ParsePrefix(n.Subnet4); err == nil {
-		o.IPAMOptions = &swarm.IPAMOptions{Driver: swarm.Driver{Name: "default"}, Configs: []swarm.IPAMConfig{{Subnet: p}}}
+	o.IPAMOptions = &swarm.IPAMOptions{Driver: swarm.Driver{Name: "default"}}
+	for _, c := range ipamConfig(n) {
+		o.IPAMOptions.Configs = append(o.IPAMOptions.Configs, swarm.IPAMConfig{Subnet: c.Subnet, Range: c.IPRange, Gateway: c.Gateway})
 	}
 	return o
 }

@@ -2,7 +2,6 @@ package control
 
 import (
 	"context"
-	"net/netip"
 	"regexp"
 	"strconv"
 
@@ -37,11 +36,18 @@ func (s *Server) CreateNetwork(ctx context.Context, r *api.CreateRequest) (*api.
 	if rec.SpecJson, err = encode(req); err != nil {
 		return nil, err
 	}
+	facts := s.facts(ctx, true)
 	err = s.write(ctx, func(tx store.WriteTx) error {
 		if tx.NetworkByName(rec.Name) != nil {
 			return api.Errorf(errdefs.ErrAlreadyExists, "network with name %s already exists", rec.Name)
 		}
 		if err := mayEncrypt(tx, rec); err != nil {
+			return err
+		}
+		if err := mayHave(tx, rec); err != nil {
+			return err
+		}
+		if err := checkRoutes(tx.Cluster(), rec, facts); err != nil {
 			return err
 		}
 		tx.Add(expect("network", rec.Id, 0))
@@ -73,8 +79,6 @@ func networkRecord(req *network.CreateRequest) (*api.NetworkRecord, error) {
 		return nil, a.field("Ingress").refuse(errdefs.ErrFailedPrecondition, " = true", "an ingress network exists already: the routing mesh needs no other")
 	case req.EnableIPv4 != nil && !*req.EnableIPv4:
 		return nil, a.field("EnableIPv4").unbuilt(false, "networks without IPv4")
-	case req.EnableIPv6 != nil && *req.EnableIPv6:
-		return nil, a.field("EnableIPv6").unbuilt(true, "IPv6 in overlay networks")
 	}
 	if err := validateOptions(a.field("Labels"), onNetwork, req.Labels); err != nil {
 		return nil, err
@@ -84,37 +88,6 @@ func networkRecord(req *network.CreateRequest) (*api.NetworkRecord, error) {
 		return nil, err
 	}
 	return rec, setOptions(a.field("Options"), req, rec)
-}
-
-func networkPools(a at, req *network.CreateRequest, rec *api.NetworkRecord) error {
-	if req.IPAM == nil {
-		return nil
-	}
-	if d := req.IPAM.Driver; d != "" && d != "default" {
-		return a.field("Driver").unbuilt(d, "IPAM drivers other than default")
-	}
-	if len(req.IPAM.Options) > 0 {
-		return a.field("Options").unbuilt(req.IPAM.Options, "IPAM options")
-	}
-	for i, c := range req.IPAM.Config {
-		a := a.field("Config").index(i)
-		switch {
-		case c.IPRange.IsValid():
-			return a.field("IPRange").unbuilt(c.IPRange, "IP ranges within a subnet")
-		case c.Gateway.IsValid():
-			return a.field("Gateway").unbuilt(c.Gateway, "a gateway of your choice")
-		case len(c.AuxAddress) > 0:
-			return a.field("AuxiliaryAddresses").unbuilt(c.AuxAddress, "auxiliary addresses")
-		case !c.Subnet.IsValid():
-			continue
-		case !c.Subnet.Addr().Is4():
-			return a.field("Subnet").unbuilt(c.Subnet, "IPv6 subnets")
-		case rec.Subnet4 != "":
-			return a.field("Subnet").unbuilt(c.Subnet, "more than one subnet")
-		}
-		rec.Subnet4 = c.Subnet.String()
-	}
-	return nil
 }
 
 func setOptions(a at, req *network.CreateRequest, rec *api.NetworkRecord) error {
@@ -228,9 +201,7 @@ func networkObject(n *store.Network) network.Inspect {
 	o.Name, o.ID, o.Created, o.Scope, o.Driver, o.EnableIPv4 = n.Name, n.Id, instant(n.Meta.GetCreated()), scopeSwarm, n.Driver, true
 	o.Internal, o.Attachable, o.Ingress = n.Internal, n.Attachable, n.Ingress
 	o.IPAM.Driver = "default"
-	if p, err := netip.ParsePrefix(n.Subnet4); err == nil {
-		o.IPAM.Config = []network.IPAMConfig{{Subnet: p}}
-	}
+	o.IPAM.Config, o.EnableIPv6 = ipamConfig(n), n.Subnet6 != ""
 	o.Options = networkOptions(n)
 	o.Labels = n.Labels
 	if o.Labels == nil {
@@ -241,8 +212,8 @@ func networkObject(n *store.Network) network.Inspect {
 
 func networkOptions(n *store.Network) map[string]string {
 	out := map[string]string{optVNI: strconv.FormatUint(uint64(n.Vni), 10)}
-	if n.Mtu != 0 {
-		out[optMTU] = strconv.FormatUint(uint64(n.Mtu), 10)
+	if mtu := n.EffectiveMTU(); mtu != 0 {
+		out[optMTU] = strconv.Itoa(mtu)
 	}
 	addEncrypted(n, out)
 	return out

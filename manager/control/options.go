@@ -72,6 +72,8 @@ func options() []option {
 			return err == nil && n >= 0 && n <= 100
 		}},
 		option{dispatcher.LabelDownHold, onCluster, "a duration such as 30s or 2h, above zero", func(v string) bool { return duration(v) && v != "0" && v != "0s" }},
+		option{optionGrow, onNetwork, "on or off", func(v string) bool { return v == "on" || v == "off" }},
+		option{optionOverlap, onNetwork, "allow", func(v string) bool { return v == "allow" }},
 		option{optionComment, onService, "at most 1024 bytes of text", func(v string) bool { return len(v) <= 1024 }},
 	)
 }

@@ -17,6 +17,7 @@ import (
 
 	"skein/manager/api"
 	"skein/manager/ca"
+	"skein/manager/dispatcher"
 	"skein/manager/store"
 )
 
@@ -47,6 +48,8 @@ type Observer interface {
 	NetStatus(ctx context.Context) (*api.NetStatusReply, error)
 	// NetCheck has nodes compare their kernels with the record, and mend them.
 	NetCheck(ctx context.Context, req *api.NetCheckRequest) (*api.NetCheckReply, error)
+	// Facts tells what nodes see of their surroundings: with fresh, as it is now.
+	Facts(ctx context.Context, fresh bool) ([]dispatcher.NodeFacts, error)
 }
 
 // Authority is what control needs of the certificate authority.

@@ -25,6 +25,7 @@ func (s *Server) CreateService(ctx context.Context, r *api.CreateRequest) (*api.
 	}
 	named := spec.Name != ""
 	rec := &api.ServiceRecord{Id: api.NewID(), RegistryAuth: auth}
+	facts := s.portFacts(ctx, newPorts(spec, nil))
 	err = s.write(ctx, func(tx store.WriteTx) error {
 		if !named {
 			spec.Name = freeName(tx)
@@ -36,6 +37,9 @@ func (s *Server) CreateService(ctx context.Context, r *api.CreateRequest) (*api.
 			return err
 		}
 		if err := resolveNetworks(tx, spec); err != nil {
+			return err
+		}
+		if err := settlePorts(tx, rec, spec, nil, facts); err != nil {
 			return err
 		}
 		rec.Name, rec.ForceUpdate = spec.Name, spec.TaskTemplate.ForceUpdate
@@ -106,6 +110,7 @@ func (s *Server) UpdateService(ctx context.Context, r *api.UpdateRequest) (*api.
 	if err != nil {
 		return nil, err
 	}
+	facts := s.portFacts(ctx, s.addedPorts(r.Ref, spec))
 	var name string
 	err = s.write(ctx, func(tx store.WriteTx) error {
 		old, err := tx.FindService(r.Ref)
@@ -126,6 +131,9 @@ func (s *Server) UpdateService(ctx context.Context, r *api.UpdateRequest) (*api.
 			rec, err = s.rolledBack(tx, old, r.RollbackTo)
 		}
 		if err != nil {
+			return err
+		}
+		if err := settlePorts(tx, rec, spec, old, facts); err != nil {
 			return err
 		}
 		rec.Author = author(ctx)

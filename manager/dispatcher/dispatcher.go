@@ -111,6 +111,7 @@ type Dispatcher struct {
 	managers     *api.ManagerMessage // encoded list; nil: it changed
 	managersSize int
 	templates    map[templateKey]*template
+	queries      []*factsQuery
 	flushAt      *time.Timer
 	told         int           // nodes that the round sent something
 	flushed      time.Time     // when the last round ended

@@ -33,6 +33,7 @@ type node struct {
 	lost    time.Time // when this leader declared it down
 	starts  allowance // of sessions
 	acked   map[string]*api.TableAck
+	facts   *api.NodeFacts // nil: not said in this session
 	nets    map[string]int // live tasks here per network: the tables it needs
 	changed []string       // tasks whose assignment may have changed
 	removed []string       // tasks that it was sent and that are not its any more
@@ -91,6 +92,7 @@ func (d *Dispatcher) register(s *session, h *api.Hello) (*node, error) {
 		n.session.end(api.Errorf(errdefs.ErrAborted, "node %s began another session", s.node))
 	}
 	n.session, n.fenced, n.held = s, false, false
+	n.facts = nil
 	if n.seen.Swap(now.UnixNano()) == 0 {
 		d.came = now
 	}

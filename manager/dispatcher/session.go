@@ -235,6 +235,15 @@ func (d *Dispatcher) take(ctx context.Context, s *session, n *node, m *api.Agent
 				d.noteCrypt(n, k.Crypt)
 			}
 		})
+	case *api.AgentMessage_Facts:
+		if err := checkFacts(n.id, k.Facts); err != nil {
+			return err
+		}
+		return d.do(ctx, func() {
+			if n.session == s {
+				d.noteFacts(n, k.Facts)
+			}
+		})
 	case *api.AgentMessage_Goodbye:
 		return d.do(ctx, func() {
 			if n.session == s {

@@ -167,10 +167,14 @@ func (s *state) applyService(rec *api.ServiceRecord) error {
 	if err := s.revise(rec, old, isJob(spec)); err != nil {
 		return err
 	}
+	if s.level() < api.LevelNetworks {
+		rec.Avoid = nil
+	}
 	vips, ports := old.held()
 	if rec.Vips, rec.Ports, err = s.alloc.SetService(serviceRequest(rec, spec), vips, ports, s.time); err != nil {
 		return err
 	}
+	rec.Avoid = nil
 	v, err := newService(rec, old)
 	if err != nil {
 		return err

@@ -90,7 +90,7 @@ func NextGeneration(tx ReadTx, serviceID string, slot uint64, nodeID string) uin
 
 // serviceRequest is what a spec asks of the allocator.
 func serviceRequest(rec *api.ServiceRecord, spec *swarm.ServiceSpec) allocator.ServiceRequest {
-	req := allocator.ServiceRequest{ID: rec.Id, Name: rec.Name, Networks: networkTargets(spec), VIP: true}
+	req := allocator.ServiceRequest{ID: rec.Id, Name: rec.Name, Networks: networkTargets(spec), VIP: true, Avoid: rec.Avoid}
 	if spec.EndpointSpec != nil {
 		req.VIP = spec.EndpointSpec.Mode != swarm.ResolutionModeDNSRR
 		for _, p := range spec.EndpointSpec.Ports {

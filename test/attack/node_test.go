@@ -55,6 +55,7 @@ func (noNetwork) AddSandbox(context.Context, overlay.Sandbox) (string, error) { 
 func (noNetwork) RemoveSandbox(context.Context, string) error                 { return nil }
 func (noNetwork) Sandboxes() ([]string, error)                                { return nil, nil }
 func (noNetwork) SetBridges(context.Context, []overlay.Bridge) error          { return nil }
+func (noNetwork) Facts() (overlay.Facts, error)                               { return overlay.Facts{}, nil }
 func (noNetwork) PortHolder(string, uint16) (string, int, bool)               { return "", 0, false }
 
 // newNode starts one. The test fails if it leaves a mount or a group behind.
