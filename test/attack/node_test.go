@@ -26,6 +26,7 @@ import (
 	"skein/agent/dockerapi/dockerapitest"
 	"skein/agent/engine"
 	"skein/overlay"
+	"skein/overlay/crypt"
 	skein "skein/runtime"
 	"skein/runtime/cgroup"
 	"skein/runtime/image"
@@ -56,6 +57,8 @@ func (noNetwork) RemoveSandbox(context.Context, string) error                 { 
 func (noNetwork) Sandboxes() ([]string, error)                                { return nil, nil }
 func (noNetwork) SetBridges(context.Context, []overlay.Bridge) error          { return nil }
 func (noNetwork) Facts() (overlay.Facts, error)                               { return overlay.Facts{}, nil }
+func (noNetwork) CryptKeys() ([]crypt.Key, error)                             { return nil, nil }
+func (noNetwork) CryptKeysChanged() <-chan struct{}                           { return nil }
 func (noNetwork) PortHolder(string, uint16) (string, int, bool)               { return "", 0, false }
 
 // newNode starts one. The test fails if it leaves a mount or a group behind.
