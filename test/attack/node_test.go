@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -59,6 +60,9 @@ func (noNetwork) SetBridges(context.Context, []overlay.Bridge) error          { 
 func (noNetwork) Facts() (overlay.Facts, error)                               { return overlay.Facts{}, nil }
 func (noNetwork) CryptKeys() ([]crypt.Key, error)                             { return nil, nil }
 func (noNetwork) CryptKeysChanged() <-chan struct{}                           { return nil }
+func (noNetwork) HostRoutes() ([]netip.Prefix, error)                         { return nil, nil }
+func (noNetwork) PortFree(string, netip.Addr, uint16) error                   { return nil }
+func (noNetwork) SCTP() bool                                                  { return false }
 func (noNetwork) PortHolder(string, uint16) (string, int, bool)               { return "", 0, false }
 
 // newNode starts one. The test fails if it leaves a mount or a group behind.
