@@ -29,7 +29,7 @@ type Tables struct {
 // Table is the merged content of one endpoint table.
 type Table struct {
 	Version   uint64
-	Network   *api.NetworkRecord // nil for the mesh
+	Network   *api.NetworkRecord // of the mesh: the ingress network; nil or without id if there is none
 	Nodes     map[uint32]*api.NodeEndpoint
 	Services  map[string]*api.ServiceEndpoint
 	Endpoints map[string]*api.TaskEndpoint

@@ -90,6 +90,7 @@ type Endpoint struct {
 
 // Mesh is the routing mesh: published ports of the cluster and their backends' gateway addresses.
 type Mesh struct {
+	MTU   int // 0: derived from the underlay
 	Ports []PublishedPort
 }
 

@@ -113,7 +113,7 @@ func (d *Driver) setUpMesh() error {
 	if err := d.relaxReversePath(); err != nil {
 		return err
 	}
-	dev, mtu, err := d.ensureVXLAN(d.conn, meshDevice, meshVNI, 0)
+	dev, mtu, err := d.ensureVXLAN(d.conn, meshDevice, meshVNI, d.cfg.Mesh.MTU)
 	if err != nil {
 		return err
 	}

@@ -39,7 +39,27 @@ func (e *Engine) clusterNetworks() []network.Inspect {
 		in.Peers, in.Services = peersOf(tab), servicesOf(tab, t)
 		out = append(out, in)
 	}
+	if n := t.Mesh.Network; n.GetId() != "" {
+		in := describeNetwork(n)
+		in.Peers, in.Containers = peersOf(t.Mesh), map[string]network.EndpointResource{}
+		for _, c := range e.all() {
+			if r := c.snapshot(); r.Task != "" && t.Mesh.Endpoints[r.Task] != nil && !r.State.Clean {
+				res := network.EndpointResource{Name: r.Name, EndpointID: r.Task}
+				res.IPv4Address, res.IPv6Address = single(r.Sandbox.Gateway4), single(r.Sandbox.Gateway6)
+				in.Containers[r.ID] = res
+			}
+		}
+		out = append(out, in)
+	}
 	return out
+}
+
+// single is the prefix of one address.
+func single(a netip.Addr) netip.Prefix {
+	if !a.IsValid() {
+		return netip.Prefix{}
+	}
+	return netip.PrefixFrom(a, a.BitLen())
 }
 
 // describeNetwork is what a record says; managers say more.

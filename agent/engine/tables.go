@@ -89,7 +89,7 @@ func OverlayConfig(t agent.Tables) (overlay.Config, map[string]error) {
 }
 
 func meshConfig(t agent.Table, self uint32) overlay.Mesh {
-	var m overlay.Mesh
+	m := overlay.Mesh{MTU: t.Network.EffectiveMTU()}
 	backends, soon := map[string][]overlay.Backend{}, map[string][]overlay.Backend{}
 	for _, id := range sortedKeys(t.Endpoints) {
 		ep := t.Endpoints[id]

@@ -252,3 +252,6 @@ func (s *State) giveAttached(id string, n *api.AttachedNetwork, now int64) {
 		Unset(s.j, s.fixed6, fixedKey{n.NetworkId, six.Addr()})
 	}
 }
+
+// Published counts the ports that services publish through the mesh.
+func (s *State) Published() int { return len(s.ingress) }

@@ -1836,7 +1836,7 @@ type TableUpdate struct {
 	Version          uint64                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
 	Full             bool                   `protobuf:"varint,3,opt,name=full,proto3" json:"full,omitempty"`
 	Gone             bool                   `protobuf:"varint,4,opt,name=gone,proto3" json:"gone,omitempty"`      // the node needs this table no more
-	Network          *NetworkRecord         `protobuf:"bytes,5,opt,name=network,proto3" json:"network,omitempty"` // network tables, with full or when changed
+	Network          *NetworkRecord         `protobuf:"bytes,5,opt,name=network,proto3" json:"network,omitempty"` // network tables, with full or when changed; of the mesh: the ingress network, without id if there is none
 	Nodes            []*NodeEndpoint        `protobuf:"bytes,6,rep,name=nodes,proto3" json:"nodes,omitempty"`     // mesh table and network tables: nodes by index
 	RemovedNodes     []uint32               `protobuf:"varint,7,rep,packed,name=removed_nodes,json=removedNodes,proto3" json:"removed_nodes,omitempty"`
 	Services         []*ServiceEndpoint     `protobuf:"bytes,8,rep,name=services,proto3" json:"services,omitempty"`

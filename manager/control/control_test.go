@@ -595,9 +595,6 @@ func TestNetworks(t *testing.T) {
 	if got := list[network.Inspect](f, o2, err); len(got) != 1 || !got[0].Ingress {
 		t.Errorf("builtin networks: %+v, want ingress", got)
 	}
-	if _, err := f.srv.RemoveNetwork(t.Context(), &api.RemoveRequest{Ref: "ingress"}); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("remove ingress: %v", err)
-	}
 	if _, err := f.srv.GetNetwork(t.Context(), &api.GetRequest{Ref: "zzz"}); err == nil || err.Error() != "network zzz not found" {
 		t.Errorf("get: %v", err)
 	}

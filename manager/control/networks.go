@@ -41,6 +41,9 @@ func (s *Server) CreateNetwork(ctx context.Context, r *api.CreateRequest) (*api.
 		if tx.NetworkByName(rec.Name) != nil {
 			return api.Errorf(errdefs.ErrAlreadyExists, "network with name %s already exists", rec.Name)
 		}
+		if err := onlyIngress(tx, rec); err != nil {
+			return err
+		}
 		if err := mayEncrypt(tx, rec); err != nil {
 			return err
 		}
@@ -58,7 +61,11 @@ func (s *Server) CreateNetwork(ctx context.Context, r *api.CreateRequest) (*api.
 		return nil, err
 	}
 	s.log.Info("network created", "network", rec.Id, "name", rec.Name)
-	return &api.Created{Id: rec.Id}, nil
+	created := &api.Created{Id: rec.Id}
+	if rec.Ingress && rec.Subnet4 != "" {
+		created.Warnings = append(created.Warnings, ingressReserves)
+	}
+	return created, nil
 }
 
 // networkRecord checks a request and takes from it what the store keeps apart.
@@ -75,15 +82,16 @@ func networkRecord(req *network.CreateRequest) (*api.NetworkRecord, error) {
 		return nil, a.field("ConfigOnly").unbuilt(true, "config-only networks")
 	case req.ConfigFrom != nil && req.ConfigFrom.Network != "":
 		return nil, a.field("ConfigFrom.Network").unbuilt(req.ConfigFrom.Network, "config-only networks")
-	case req.Ingress:
-		return nil, a.field("Ingress").refuse(errdefs.ErrFailedPrecondition, " = true", "an ingress network exists already: the routing mesh needs no other")
 	case req.EnableIPv4 != nil && !*req.EnableIPv4:
 		return nil, a.field("EnableIPv4").unbuilt(false, "networks without IPv4")
+	}
+	if err := checkIngress(a, req); err != nil {
+		return nil, err
 	}
 	if err := validateOptions(a.field("Labels"), onNetwork, req.Labels); err != nil {
 		return nil, err
 	}
-	rec := &api.NetworkRecord{Name: name, Driver: driverOverlay, Internal: req.Internal, Attachable: req.Attachable, Labels: req.Labels}
+	rec := &api.NetworkRecord{Name: name, Driver: driverOverlay, Internal: req.Internal, Attachable: req.Attachable, Ingress: req.Ingress, Labels: req.Labels}
 	if err := networkPools(a.field("IPAM"), req, rec); err != nil {
 		return nil, err
 	}
@@ -128,8 +136,8 @@ func (s *Server) RemoveNetwork(ctx context.Context, r *api.RemoveRequest) (*api.
 			return err
 		}
 		name = n.Name
-		if n.Ingress {
-			return api.Errorf(errdefs.ErrFailedPrecondition, "network %s is the routing mesh's and can't be removed", n.Name)
+		if err := ingressUsers(tx, n); err != nil {
+			return err
 		}
 		if users := tx.ServicesUsing(n.Id); len(users) > 0 {
 			return api.Errorf(errdefs.ErrFailedPrecondition, "network %s is in use by service %s: remove the service, or detach it first", n.Name, users[0].Name)

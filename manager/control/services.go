@@ -324,7 +324,7 @@ func resolveNetworks(tx store.ReadTx, spec *swarm.ServiceSpec) error {
 		seen = append(seen, id)
 		spec.TaskTemplate.Networks[i].Target = id
 	}
-	return nil
+	return hasIngress(tx, spec)
 }
 
 // networkID finds the network that a service is to be on: one of the cluster's, or one that every node has by itself.

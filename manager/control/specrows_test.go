@@ -249,7 +249,7 @@ func networkRows() map[string][]row {
 		"EnableIPv4": {kept("true"), bad("false", "networks without IPv4")},
 		"EnableIPv6": {kept("false"), kept("true")},
 		"Internal":   {kept("true")}, "Attachable": {kept("true")},
-		"Ingress":    {bad("true", "an ingress network exists already")},
+		"Ingress":    {bad("true", "cannot be attachable", "Attachable=true").named("Attachable"), bad("true", "cannot be internal", "Internal=true").named("Internal")},
 		"ConfigOnly": {bad("true", "config-only networks")}, "ConfigFrom.Network": {bad(`"x"`, "config-only networks")},
 		"IPAM.Driver":          {kept(`"default"`), bad(`"infoblox"`, "IPAM drivers")},
 		"IPAM.Options{}":       {bad(`"x"`, "IPAM options").named("IPAM.Options")},

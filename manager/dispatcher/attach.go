@@ -3,6 +3,8 @@ package dispatcher
 import (
 	"slices"
 
+	"google.golang.org/protobuf/proto"
+
 	"skein/manager/api"
 	"skein/manager/store"
 )
@@ -46,6 +48,22 @@ func (d *Dispatcher) refreshAttachment(tx store.ReadTx, id string) {
 		if !slices.Contains(now.nets, net) {
 			d.spread.removeEndpoint(net, id)
 		}
+	}
+}
+
+// setIngress tells nodes of the ingress network, which says how the mesh is to be. One without an id says that there is none any more.
+func (s *spread) setIngress(id string, rec *store.Network) {
+	switch {
+	case rec.GetIngress():
+		s.ingress = id
+	case rec == nil && id == s.ingress:
+		s.ingress, rec = "", &store.Network{}
+	default:
+		return
+	}
+	if mesh := s.tables[api.MeshTable]; !proto.Equal(mesh.network, rec) {
+		mesh.network = rec
+		mesh.changed.any, mesh.changed.network = true, true
 	}
 }
 

@@ -57,3 +57,27 @@ func taken(p *peer, why string) {
 	p.l.t.Helper()
 	until(p, why, func(m *api.ManagerMessage) (bool, bool) { return true, m.GetTable().GetTable() == id("net") && m.GetTable().Gone })
 }
+
+// TestIngressGoesWithTheMesh: nodes learn how the mesh is to be from the ingress network, and that there is none any more.
+func TestIngressGoesWithTheMesh(t *testing.T) {
+	bubble(t, func(l *lab) {
+		l.node("w1")
+		put := func(mtu uint32) {
+			l.apply(&api.Change{Kind: &api.Change_PutNetwork{PutNetwork: &api.NetworkRecord{Id: id("in"), Name: "ingress", Ingress: true, Mtu: mtu}}})
+		}
+		put(1200)
+		p := l.dial("w1").hello(&api.Hello{})
+		defer p.cancel()
+		if u := table(p, api.MeshTable); u.Network.GetMtu() != 1200 {
+			t.Errorf("at first: %v", u)
+		}
+		put(1300)
+		if u := table(p, api.MeshTable); u.Network.GetMtu() != 1300 || u.Full {
+			t.Errorf("changed: %v", u)
+		}
+		l.apply(&api.Change{Kind: &api.Change_DeleteNetwork{DeleteNetwork: id("in")}})
+		if u := table(p, api.MeshTable); u.Network == nil || u.Network.Id != "" || u.Network.Mtu != 0 {
+			t.Errorf("removed: %v", u)
+		}
+	})
+}

@@ -28,6 +28,7 @@ type spread struct {
 	stopping    map[string]struct{}                        // tasks whose drain is not settled
 	resubscribe map[*node]struct{}                         // nodes whose needed tables may have changed
 	reassign    []*node                                    // nodes with changed assignments, in their turn
+	ingress     string                                     // id of the ingress network, whose record goes with the mesh
 }
 
 func newSpread() *spread {
@@ -117,6 +118,7 @@ func (s *spread) widen(t *table) {
 }
 
 func (s *spread) setNetwork(id string, rec *store.Network) {
+	s.setIngress(id, rec)
 	t := s.tables[id]
 	if rec == nil {
 		delete(s.tables, id)

@@ -417,6 +417,9 @@ func (s *state) deleteNetwork(id string) error {
 	if users := s.servicesUsing(id); len(users) > 0 {
 		return api.Errorf(errPrecondition, "network %s is in use by service %s: remove the service or detach it first", n.Name, s.services.get(users[0]).Name)
 	}
+	if n.Ingress && s.level() >= api.LevelNetworks && s.alloc.Published() > 0 {
+		return api.Errorf(errPrecondition, "ingress network %s cannot be removed: services publish ports through it", n.Name)
+	}
 	if err := s.leaveNetwork(n); err != nil {
 		return err
 	}
