@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"net/netip"
 	"time"
 
 	"skein/overlay/diag"
@@ -14,6 +15,13 @@ const (
 	ephemeralFirst = 32768
 	quietPoll      = 20 * time.Millisecond // the kernel announces no end of a connection; grows to quietPollMax
 	quietPollMax   = 200 * time.Millisecond
+	// A client that asked turns times since its task left rotation, each time answered within shortAnswer, keeps its connection for the next
+	// request; no wait ends that. It is only spared in the middle of an answer, which momentMax is enough for with many of them.
+	turns       = 2
+	shortAnswer = 250 * time.Millisecond
+	momentPoll  = 5 * time.Millisecond
+	momentMax   = 300 * time.Millisecond
+	tickLength  = 10 * time.Millisecond // the kernel's times are as exact as its clock's ticks: up to so much
 )
 
 // listening reports which of the ports have a listener in the network namespace of pid. UDP ports count when they are bound. A process
@@ -41,7 +49,7 @@ func listening(pid int, ports map[portKey]bool) map[portKey]bool {
 
 // Quiet returns when no client is connected to the task's container any more, or its process has ended. Connections are counted where
 // the server holds them, by its own sockets: they are the same however the client came, and say who spoke last.
-func (t *taskController) Quiet(ctx context.Context) error {
+func (t *taskController) Quiet(ctx context.Context, all bool) error {
 	c, err := t.mustContainer()
 	if err != nil {
 		return nil // nobody is connected to it
@@ -55,19 +63,24 @@ func (t *taskController) Quiet(ctx context.Context) error {
 		return err
 	}
 	defer ns.Close()
+	crowd := newCrowd(time.Now(), all)
 	for poll := quietPoll; ; poll = min(2*poll, quietPollMax) {
 		r, _, removed, changed := c.watch()
 		if removed || !r.State.active() {
 			return nil
 		}
-		all, err := ns.TCP(diag.Listen, diag.Established, diag.CloseWait, diag.FinWait1, diag.LastAck, diag.Closing)
+		list, err := ns.TCP(diag.Listen, diag.Established, diag.CloseWait, diag.FinWait1, diag.LastAck, diag.Closing)
 		if err != nil {
 			return err
 		}
-		if !busy(all) {
+		wait := poll
+		switch crowd.look(time.Now(), list) {
+		case gone:
 			return nil
+		case asking:
+			wait = momentPoll
 		}
-		tick := time.NewTimer(poll)
+		tick := time.NewTimer(wait)
 		select {
 		case <-tick.C:
 		case <-changed:
@@ -79,16 +92,47 @@ func (t *taskController) Quiet(ctx context.Context) error {
 	}
 }
 
-// busy reports whether a client is served: connections from elsewhere that came in. What a server has written and closed is not done before the
-// client has it. A connection that nothing was said on for long is not waited for, unless the client waits for an answer.
-func busy(all []diag.Socket) bool {
+// What a task's clients are doing.
+type doing int
+
+const (
+	gone   doing = iota // none is served
+	asking              // short answers are under way, to clients that will ask again
+	served              // clients are waited for
+)
+
+// crowd is a stopping task's clients.
+type crowd struct {
+	since time.Time
+	all   bool // also those that ask again and again are waited for
+	asks  map[connection]*asks
+	// moment is since when only short answers are under way; zero: they are not.
+	moment time.Time
+}
+
+type connection struct{ local, remote netip.AddrPort }
+
+// asks are a client's requests since its task left rotation.
+type asks struct {
+	last  time.Time
+	count int
+}
+
+func newCrowd(now time.Time, all bool) *crowd {
+	return &crowd{since: now, all: all, asks: map[connection]*asks{}}
+}
+
+// look judges the sockets of the container as they are now: connections from elsewhere that came in. What a server has written and closed is not
+// done before the client has it. A connection that nothing was said on for long is not waited for, unless the client waits for an answer.
+func (c *crowd) look(now time.Time, list []diag.Socket) doing {
 	open := map[uint16]bool{}
-	for _, s := range all {
+	for _, s := range list {
 		if s.State == diag.Listen {
 			open[s.Local.Port()] = true
 		}
 	}
-	for _, s := range all {
+	out := gone
+	for _, s := range list {
 		port := s.Local.Port()
 		if s.State == diag.Listen || s.Local.Addr() == s.Remote.Addr() || s.Local.Addr().IsLoopback() || (!open[port] && port >= ephemeralFirst) {
 			continue
@@ -96,14 +140,56 @@ func busy(all []diag.Socket) bool {
 		switch s.State {
 		case diag.FinWait1, diag.LastAck, diag.Closing:
 			if s.Unsent > 1 { // the end itself counts as one
-				return true
+				out = served
 			}
 		default:
-			kept := s.Unread == 0 && s.Unsent == 0 && s.Sent <= s.Received && s.Sent >= idleAfter
-			if !kept {
-				return true
-			}
+			out = max(out, c.connected(now, s))
 		}
 	}
-	return false
+	if out != asking {
+		c.moment = time.Time{}
+		return out
+	}
+	if c.moment.IsZero() {
+		c.moment = now
+	}
+	if now.Sub(c.moment) >= momentMax {
+		return gone
+	}
+	return asking
+}
+
+// connected judges one connection.
+func (c *crowd) connected(now time.Time, s diag.Socket) doing {
+	idle := s.Unread == 0 && s.Unsent == 0 && s.Sent <= s.Received
+	switch {
+	case idle && s.Sent >= idleAfter:
+		return gone
+	case c.all || s.State != diag.Established || !c.turning(now, s):
+		return served
+	case idle:
+		return gone
+	}
+	return asking
+}
+
+// turning tells that client and server take turns: the client asks again and again and has each time its answer at once.
+func (c *crowd) turning(now time.Time, s diag.Socket) bool {
+	if s.Received == 0 && s.Sent == 0 { // times are not known
+		return false
+	}
+	k := connection{s.Local, s.Remote}
+	a := c.asks[k]
+	if a == nil {
+		a = &asks{last: c.since}
+		c.asks[k] = a
+	}
+	if asked := now.Add(-s.Received); asked.Sub(a.last) > tickLength {
+		a.last = asked
+		a.count++
+	}
+	if s.Sent > s.Received { // its answer has not begun
+		return a.count > turns && s.Received <= shortAnswer
+	}
+	return a.count >= turns && s.Received-s.Sent <= shortAnswer
 }

@@ -39,7 +39,8 @@ type Controller interface {
 	// Wait returns when the container's process ended, or when its health check gave it up though it runs (Exit.Sick).
 	Wait(ctx context.Context) (Exit, error)
 	// Quiet returns when no client's connection is open to the container, or it has ended. Asked only once no new clients are sent to it.
-	Quiet(ctx context.Context) error
+	// Unless all is set, a connection on which one short request follows the other is not waited for: it would never end.
+	Quiet(ctx context.Context, all bool) error
 	// Shutdown ends the container: stop signal, grace, kill.
 	Shutdown(ctx context.Context) error
 	// Remove deletes container, namespace, legs.

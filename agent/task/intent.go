@@ -138,17 +138,17 @@ func (i *intent) outOfRotation() bool {
 	return i.removed || i.a.Drained
 }
 
-// drainTime is how long the clients that the task still has are waited for.
-func (i *intent) drainTime() time.Duration {
+// drainTime is how long the clients that the task still has are waited for, and whether that means all of them, because somebody named the time.
+func (i *intent) drainTime() (limit time.Duration, all bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	switch {
 	case !i.inRotationLocked() || i.a.DrainTimeout < 0:
-		return 0
+		return 0, false
 	case i.a.DrainTimeout > 0:
-		return time.Duration(i.a.DrainTimeout)
+		return time.Duration(i.a.DrainTimeout), true
 	}
-	return drainTime
+	return drainTime, false
 }
 
 // dueAtLocked is the instant from which the container may be stopped, as soon as its clients are done; stopping must be wanted.

@@ -192,9 +192,10 @@ func (w *worker) observe(ctx context.Context) stage {
 
 // drain lets the clients end that the task still has: no new ones are sent to it any more.
 func (w *worker) drain(ctx context.Context) stage {
-	bounded, cancel := context.WithTimeout(ctx, w.drainTime())
+	limit, all := w.drainTime()
+	bounded, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	if err := w.ctl.Quiet(bounded); err != nil && bounded.Err() == nil {
+	if err := w.ctl.Quiet(bounded, all); err != nil && bounded.Err() == nil {
 		w.log.Warn("whether the task still has clients is not known: it is stopped", "err", err)
 	}
 	if ctx.Err() != nil {

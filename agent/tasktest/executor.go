@@ -294,7 +294,7 @@ func (c *controller) Wait(ctx context.Context) (task.Exit, error) {
 	}
 }
 
-func (c *controller) Quiet(ctx context.Context) error {
+func (c *controller) Quiet(ctx context.Context, _ bool) error {
 	x := c.container()
 	if x == nil || c.script.ClientsTime == 0 {
 		return nil
