@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -91,7 +92,18 @@ func (d *Driver) applyTunnel() error {
 			cfg.Nodes = append(cfg.Nodes, crypt.Node{Index: p.Index, Underlay: p.Underlay, Keys: d.cfg.Keys[p.Index]})
 		}
 	}
-	return errors.Join(err, d.crypt.Set(ctx, cfg))
+	e = d.crypt.Set(ctx, cfg)
+	if errors.Is(e, unix.EADDRINUSE) {
+		port := d.crypt.Port()
+		for p := port; p < port+crypt.Slots; p++ {
+			if inode, used := listenInode(d.host, "udp", netip.Addr{}, p); used {
+				if name, pid := socketOwner(inode); pid != os.Getpid() {
+					e = fmt.Errorf("%w: UDP port %d is %s's (pid %d): have it use another port", e, p, name, pid)
+				}
+			}
+		}
+	}
+	return errors.Join(err, e)
 }
 
 // guardEncrypted has the node drop plain packets of encrypted networks, whoever made them.

@@ -87,10 +87,14 @@ func (w *wire) check(words ...string) {
 				return
 			}
 		}
-		if len(p) < 28 || p[0]>>4 != 4 || p[9] != unix.IPPROTO_UDP {
+		header, next := 20, 9
+		if p[0]>>4 == 6 {
+			header, next = 40, 6
+		}
+		if len(p) < header+8 || p[next] != unix.IPPROTO_UDP {
 			continue
 		}
-		switch port := binary.BigEndian.Uint16(p[22:]); port {
+		switch port := binary.BigEndian.Uint16(p[header+2:]); port {
 		case testCryptPort, testCryptPort + 1:
 			encrypted++
 		case dataPort:

@@ -1,10 +1,12 @@
 package overlay
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"strings"
@@ -302,4 +304,79 @@ func TestEncryptedRotation(t *testing.T) {
 	for _, w := range l.wires {
 		w.check("plaintext")
 	}
+}
+
+// A path that takes less than was thought costs speed, not data.
+func TestEncryptedNarrowPath(t *testing.T) {
+	l := newSecretLab(t, 2)
+	l.reaches(0, 1, 5*time.Second)
+	c := l.conn(l.hosts[0].ns)
+	l.must(c.SetMTU(mustLink(t, c, "eth0"), 1300))
+	for i := range 2 {
+		client, server := l.pair(l.boxes[i], l.boxes[1-i], l.nw.Endpoints[1-i].Addr4)
+		sent := bytes.Repeat([]byte("plaintext and more of it. "), 1<<16)
+		go func() {
+			defer client.Close()
+			_, _ = client.Write(sent)
+		}()
+		_ = server.SetDeadline(time.Now().Add(20 * time.Second))
+		got, err := io.ReadAll(server)
+		server.Close()
+		if err != nil || !bytes.Equal(got, sent) {
+			t.Errorf("from container %d: %d of %d bytes arrived: %v", i+1, len(got), len(sent), err)
+		}
+	}
+	for _, w := range l.wires {
+		w.check("plaintext")
+	}
+}
+
+func TestEncryptedOverIPv6(t *testing.T) {
+	l := newLab(t, 2)
+	l.under6 = true
+	for _, h := range l.hosts {
+		c := l.conn(h.ns)
+		m := link.AddAddr(mustLink(t, c, "eth0"), netip.PrefixFrom(h.addr, 24))
+		l.must(c.Do([]link.Message{{Type: unix.RTM_DELADDR, Body: m.Body}}))
+		l.run(h)
+	}
+	nw := secretNetwork(2)
+	l.setEncrypted(nw)
+	boxes := l.secretBoxes(nw)
+	l.serve(boxes[1], "plaintext", 80)
+	w := l.wire(l.hosts[0])
+	for _, a := range []netip.Addr{nw.Endpoints[1].Addr4, nw.Endpoints[1].Addr6} {
+		eventually(t, 10*time.Second, func() error {
+			_, _, err := getWithin(boxes[0], time.Second, netip.AddrPortFrom(a, 80).String())
+			return err
+		})
+	}
+	if dev, err := l.conn(l.hosts[0].routers[nw.ID].ns).Link(vxlanDevice); err != nil || dev.MTU != 1500-80-50 {
+		t.Errorf("MTU over IPv6: %d, %v, want 1370", dev.MTU, err)
+	}
+	w.check("plaintext")
+}
+
+// A port that somebody else holds is told with the holder, and nothing goes plainly instead.
+func TestEncryptedPortTaken(t *testing.T) {
+	l := newLab(t, 2)
+	h := l.hosts[0]
+	var other net.PacketConn
+	l.must(h.ns.Do(func() (err error) {
+		other, err = net.ListenPacket("udp4", fmt.Sprintf(":%d", testCryptPort))
+		return err
+	}))
+	cfg := l.baseConfig(h)
+	nw := secretNetwork(2)
+	cfg.Networks, cfg.Keys = []Network{nw}, l.keys()
+	applied, err := h.Set(context.Background(), cfg)
+	l.must(err)
+	if err := applied[nw.ID]; !errors.Is(err, unix.EADDRINUSE) {
+		t.Errorf("with its port taken the network was applied: %v", err)
+	}
+	if _, err := h.routers[nw.ID].conn.Link(vxlanDevice); !errors.Is(err, unix.ENODEV) {
+		t.Errorf("there is a device all the same: %v", err)
+	}
+	other.Close()
+	l.setEncrypted(nw)
 }

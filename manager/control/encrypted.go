@@ -28,6 +28,9 @@ func encryptedOption(a at, value string) (bool, error) {
 
 // mayEncrypt refuses an encrypted network while managers or agents of an older version could take it for a plain one.
 func mayEncrypt(tx store.ReadTx, rec *api.NetworkRecord) error {
+	if rec.Encrypted && rec.Ingress {
+		return api.Errorf(errdefs.ErrNotImplemented, "network %s: the routing mesh cannot be encrypted in this version of skein: publish what needs encryption between nodes with mode=host, or encrypt it in the service", rec.Name)
+	}
 	if level := tx.Cluster().GetFeatureLevel(); rec.Encrypted && level < api.LevelNetworks {
 		return api.Errorf(errdefs.ErrFailedPrecondition, "encrypted networks need feature level %d, the cluster has %d: upgrade all managers first", api.LevelNetworks, level)
 	}

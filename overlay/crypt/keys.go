@@ -31,12 +31,12 @@ type ownKey struct {
 	Created time.Time
 }
 
-func newKey(slot uint8) (ownKey, error) {
+func newKey(slot uint8, now time.Time) (ownKey, error) {
 	k, err := ecdh.X25519().GenerateKey(rand.Reader)
 	if err != nil {
 		return ownKey{}, fmt.Errorf("make a key: %w", err)
 	}
-	return ownKey{Slot: slot, Private: k.Bytes(), Created: time.Now()}, nil
+	return ownKey{Slot: slot, Private: k.Bytes(), Created: now}, nil
 }
 
 func (k ownKey) public() ([32]byte, error) {
@@ -120,7 +120,7 @@ func (t *Tunnel) ensureKeys(ctx context.Context) error {
 	if len(t.keys) > 0 {
 		return nil
 	}
-	k, err := newKey(0)
+	k, err := newKey(0, time.Now())
 	if err != nil {
 		return err
 	}

@@ -103,7 +103,7 @@ func (s *side) retry(now time.Time) error {
 	return err
 }
 
-// rotate replaces the key when its time has come: a successor is made and told to all, works beside it, takes over when every node has a
+// rotate replaces the key when its time has come and it is in use: a successor is made and told to all, works beside it, takes over when every node has a
 // session with it, and after a while the old one is dropped. The caller holds mu.
 func (t *Tunnel) rotate(ctx context.Context, now time.Time) (changed bool, err error) {
 	if len(t.keys) == 0 {
@@ -111,8 +111,8 @@ func (t *Tunnel) rotate(ctx context.Context, now time.Time) (changed bool, err e
 	}
 	newest := t.keys[len(t.keys)-1]
 	switch {
-	case len(t.keys) == 1 && now.Sub(newest.Created) >= t.opts.RotateEvery:
-		return true, t.addKey(ctx, 1-newest.Slot)
+	case len(t.keys) == 1 && t.have && now.Sub(newest.Created) >= t.opts.RotateEvery:
+		return true, t.addKey(ctx, 1-newest.Slot, now)
 	case len(t.keys) == 1:
 		return false, nil
 	case t.switched.IsZero():
@@ -144,8 +144,8 @@ func (s *side) complete() bool {
 	return true
 }
 
-func (t *Tunnel) addKey(ctx context.Context, slot uint8) error {
-	k, err := newKey(slot)
+func (t *Tunnel) addKey(ctx context.Context, slot uint8, now time.Time) error {
+	k, err := newKey(slot, now)
 	if err != nil {
 		return err
 	}

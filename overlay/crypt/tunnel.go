@@ -251,6 +251,9 @@ func (t *Tunnel) awaitSender() <-chan struct{} {
 	return t.resumed
 }
 
+// Port is the first of the UDP ports that keys use.
+func (t *Tunnel) Port() uint16 { return t.opts.Port }
+
 func (t *Tunnel) poke() {
 	select {
 	case t.wake <- struct{}{}:
