@@ -61,10 +61,12 @@ func NewSeed(ctx context.Context, csrPEM []byte, conf swarm.CAConfig) (*Seed, er
 type InitSpec struct {
 	Seed *Seed
 	Spec swarm.Spec
-	// OverlayPool is cut into networks of OverlayBits; MeshPool into blocks of nodes. The caller has checked them against its routes.
-	OverlayPool, MeshPool netip.Prefix
-	OverlayBits           uint32
-	DataPort              uint32 // of VXLAN
+	// OverlayPools are cut into networks of OverlayBits, one after the other; MeshPool into blocks of nodes. The caller has checked them
+	// against its routes.
+	OverlayPools []netip.Prefix
+	MeshPool     netip.Prefix
+	OverlayBits  uint32
+	DataPort     uint32 // of VXLAN
 
 	Hostname     string
 	UnderlayAddr string
@@ -147,8 +149,13 @@ func (s *InitSpec) cluster() (*api.ClusterRecord, error) {
 	}
 	spec.CAConfig.SigningCACert, spec.CAConfig.SigningCAKey = "", "" // the seed has them
 	c := &api.ClusterRecord{OverlayPool: DefaultOverlayPool, MeshPool: DefaultMeshPool, OverlayBits: DefaultOverlayBits, DataPort: DefaultDataPort, FeatureLevel: api.FeatureLevel}
-	if s.OverlayPool.IsValid() {
-		c.OverlayPool = s.OverlayPool.String()
+	for i, p := range s.OverlayPools {
+		if i == 0 {
+			c.OverlayPool = p.String()
+		}
+		if len(s.OverlayPools) > 1 {
+			c.OverlayPools = append(c.OverlayPools, p.String())
+		}
 	}
 	if s.MeshPool.IsValid() {
 		c.MeshPool = s.MeshPool.String()

@@ -129,8 +129,9 @@ func TestFoundingPools(t *testing.T) {
 		{"203.0.0.0/16", 24, 24, ""},
 		{"203.0.0.0/16", 0, 0, ""}, // the default, /20
 		{"203.0.0.0/22", 0, 26, ""},
-		{"203.0.0.0/16", 16, 0, "need a mask length from 17 to 29"},
-		{"203.0.0.0/16", 30, 0, "need a mask length from 17 to 29"},
+		{"203.0.0.0/24", 24, 24, ""},
+		{"203.0.0.0/16", 15, 0, "need a mask length from 16 to 29"},
+		{"203.0.0.0/16", 30, 0, "need a mask length from 16 to 29"},
 		{"203.0.1.0/16", 24, 0, "did you mean 203.0.0.0/16"},
 		{"203.0.0.0/28", 29, 0, "prefix length from 8 to 24"},
 		{"fd00::/48", 64, 0, "want an IPv4 prefix"},
@@ -148,7 +149,7 @@ func TestFoundingPools(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), tc.err) {
 				t.Errorf("%s with %d: %v, want %q", tc.pool, tc.bits, err, tc.err)
 			}
-		case err != nil || f.spec.OverlayBits != tc.want || !f.spec.MeshPool.IsValid() || f.spec.MeshPool.Overlaps(f.spec.OverlayPool):
+		case err != nil || f.spec.OverlayBits != tc.want || !f.spec.MeshPool.IsValid() || f.spec.MeshPool.Overlaps(f.spec.OverlayPools[0]):
 			t.Errorf("%s with %d: networks of /%d, want /%d; mesh %v, %v", tc.pool, tc.bits, f.spec.OverlayBits, tc.want, f.spec.MeshPool, err)
 		}
 	}
@@ -159,6 +160,30 @@ func TestFoundingPools(t *testing.T) {
 	}
 	if f.spec.MeshPool.String() != "100.64.0.0/10" {
 		t.Errorf("mesh pool %v beside 10.200.0.0/16", f.spec.MeshPool)
+	}
+}
+
+func TestFoundingSeveralPools(t *testing.T) {
+	prefixes := func(all ...string) (out []netip.Prefix) {
+		for _, s := range all {
+			out = append(out, netip.MustParsePrefix(s))
+		}
+		return out
+	}
+	var f founding
+	if err := f.pools("h", swarm.InitRequest{DefaultAddrPool: prefixes("203.0.0.0/16", "203.9.0.0/20"), SubnetSize: 26}); err != nil {
+		t.Fatal(err)
+	}
+	if f.spec.OverlayBits != 26 || len(f.spec.OverlayPools) != 2 {
+		t.Errorf("%+v", f.spec)
+	}
+	for want, all := range map[string][]netip.Prefix{
+		"203.0.4.0/24 overlaps with --default-addr-pool 203.0.0.0/16": prefixes("203.0.0.0/16", "203.0.4.0/24"),
+		"a mask length from 24": prefixes("203.0.0.0/16", "203.9.0.0/24"),
+	} {
+		if err := (&founding{}).pools("h", swarm.InitRequest{DefaultAddrPool: all, SubnetSize: 22}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: %v", all, err)
+		}
 	}
 }
 

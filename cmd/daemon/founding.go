@@ -75,37 +75,63 @@ func checkInit(req swarm.InitRequest) error {
 
 // pools chooses the cluster's address pools: the user's, else the first that no route of this node overlaps.
 func (f *founding) pools(hostname string, req swarm.InitRequest) error {
-	if len(req.DefaultAddrPool) > 1 {
-		return api.Errorf(errdefs.ErrNotImplemented, "several --default-addr-pool are not supported by this version of skein: name one that is large enough")
-	}
 	busy, err := routes()
 	if err != nil {
 		return err
 	}
 	bits := req.SubnetSize
-	if len(req.DefaultAddrPool) == 1 {
-		f.spec.OverlayPool = req.DefaultAddrPool[0]
-		if err = checkPool(f.spec.OverlayPool); err == nil {
-			err = busy.check(hostname, f.spec.OverlayPool)
-		}
-	} else {
+	pools := req.DefaultAddrPool
+	if len(pools) == 0 {
 		if bits == clientSubnetBits {
 			bits = 0 // docker's default, not a wish
 		}
-		f.spec.OverlayPool, err = busy.choose(hostname, overlayPools)
-	}
-	if err != nil {
+		p, err := busy.choose(hostname, overlayPools)
+		if err != nil {
+			return err
+		}
+		pools = []netip.Prefix{p}
+	} else if err := checkPools(pools, hostname, busy); err != nil {
 		return err
 	}
-	if bits != 0 && (bits <= uint32(f.spec.OverlayPool.Bits()) || bits > maxSubnetBits) {
-		return api.Errorf(errdefs.ErrInvalidArgument, "--default-addr-pool-mask-length %d: networks cut from the pool %s need a mask length from %d to %d", bits, f.spec.OverlayPool, f.spec.OverlayPool.Bits()+1, maxSubnetBits)
+	f.spec.OverlayPools = pools
+	for _, p := range pools {
+		if bits != 0 && (bits < uint32(p.Bits()) || bits > maxSubnetBits) {
+			return api.Errorf(errdefs.ErrInvalidArgument, "--default-addr-pool-mask-length %d: networks cut from the pool %s need a mask length from %d to %d", bits, p, p.Bits(), maxSubnetBits)
+		}
+		if bits == 0 && p.Bits() >= manager.DefaultOverlayBits {
+			f.spec.OverlayBits = max(f.spec.OverlayBits, uint32(min(p.Bits()+4, maxSubnetBits)))
+		}
+		busy = append(busy, route{p, "the cluster's own --default-addr-pool"})
 	}
-	f.spec.OverlayBits = bits
-	if bits == 0 && f.spec.OverlayPool.Bits() >= manager.DefaultOverlayBits {
-		f.spec.OverlayBits = uint32(min(f.spec.OverlayPool.Bits()+4, maxSubnetBits))
+	if bits != 0 {
+		f.spec.OverlayBits = bits
 	}
-	f.spec.MeshPool, err = append(busy, route{f.spec.OverlayPool, "the cluster's own --default-addr-pool"}).choose(hostname, meshPools)
+	f.spec.MeshPool, err = busy.choose(hostname, meshPools)
 	return err
+}
+
+// maxPools bounds the pools of a cluster.
+const maxPools = 64
+
+// checkPools refuses pools that the user cannot mean.
+func checkPools(pools []netip.Prefix, hostname string, busy busyRoutes) error {
+	if len(pools) > maxPools {
+		return api.Errorf(errdefs.ErrInvalidArgument, "--default-addr-pool is given %d times, %d pools are possible", len(pools), maxPools)
+	}
+	for i, p := range pools {
+		if err := checkPool(p); err != nil {
+			return err
+		}
+		if err := busy.check(hostname, p); err != nil {
+			return err
+		}
+		for _, q := range pools[:i] {
+			if p.Overlaps(q) {
+				return api.Errorf(errdefs.ErrInvalidArgument, "--default-addr-pool %s overlaps with --default-addr-pool %s: name separate ranges", p, q)
+			}
+		}
+	}
+	return nil
 }
 
 func checkPool(p netip.Prefix) error {

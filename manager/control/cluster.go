@@ -155,8 +155,14 @@ func clusterObject(c *store.Cluster) (*swarm.Swarm, error) {
 	o.RootRotationInProgress = c.Rotation != nil
 	o.TLSInfo.TrustRoot = string(c.CaCertPem)
 	o.TLSInfo.CertIssuerSubject, o.TLSInfo.CertIssuerPublicKey = ca.Issuer(c)
-	if p, err := netip.ParsePrefix(c.OverlayPool); err == nil {
-		o.DefaultAddrPool = []netip.Prefix{p}
+	pools := c.OverlayPools
+	if len(pools) == 0 {
+		pools = []string{c.OverlayPool}
+	}
+	for _, text := range pools {
+		if p, err := netip.ParsePrefix(text); err == nil {
+			o.DefaultAddrPool = append(o.DefaultAddrPool, p)
+		}
 	}
 	return o, nil
 }

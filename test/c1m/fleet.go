@@ -28,7 +28,7 @@ const (
 )
 
 // meshPool has room for the blocks of 16,382 nodes, which the default one has not.
-var meshPool, overlayPool = netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("100.64.0.0/10")
+var meshPool, overlayPools = netip.MustParsePrefix("10.0.0.0/8"), []netip.Prefix{netip.MustParsePrefix("100.64.0.0/10")}
 
 // fleet is all simulated nodes.
 type fleet struct {

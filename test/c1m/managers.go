@@ -103,7 +103,7 @@ func (c *cluster) found(ctx context.Context, dir string) (*member, error) {
 	if err != nil {
 		return nil, err
 	}
-	return m, m.mgr.InitCluster(ctx, manager.InitSpec{Seed: seed, Hostname: "m1", UnderlayAddr: "127.0.0.1", MeshPool: meshPool, OverlayPool: overlayPool})
+	return m, m.mgr.InitCluster(ctx, manager.InitSpec{Seed: seed, Hostname: "m1", UnderlayAddr: "127.0.0.1", MeshPool: meshPool, OverlayPools: overlayPools})
 }
 
 func freeAddr() (string, error) {
