@@ -63,7 +63,7 @@ func TestIngressGoesWithTheMesh(t *testing.T) {
 	bubble(t, func(l *lab) {
 		l.node("w1")
 		put := func(mtu uint32) {
-			l.apply(&api.Change{Kind: &api.Change_PutNetwork{PutNetwork: &api.NetworkRecord{Id: id("in"), Name: "ingress", Ingress: true, Mtu: mtu}}})
+			l.apply(&api.Change{Kind: &api.Change_PutNetwork{PutNetwork: &api.NetworkRecord{Id: id("in"), Name: "ingress", Driver: "overlay", Ingress: true, Mtu: mtu}}})
 		}
 		put(1200)
 		p := l.dial("w1").hello(&api.Hello{})
