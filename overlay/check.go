@@ -7,7 +7,6 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
-	"time"
 
 	"skein/overlay/link"
 )
@@ -50,7 +49,7 @@ const maxLogged = 50
 // be mended or not be compared.
 func (d *Driver) Compare(ctx context.Context, repair bool) (Report, error) {
 	a := link.NewAudit(!repair)
-	errs := []error{d.awaitAllDeparted(ctx), d.step(func() error { return d.forgetRetired(time.Now()) }),
+	errs := []error{d.awaitAllDeparted(ctx),
 		d.audited(a, "mesh", func() error { return d.checkMesh(a) })}
 	d.mu.Lock()
 	networks := slices.Clone(d.cfg.Networks)

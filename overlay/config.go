@@ -77,6 +77,8 @@ const (
 	Starting EndpointState = "starting"
 	Ready    EndpointState = "ready"
 	Draining EndpointState = "draining"
+	// Lost endpoints are on a node that the managers call down. They may well be alive.
+	Lost EndpointState = "lost"
 )
 
 // Endpoint is one container on one network.
@@ -94,6 +96,8 @@ type Endpoint struct {
 type Mesh struct {
 	MTU   int // 0: derived from the underlay
 	Ports []PublishedPort
+	// Leaving were backends and take no new clients; flows to them go on. Lost ones are on nodes that the managers call down.
+	Leaving, Lost []Backend
 }
 
 // PublishedPort is one port that answers on every node (or, Local, on this node only: host mode).

@@ -46,7 +46,7 @@ type Options struct {
 	RotateKeysEvery time.Duration
 	// KeyOverlap is how long a replaced key is still good; zero: crypt's choice.
 	KeyOverlap time.Duration
-	Logger          *slog.Logger
+	Logger     *slog.Logger
 }
 
 // Driver programs the networks of one node. Its methods are safe for concurrent use; they are carried out one after the other.
@@ -66,6 +66,7 @@ type Driver struct {
 
 	ids idLocks // taken before mu
 
+	lostWake  chan struct{} // something may have been lost
 	leaving   atomic.Int32  // sandboxes that wait to be removed
 	mended    atomic.Uint64 // differences that Check mended
 	departing departures
@@ -104,7 +105,7 @@ func New(opts Options) (*Driver, error) {
 	if opts.CheckEvery <= 0 {
 		opts.CheckEvery = 5 * time.Second
 	}
-	d := &Driver{opts: opts, log: opts.Logger.With("component", "overlay"), routers: map[string]*router{}, boxes: map[string]*box{},
+	d := &Driver{lostWake: make(chan struct{}, 1), opts: opts, log: opts.Logger.With("component", "overlay"), routers: map[string]*router{}, boxes: map[string]*box{},
 		waiting: map[string]Sandbox{}, bridges: map[string]Bridge{}, stored: map[string]int{},
 		resolvers: func() []netip.AddrPort { return dns.HostResolvers() }}
 	if err := d.open(); err != nil {
@@ -240,6 +241,7 @@ func (d *Driver) apply(ctx context.Context, full bool) Applied {
 		}
 	}
 	d.updateDNS()
+	d.pokeLost()
 	d.tellRanges(ctx)
 	d.takeWaiting(ctx)
 	for table, err := range out {
@@ -258,6 +260,7 @@ const mendWithin = 10 * time.Second
 func (d *Driver) Run(ctx context.Context) error {
 	var tunnel sync.WaitGroup
 	tunnel.Go(func() { _ = d.crypt.Run(ctx) }) // returns nothing but nil, when ctx is done
+	tunnel.Go(func() { d.watchLost(ctx) })
 	defer tunnel.Wait()
 	timer := time.NewTimer(d.opts.CheckEvery)
 	defer timer.Stop()

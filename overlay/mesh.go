@@ -6,16 +6,12 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"skein/overlay/link"
 	"skein/overlay/nft"
 )
-
-// udpDrain is how long UDP flows stay with a backend that takes no new ones.
-const udpDrain = 10 * time.Second
 
 // mesh is what is remembered of the node's own namespace; nil maps are unknown.
 type mesh struct {
@@ -27,15 +23,11 @@ type mesh struct {
 	rules  map[link.RuleKey]link.Rule
 	// tables are skein_mesh by family, 0 IPv4 and 1 IPv6; nil: not looked at yet, or no IPv6.
 	tables [2]*meshTable
-	// backends are the addresses that published ports lead to; retired ones left at that time and their UDP flows are still there.
-	backends map[netip.Addr]bool
-	retired  map[netip.Addr]time.Time
+	ends   endings
 	// gateways are the addresses of local gateway legs by the tag of their sandbox.
 	gateways map[string]gateway
 	// gone are gateway addresses whose flows are still to be forgotten.
-	gone []netip.Addr
-	// left are backends that left with the change under way.
-	left     []netip.Addr
+	gone     []netip.Addr
 	rpWarned bool
 }
 
@@ -292,10 +284,7 @@ func (d *Driver) applyMeshRules(full bool) error {
 	if err := d.syncMesh(full); err != nil {
 		return err
 	}
-	// A client whose first packets met a backend that died would go on asking the dead until it gives up.
-	_, err := d.nft.ForgetUnanswered(d.mesh.left...)
-	d.mesh.left = nil
-	return err
+	return d.endMeshFlows()
 }
 
 // syncMesh writes what changed of the tables.
@@ -318,7 +307,7 @@ func (d *Driver) fillPorts() {
 			d.fillPortsOf(t, i == 1, live)
 		}
 	}
-	d.mesh.retire(live)
+	d.mesh.ends.backends = live
 }
 
 // fillPortsOf does so for one family, and adds its backends to live.
@@ -366,37 +355,6 @@ func (d *Driver) fillPortsOf(t *meshTable, v6 bool, live map[netip.Addr]bool) {
 		}
 	}
 	t.targets = current
-}
-
-// retire notes which backends have just left.
-func (m *mesh) retire(live map[netip.Addr]bool) {
-	if m.retired == nil {
-		m.retired = map[netip.Addr]time.Time{}
-	}
-	for a := range m.backends {
-		if !live[a] {
-			m.retired[a] = time.Now()
-			m.left = append(m.left, a)
-		}
-	}
-	for a := range live {
-		delete(m.retired, a)
-	}
-	m.backends = live
-}
-
-// forgetRetired deletes the UDP flows of backends that left udpDrain ago. A UDP flow lives as long as its client sends, so it would stay
-// with the dead for ever; TCP flows end by themselves.
-func (d *Driver) forgetRetired(now time.Time) error {
-	var gone []netip.Addr
-	for a, left := range d.mesh.retired {
-		if now.Sub(left) >= udpDrain {
-			gone = append(gone, a)
-			delete(d.mesh.retired, a)
-		}
-	}
-	_, err := d.nft.ForgetFlows(unix.IPPROTO_UDP, gone...)
-	return err
 }
 
 func (d *Driver) hasBackendHere(p PublishedPort) bool {

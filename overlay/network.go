@@ -111,32 +111,11 @@ func (d *Driver) applyNetwork(nw *Network, full bool) error {
 		r.forget()
 		return fmt.Errorf("network %q: %w", nw.Name, err)
 	}
-	if err := r.forgetGone(nw); err != nil {
+	if err := r.endNetworkFlows(nw); err != nil {
 		return fmt.Errorf("network %q: %w", nw.Name, err)
 	}
 	r.applied = nw
 	return nil
-}
-
-// forgetGone drops the flows of endpoints that the last config had and this one has not.
-func (r *router) forgetGone(nw *Network) error {
-	if r.applied == nil {
-		return nil
-	}
-	here := make(map[netip.Addr]bool, len(nw.Endpoints))
-	for i := range nw.Endpoints {
-		here[nw.Endpoints[i].Addr4], here[nw.Endpoints[i].Addr6] = true, true
-	}
-	var gone []netip.Addr
-	for i := range r.applied.Endpoints {
-		for _, a := range []netip.Addr{r.applied.Endpoints[i].Addr4, r.applied.Endpoints[i].Addr6} {
-			if a.IsValid() && !here[a] {
-				gone = append(gone, a)
-			}
-		}
-	}
-	_, err := r.nft.ForgetFlows(0, gone...)
-	return err
 }
 
 // sameNetwork compares all that is written into the kernel or answered by DNS.

@@ -97,10 +97,17 @@ func meshConfig(t agent.Table, self uint32) overlay.Mesh {
 	for _, id := range sortedKeys(t.Endpoints) {
 		ep := t.Endpoints[id]
 		b := overlay.Backend{EndpointID: ep.TaskId, Node: ep.NodeIndex, Addr4: addr(ep.Addr4), Addr6: addr(ep.Addr6)}
-		if ep.State == string(overlay.Ready) {
+		switch overlay.EndpointState(ep.State) {
+		case overlay.Ready:
 			backends[ep.ServiceId] = append(backends[ep.ServiceId], b)
-		} else if ep.State == string(overlay.Starting) && ep.NodeIndex == self {
-			soon[ep.ServiceId] = append(soon[ep.ServiceId], b)
+		case overlay.Starting:
+			if ep.NodeIndex == self {
+				soon[ep.ServiceId] = append(soon[ep.ServiceId], b)
+			}
+		case overlay.Draining:
+			m.Leaving = append(m.Leaving, b)
+		case overlay.Lost:
+			m.Lost = append(m.Lost, b)
 		}
 		if ep.NodeIndex != self || ep.State != string(overlay.Ready) {
 			continue
@@ -109,6 +116,11 @@ func meshConfig(t agent.Table, self uint32) overlay.Mesh {
 			m.Ports = append(m.Ports, overlay.PublishedPort{
 				ServiceID: ep.ServiceId, Protocol: p.Protocol, Published: uint16(p.Published), Target: uint16(p.Target), Local: true, Backends: []overlay.Backend{b},
 			})
+		}
+	}
+	for id, list := range backends { // its ports were taken back, the task runs still
+		if len(t.Services[id].GetPorts()) == 0 {
+			m.Leaving = append(m.Leaving, list...)
 		}
 	}
 	for _, id := range sortedKeys(t.Services) {

@@ -38,7 +38,7 @@ func (d *Dispatcher) refreshAttachment(tx store.ReadTx, id string) {
 		now.nets = append(now.nets, n.NetworkId)
 		state := stateReady
 		if now.node.rec.Status.GetState() == nodeDown {
-			state = stateDraining
+			state = stateLost
 		}
 		d.spread.setEndpoint(n.NetworkId, &api.TaskEndpoint{TaskId: id, NodeIndex: now.node.rec.Index, Addr4: bare(n.Addr4), Addr6: bare(n.Addr6), State: state, Names: n.Names})
 	}

@@ -303,8 +303,9 @@ func (d *Dispatcher) entryOf(tx store.ReadTx, t *store.Task) (e taskEntry, ok bo
 			e.nets = append(e.nets, a.NetworkId)
 		}
 	}
-	svc := tx.Service(t.ServiceID)
-	e.mesh = svc != nil && len(svc.Ports) > 0 && (t.Gateway4.IsValid() || t.Gateway6.IsValid())
+	svc, before := tx.Service(t.ServiceID), d.tasks[t.ID]
+	published := svc == nil || len(svc.Ports) > 0 || (before != nil && before.mesh) // of what is published no more clients are still there
+	e.mesh = published && (t.Gateway4.IsValid() || t.Gateway6.IsValid())
 	return e, true
 }
 

@@ -225,7 +225,7 @@ func (s *spread) setEndpoint(id string, e *api.TaskEndpoint) {
 	t.endpoints[e.TaskId] = e
 	t.changed.any = true
 	t.changed.endpoints[e.TaskId] = struct{}{}
-	if e.State != stateDraining {
+	if e.State != stateDraining && e.State != stateLost {
 		delete(t.draining, e.TaskId)
 	} else if _, since := t.draining[e.TaskId]; !since {
 		t.draining[e.TaskId] = 0
@@ -249,6 +249,7 @@ const (
 	stateStarting = "starting"
 	stateReady    = "ready"
 	stateDraining = "draining"
+	stateLost     = "lost" // draining, on a node that is down
 )
 
 // leaving reports whether a task's node is about to end it though nobody asked for that: it gets no new clients then.
@@ -261,7 +262,9 @@ func (d *Dispatcher) endpoint(tx store.ReadTx, t *store.Task, table string) *api
 	n := d.nodes[t.NodeID]
 	e := &api.TaskEndpoint{TaskId: t.ID, ServiceId: t.ServiceID, NodeIndex: n.rec.Index, State: stateStarting}
 	switch {
-	case leaving(t) || t.Desired >= api.TaskShutdown || n.rec.Status.GetState() == nodeDown:
+	case n.rec.Status.GetState() == nodeDown:
+		e.State = stateLost
+	case leaving(t) || t.Desired >= api.TaskShutdown:
 		e.State = stateDraining
 	case t.State == api.TaskRunning:
 		e.State = stateReady

@@ -149,7 +149,7 @@ func TestLeaseAndReturn(t *testing.T) {
 		if took < 2*time.Second || took > 5*time.Second {
 			t.Errorf("down after %v", took)
 		}
-		c.eventually("its endpoint leaves rotation", time.Second, func() bool { return w2.endpoint("mesh", tasks[0]) == "draining" })
+		c.eventually("its endpoint leaves rotation", time.Second, func() bool { return w2.endpoint("mesh", tasks[0]) == "lost" })
 		if c.nodeState("w2") != "ready" {
 			t.Error("w2 is down too")
 		}
