@@ -167,11 +167,14 @@ func (d *Driver) ensureBridge(links map[string]link.Link, b Bridge) error {
 		mtu = defaultBridgeMTU
 	}
 	if !ok {
-		station := BridgeLeg{Addr4: netip.PrefixFrom(b.Gateway4, 32), Addr6: netip.PrefixFrom(b.Gateway6, 128)}
-		err := d.conn.AddBridge(link.End{Name: b.Name, MAC: station.mac(), MTU: mtu})
-		if err != nil {
+		end := link.End{Name: b.Name, MTU: mtu}
+		if b.Gateway4.IsValid() || b.Gateway6.IsValid() {
+			end.MAC = BridgeLeg{Addr4: netip.PrefixFrom(b.Gateway4, 32), Addr6: netip.PrefixFrom(b.Gateway6, 128)}.mac()
+		}
+		if err := d.conn.AddBridge(end); err != nil {
 			return err
 		}
+		var err error
 		if l, err = d.conn.Link(b.Name); err != nil {
 			return err
 		}

@@ -128,6 +128,9 @@ func (l BridgeLeg) mac() link.MAC {
 	return legMAC(bridgeLeg, l.Addr6.Addr())
 }
 
+// SandboxPath is the file of a sandbox's namespace.
+func (d *Driver) SandboxPath(id string) string { return d.sandboxFile(id) }
+
 // StationOf tells the MAC address that a leg gets.
 func StationOf(l BridgeLeg) net.HardwareAddr {
 	m := l.mac()

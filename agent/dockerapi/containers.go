@@ -109,6 +109,9 @@ func (h *handlers) containerInspect(w http.ResponseWriter, r *http.Request) erro
 	if err != nil {
 		return err
 	}
+	if apiMinor(r) < endpointsMinor {
+		return writeJSON(w, http.StatusOK, toLegacy(c))
+	}
 	return writeJSON(w, http.StatusOK, c)
 }
 

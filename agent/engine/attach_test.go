@@ -224,7 +224,7 @@ func TestAttachRefusals(t *testing.T) {
 	if err := create(nil, "closed"); !cerrdefs.IsPermissionDenied(err) || !strings.Contains(err.Error(), "not manually attachable") {
 		t.Errorf("a network that is not attachable: %v", err)
 	}
-	if err := create(nil, "nowhere"); !cerrdefs.IsNotFound(err) {
+	if err := create(nil, "nowhere"); !cerrdefs.IsInvalidArgument(err) {
 		t.Errorf("no network: %v", err)
 	}
 	wrong := map[string]*network.EndpointSettings{"web": {IPAMConfig: &network.EndpointIPAMConfig{IPv4Address: netip.MustParseAddr("192.168.1.1")}}}

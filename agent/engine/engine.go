@@ -31,6 +31,7 @@ type Network interface {
 	AddSandbox(ctx context.Context, s overlay.Sandbox) (nsPath string, err error)
 	RemoveSandbox(ctx context.Context, id string) error
 	Sandboxes() ([]string, error)
+	SandboxPath(id string) string
 	SetBridges(ctx context.Context, bridges []overlay.Bridge) error
 	CryptKeys() ([]crypt.Key, error)
 	CryptKeysChanged() <-chan struct{}

@@ -374,6 +374,8 @@ func (n *fakeNetwork) PortFree(proto string, _ netip.Addr, port uint16) error {
 	return nil
 }
 
+func (n *fakeNetwork) SandboxPath(id string) string { return "/run/netns/" + id }
+
 func (n *fakeNetwork) SCTP() bool { return true }
 
 func (n *fakeNetwork) HostRoutes() ([]netip.Prefix, error) {

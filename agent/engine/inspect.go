@@ -36,7 +36,7 @@ func (e *Engine) ContainerInspect(ctx context.Context, ref string, size bool) (c
 			Restarting: r.State.Status == container.StateRestarting, OOMKilled: r.State.OOMKilled, Pid: r.State.Pid, ExitCode: r.State.ExitCode,
 			Error: r.State.Error, StartedAt: stamp(r.State.StartedAt), FinishedAt: stamp(r.State.FinishedAt), Health: c.healthReport(),
 		},
-		NetworkSettings: &container.NetworkSettings{SandboxID: r.ID, Ports: portMap(r), Networks: r.Networks},
+		NetworkSettings: &container.NetworkSettings{SandboxID: r.ID, SandboxKey: e.sandboxKey(r), Ports: portMap(r), Networks: r.Networks},
 	}
 	if len(r.Links) > 0 {
 		hc := *r.HostConfig
@@ -51,6 +51,14 @@ func (e *Engine) ContainerInspect(ctx context.Context, ref string, size bool) (c
 		out.SizeRw, out.SizeRootFs = &rw, &all
 	}
 	return out, nil
+}
+
+// sandboxKey is the file of the container's network namespace, for nsenter and the like.
+func (e *Engine) sandboxKey(r record) string {
+	if r.State.Clean || r.Sandbox.ID == "" || r.HostConfig.NetworkMode.IsHost() {
+		return ""
+	}
+	return e.cfg.Network.SandboxPath(r.Sandbox.ID)
 }
 
 func stamp(t time.Time) string { return t.Format(time.RFC3339Nano) }

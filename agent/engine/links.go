@@ -51,7 +51,7 @@ func (e *Engine) links(hc *container.HostConfig) ([]containerLink, error) {
 		}
 		c, err := e.find(name)
 		if err != nil {
-			return nil, notFound("could not get container for %s: No such container: %s", name, name)
+			return nil, invalid("could not get container for %s: No such container: %s", name, name) // see endpointSettings
 		}
 		if c.snapshot().HostConfig.NetworkMode.IsHost() {
 			return nil, invalid("conflicting options: host type networking can't be used with links. This would result in undefined behavior")

@@ -246,7 +246,7 @@ func (e *Engine) inspectNetwork(l *localNetwork) network.Inspect {
 	in := network.Inspect{Containers: map[string]network.EndpointResource{}}
 	in.Name, in.ID, in.Created, in.Scope, in.Driver = l.Name, l.ID, l.Created, "local", l.Driver
 	in.EnableIPv4, in.EnableIPv6 = !l.NoIPv4 && l.Driver != driverNull, l.IPv6
-	in.IPAM = network.IPAM{Driver: "default", Config: []network.IPAMConfig{}}
+	in.IPAM = network.IPAM{Driver: "default"}
 	in.Attachable, in.ConfigOnly, in.ConfigFrom.Network = l.Attachable, l.ConfigOnly, l.ConfigFrom
 	in.Internal, in.Options, in.Labels = l.Internal, l.Options, l.Labels
 	if in.Options == nil {

@@ -34,7 +34,7 @@ func (e *Engine) endpointSettings(hc *container.HostConfig, nc *network.Networki
 		}
 		return map[string]*network.EndpointSettings{}, nil
 	}
-	wished := map[string]*network.EndpointSettings{mode: {}}
+	wished := map[string]*network.EndpointSettings{}
 	if nc != nil {
 		for name, s := range nc.EndpointsConfig {
 			if s == nil {
@@ -46,8 +46,13 @@ func (e *Engine) endpointSettings(hc *container.HostConfig, nc *network.Networki
 			wished[name] = s
 		}
 	}
+	names := sortedKeys(wished)
+	if wished[mode] == nil {
+		names, wished[mode] = append(names, mode), &network.EndpointSettings{}
+	}
 	out := map[string]*network.EndpointSettings{}
-	for name, s := range wished {
+	for i, name := range names {
+		s := wished[name]
 		if cluster, settings, err := e.clusterEndpoint(name, s); err != nil {
 			return nil, err
 		} else if cluster != "" {
@@ -56,7 +61,10 @@ func (e *Engine) endpointSettings(hc *container.HostConfig, nc *network.Networki
 		}
 		l, err := e.nets.find(name)
 		if err != nil {
-			return nil, err
+			return nil, invalid("%v", err) // not "not found": clients take that for the image's and pull it
+		}
+		if out[l.Name] != nil && i == len(names)-1 {
+			continue // the mode's network was named by its id
 		}
 		if l.ConfigOnly {
 			return nil, errf(errDenied, "%s is a configuration only network", l.Name)
