@@ -105,7 +105,7 @@ func (d *Driver) setBridges(want map[string]Bridge, full bool) error {
 	if d.bridgesForward6() {
 		err = errors.Join(err, d.forward6())
 	}
-	err = errors.Join(err, d.applyBridgeRules(full))
+	err = errors.Join(err, d.applyBridgeRules(full), d.passFirewalls(false))
 	d.updateDNS()
 	return err
 }

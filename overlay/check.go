@@ -64,7 +64,7 @@ func (d *Driver) Compare(ctx context.Context, repair bool) (Report, error) {
 			return nil
 		}
 		return d.setBridges(d.bridges, true)
-	}), d.checkSandboxes(ctx, a), ctx.Err())
+	}), d.audited(a, "firewall", func() error { return d.passFirewalls(true) }), d.checkSandboxes(ctx, a), ctx.Err())
 	var r Report
 	r.Findings, r.More = a.Findings()
 	return r, errors.Join(errs...)

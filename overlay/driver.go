@@ -58,6 +58,8 @@ type Driver struct {
 	nft  *nft.Syncer
 	dns  *dns.Server
 	six  bool // the kernel has IPv6
+	// passed are the devices that foreign firewalls were told to accept, nil: unknown; oldDrops the old ones that drop what containers send.
+	passed, oldDrops []string
 	// resolvers are the node's for foreign names, as they are now.
 	resolvers func() []netip.AddrPort
 
@@ -239,6 +241,9 @@ func (d *Driver) apply(ctx context.Context, full bool) Applied {
 		if out[nw.ID] = ctx.Err(); out[nw.ID] == nil {
 			out[nw.ID] = d.applyNetwork(nw, full)
 		}
+	}
+	if err := d.passFirewalls(full); err != nil {
+		d.log.Error("foreign firewalls", "error", err)
 	}
 	d.updateDNS()
 	d.pokeLost()

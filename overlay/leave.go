@@ -68,6 +68,7 @@ func (d *Driver) leave() error {
 	d.mesh.device, d.have, d.cfg = 0, false, Config{}
 	d.held = held{}
 	d.mesh.tables = [2]*meshTable{}
+	err = errors.Join(err, d.passFirewalls(true))
 	d.mesh.forget()
 	d.updateDNS()
 	return err

@@ -21,6 +21,15 @@ func (s *Syncer) Watch(a *link.Audit) {
 	s.audit = a
 }
 
+// Note tells the audit, if there is one, of a difference that is not ours to mend.
+func (s *Syncer) Note(kind, object, state string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.audit != nil {
+		s.audit.Add(kind, object, state)
+	}
+}
+
 // report tells the audit how a table differs from the kernel's, which is nil if there is none. Sets know already what changes.
 func (s *Syncer) report(want, have *Table, replace bool) {
 	name := familyName(want.Family) + " " + want.Name
