@@ -30,18 +30,24 @@ func oneNode(w *world) (*overlay.Driver, overlay.Config, error) {
 	if err := w.cable(h, "eth0", "192.0.2.1/24", other, "eth0", "192.0.2.2/24"); err != nil {
 		return nil, cfg, err
 	}
-	cfg = overlay.Config{Self: overlay.Node{Index: 1, Hostname: "h1", Underlay: addr("192.0.2.1")}, DataPort: dataPort, MeshPool: meshPool}
+	cfg = overlay.Config{Self: overlay.Node{Index: 1, Hostname: "h1", Underlay: addr("192.0.2.1")}, DataPort: dataPort, MeshPool: meshPool, MeshPool6: meshPool6}
 	d, err := w.driver("h1")
 	return d, cfg, err
 }
 
-// boxOf is the n-th container of the set-up measurements: a leg on one network, a gateway leg, names.
+// boxOf is the n-th container of the set-up measurements: a leg on one network, a gateway leg, both in both families, names.
 func boxOf(n int) overlay.Sandbox {
-	return overlay.Sandbox{ID: fmt.Sprintf("box%d", n), DNS: true, Gateway4: meshAddr(1, n+2),
-		Legs: []overlay.Leg{{NetworkID: "setupnet", Addr4: netip.PrefixFrom(setupAddr(n), 16)}}}
+	return overlay.Sandbox{ID: fmt.Sprintf("box%d", n), DNS: true, Gateway4: meshAddr(1, n+2), Gateway6: meshAddr6(1, n+2),
+		Legs: []overlay.Leg{{NetworkID: "setupnet", Addr4: netip.PrefixFrom(setupAddr(n), 16), Addr6: netip.PrefixFrom(setupAddr6(n), 64)}}}
 }
 
 func setupAddr(n int) netip.Addr { return netip.AddrFrom4([4]byte{10, 20, byte(1 + n>>8), byte(n)}) }
+
+func setupAddr6(n int) netip.Addr {
+	a := addr("fd00:20::").As16()
+	a[13], a[14], a[15] = 1, byte(n>>8), byte(n)
+	return netip.AddrFrom16(a)
+}
 
 // maxContainers is how many gateway addresses a node's block has.
 const maxContainers = 1000
@@ -53,9 +59,10 @@ func setup(ctx context.Context, b *bench) (err error) {
 	if err != nil {
 		return err
 	}
-	nw := overlay.Network{ID: "setupnet", Name: "front", VNI: 4102, Subnet4: prefix("10.20.0.0/16"), Services: []overlay.Service{{ID: "s", Names: []string{"s"}, VIP4: addr("10.20.0.2")}}}
+	nw := overlay.Network{ID: "setupnet", Name: "front", VNI: 4102, Subnet4: prefix("10.20.0.0/16"), Subnet6: prefix("fd00:20::/64"),
+		Services: []overlay.Service{{ID: "s", Names: []string{"s"}, VIP4: addr("10.20.0.2"), VIP6: addr("fd00:20::2")}}}
 	for i := range b.containers + warmContainers {
-		nw.Endpoints = append(nw.Endpoints, overlay.Endpoint{ID: boxOf(i).ID, ServiceID: "s", Node: 1, Addr4: setupAddr(i), State: overlay.Ready, Names: []string{boxOf(i).ID}})
+		nw.Endpoints = append(nw.Endpoints, overlay.Endpoint{ID: boxOf(i).ID, ServiceID: "s", Node: 1, Addr4: setupAddr(i), Addr6: setupAddr6(i), State: overlay.Ready, Names: []string{boxOf(i).ID}})
 	}
 	cfg.Networks = []overlay.Network{nw}
 	if err := set(ctx, d, cfg); err != nil {
@@ -69,7 +76,7 @@ func setup(ctx context.Context, b *bench) (err error) {
 	for i := range b.containers {
 		s := boxOf(i)
 		if i >= maxContainers {
-			s.Gateway4 = netip.Addr{} // the node's block is full; the network is not
+			s.Gateway4, s.Gateway6 = netip.Addr{}, netip.Addr{} // the node's block is full; the network is not
 		}
 		if i%step == 0 && i > 0 {
 			times(fmt.Sprintf("containers %d to %d, one after the other", i-step+1, i), took[i-step:], 0)
@@ -101,7 +108,7 @@ func setupWarm(ctx context.Context, d *overlay.Driver, from int) error {
 			return err
 		}
 		s := boxOf(from + i)
-		s.Gateway4 = meshAddr(1, 2+i)
+		s.Gateway4, s.Gateway6 = meshAddr(1, 2+i), meshAddr6(1, 2+i)
 		was, begun := cpuTime(), time.Now()
 		if _, err := d.AddSandbox(ctx, s); err != nil {
 			return err

@@ -15,7 +15,10 @@ const (
 	dataPort = 4797
 )
 
-var meshPool = netip.MustParsePrefix("10.192.0.0/10")
+var (
+	meshPool  = netip.MustParsePrefix("10.192.0.0/10")
+	meshPool6 = netip.MustParsePrefix("fd00:99::/48")
+)
 
 // world is namespaces, cables and drivers, which go with close.
 type world struct {
@@ -56,7 +59,7 @@ func (w *world) adopt(ns *link.NS, fresh bool) error {
 	w.later(c.Close)
 	if fresh {
 		return errors.Join(c.SetUp(loopback, true), ns.Sysctl(map[string]string{"ipv4/ip_forward": "1", "ipv4/ip_local_port_range": "10000 65000",
-			"ipv6/conf/all/disable_ipv6?": "1", "ipv6/conf/default/disable_ipv6?": "1"}))
+			"ipv6/conf/all/accept_dad?": "0", "ipv6/conf/default/accept_dad?": "0"}))
 	}
 	return nil
 }
@@ -150,6 +153,13 @@ func (w *world) serve(ns *link.NS, port uint16) error {
 func meshAddr(node, n int) netip.Addr {
 	b := meshPool.Addr().As4()
 	return netip.AddrFrom4([4]byte{b[0], b[1] + byte(node>>6), byte(node<<2) + byte(n>>8), byte(n)})
+}
+
+// meshAddr6 is the same of the IPv6 pool.
+func meshAddr6(node, n int) netip.Addr {
+	b := meshPool6.Addr().As16()
+	b[12], b[13], b[14], b[15] = byte(node>>8), byte(node), byte(n>>8), byte(n)
+	return netip.AddrFrom16(b)
 }
 
 func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
