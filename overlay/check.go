@@ -276,7 +276,7 @@ func (d *Driver) checkBox(a *link.Audit, s Sandbox, links map[*link.Conn]map[str
 			a.Add("device", p.outerName, "differs: it is down")
 			ok = false
 		default:
-			err = errors.Join(err, p.attach(l.Index))
+			err = errors.Join(err, p.settle(l, false), p.attach(l.Index))
 		}
 	}
 	if s.DNS && !d.dns.Serves(s.ID) {

@@ -119,7 +119,7 @@ func TestReadyNamespaces(t *testing.T) {
 	ready := func() int {
 		h.rooms.mu.Lock()
 		defer h.rooms.mu.Unlock()
-		return len(h.rooms.ready)
+		return len(h.rooms.ready[onBridge("any", 2).kind()])
 	}
 	if ready() != 0 {
 		t.Error("namespaces are made before anybody asked")

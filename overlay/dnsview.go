@@ -24,7 +24,7 @@ const (
 )
 
 // serveDNS answers in the sandbox if it wants that. Sockets of an earlier daemon are taken from the store with what waits in them.
-func (d *Driver) serveDNS(ctx context.Context, ns *link.NS, s Sandbox) error {
+func (d *Driver) serveDNS(ctx context.Context, r *room, s Sandbox) error {
 	if !s.DNS {
 		return d.stopDNS(ctx, s.ID)
 	}
@@ -33,13 +33,12 @@ func (d *Driver) serveDNS(ctx context.Context, ns *link.NS, s Sandbox) error {
 		d.refreshViews(zones)
 		return nil
 	}
-	udp, tcp, err := d.dnsSockets(ctx, ns, s.ID)
+	udp, tcp, err := d.dnsSockets(ctx, r, s.ID)
 	if err != nil {
 		return fmt.Errorf("open DNS sockets: %w", err)
 	}
 	if err := d.dns.Add(s.ID, d.view(s, zones, d.resolvers()), udp, tcp, d.inside(s.ID)); err != nil {
-		udp.Close()
-		tcp.Close()
+		closeSockets(udp, tcp)
 		return err
 	}
 	if len(s.Bridges) > 0 { // others on the bridge learn its names
@@ -48,13 +47,28 @@ func (d *Driver) serveDNS(ctx context.Context, ns *link.NS, s Sandbox) error {
 	return nil
 }
 
-func (d *Driver) dnsSockets(ctx context.Context, ns *link.NS, id string) (net.PacketConn, net.Listener, error) {
+func (d *Driver) dnsSockets(ctx context.Context, r *room, id string) (net.PacketConn, net.Listener, error) {
 	if udp, tcp, ok := d.storedSockets(id); ok {
 		return udp, tcp, nil
 	}
-	var udp net.PacketConn
-	var tcp net.Listener
-	err := ns.Do(func() (err error) {
+	udp, tcp := r.udp, r.tcp
+	r.udp, r.tcp = nil, nil
+	if udp == nil {
+		var err error
+		if udp, tcp, err = openDNS(r.ns); err != nil {
+			return nil, nil, err
+		}
+	}
+	if err := d.storeSockets(ctx, id, udp, tcp); err != nil {
+		closeSockets(udp, tcp)
+		return nil, nil, err
+	}
+	return udp, tcp, nil
+}
+
+// openDNS makes sockets in a namespace and lets the resolver's port lead to them.
+func openDNS(ns *link.NS) (udp net.PacketConn, tcp net.Listener, err error) {
+	err = ns.Do(func() (err error) {
 		if udp, err = net.ListenPacket("udp4", dnsResolver+":0"); err != nil {
 			return err
 		}
@@ -67,16 +81,15 @@ func (d *Driver) dnsSockets(ctx context.Context, ns *link.NS, id string) (net.Pa
 		return nil, nil, err
 	}
 	if err = redirectDNS(ns, udp, tcp); err != nil {
-		udp.Close()
-		tcp.Close()
-		return nil, nil, err
-	}
-	if err := d.storeSockets(ctx, id, udp, tcp); err != nil {
-		udp.Close()
-		tcp.Close()
+		closeSockets(udp, tcp)
 		return nil, nil, err
 	}
 	return udp, tcp, nil
+}
+
+func closeSockets(udp net.PacketConn, tcp net.Listener) {
+	udp.Close()
+	tcp.Close()
 }
 
 // redirectDNS makes port 53 of the resolver's address lead to the sockets.

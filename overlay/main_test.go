@@ -3,6 +3,7 @@ package overlay
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"runtime/pprof"
 	"strings"
@@ -30,6 +31,11 @@ func TestMain(m *testing.M) {
 	}
 	if n := descriptors(); n > fds+3 && code == 0 { // the poller's own
 		fmt.Fprintf(os.Stderr, "%d descriptors before, %d after\n", fds, n)
+		links, _ := filepath.Glob("/proc/self/fd/*")
+		for _, l := range links {
+			to, _ := os.Readlink(l)
+			fmt.Fprintln(os.Stderr, l, to)
+		}
 		code = 1
 	}
 	if mounts, err := os.ReadFile("/proc/self/mounts"); err == nil && strings.Contains(string(mounts), dir) && code == 0 {

@@ -1,6 +1,8 @@
 package overlay
 
 import (
+	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,31 +16,45 @@ const (
 	refillDelay = 20 * time.Millisecond
 )
 
-// room is a new namespace with a connection into it, its loopback up and its kernel parameters set. Until it is mounted it belongs to this
-// process alone and is gone with it.
+// room is a namespace with a connection into it. Until it is mounted a new one belongs to this process alone and is gone with it.
 type room struct {
 	ns   *link.NS
 	conn *link.Conn
+	// fresh: it is new and has nothing but its loopback, which is up, and kernel parameters for its kind.
+	fresh bool
+	// udp and tcp are DNS sockets that wait for a container; nil without.
+	udp net.PacketConn
+	tcp net.Listener
 }
 
 func (r *room) close() {
 	if r.conn != nil {
 		r.conn.Close()
 	}
+	if r.udp != nil {
+		closeSockets(r.udp, r.tcp)
+	}
 	r.ns.Close()
 }
 
-// roomPool keeps new namespaces ready. It makes them after the first container asked for one.
+// roomKind is what a namespace is prepared for.
+type roomKind struct{ six, dns bool }
+
+func (s Sandbox) kind() roomKind {
+	return roomKind{six: s.Gateway6.IsValid() || slices.ContainsFunc(s.Legs, func(l Leg) bool { return l.Addr6.IsValid() }), dns: s.DNS}
+}
+
+// roomPool keeps new namespaces ready, of each kind after the first container asked for one of that kind.
 type roomPool struct {
 	mu     sync.Mutex
-	ready  []*room
+	ready  map[roomKind][]*room
 	timer  *time.Timer // of the refill that is due, nil without
 	closed bool
 	work   sync.WaitGroup
 }
 
 // take returns a ready namespace, or nil, and has it replaced a moment later.
-func (p *roomPool) take() *room {
+func (p *roomPool) take(k roomKind) *room {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
@@ -48,12 +64,16 @@ func (p *roomPool) take() *room {
 		p.work.Add(1)
 		p.timer = time.AfterFunc(refillDelay, p.refill)
 	}
-	n := len(p.ready)
+	if p.ready == nil {
+		p.ready = map[roomKind][]*room{}
+	}
+	n := len(p.ready[k])
 	if n == 0 {
+		p.ready[k] = nil // wanted from now on
 		return nil
 	}
-	r := p.ready[n-1]
-	p.ready = p.ready[:n-1]
+	r := p.ready[k][n-1]
+	p.ready[k] = p.ready[k][:n-1]
 	return r
 }
 
@@ -62,24 +82,35 @@ func (p *roomPool) refill() {
 	defer p.work.Done()
 	for {
 		p.mu.Lock()
-		full := p.closed || len(p.ready) >= readyNamespaces
-		if full {
+		k, missing := p.missing()
+		if !missing {
 			p.timer = nil
 		}
 		p.mu.Unlock()
-		if full {
+		if !missing {
 			return
 		}
-		r, err := newRoom()
+		r, err := newRoom(k)
 		p.mu.Lock()
 		if err != nil {
 			p.timer = nil
 			p.mu.Unlock()
 			return
 		}
-		p.ready = append(p.ready, r)
+		p.ready[k] = append(p.ready[k], r)
 		p.mu.Unlock()
 	}
+}
+
+// missing returns the kind of which there are the fewest, if they are too few. The caller holds mu.
+func (p *roomPool) missing() (least roomKind, missing bool) {
+	fewest := readyNamespaces
+	for k, rooms := range p.ready {
+		if !p.closed && len(rooms) < fewest {
+			least, fewest, missing = k, len(rooms), true
+		}
+	}
+	return least, missing
 }
 
 // close lets go of all.
@@ -92,20 +123,25 @@ func (p *roomPool) close() {
 	}
 	p.mu.Unlock()
 	p.work.Wait()
-	for _, r := range p.ready {
-		r.close()
+	for _, rooms := range p.ready {
+		for _, r := range rooms {
+			r.close()
+		}
 	}
 	p.ready = nil
 }
 
-func newRoom() (*room, error) {
+func newRoom(k roomKind) (*room, error) {
 	ns, err := link.NewNS()
 	if err != nil {
 		return nil, err
 	}
-	r := &room{ns: ns}
+	r := &room{ns: ns, fresh: true}
 	if r.conn, err = link.Dial(ns); err == nil {
-		err = setUpRoom(r, false)
+		err = r.setUp(k.six)
+	}
+	if err == nil && k.dns {
+		r.udp, r.tcp, err = openDNS(ns)
 	}
 	if err != nil {
 		r.close()
@@ -114,8 +150,8 @@ func newRoom() (*room, error) {
 	return r, nil
 }
 
-// setUpRoom sets what all containers have; with six false devices have no IPv6, so that there is no link-local chatter.
-func setUpRoom(r *room, six bool) error {
+// setUp sets what all containers have; with six false devices have no IPv6, so that there is no link-local chatter.
+func (r *room) setUp(six bool) error {
 	set := map[string]string{"ipv4/conf/all/accept_redirects": "0", "ipv4/conf/default/accept_redirects": "0", "ipv6/conf/default/disable_ipv6?": "1",
 		"ipv6/conf/default/accept_ra?": "0"} // or whoever shares a network with it could route its traffic
 	if six {
@@ -127,24 +163,37 @@ func setUpRoom(r *room, six bool) error {
 	return r.conn.Do([]link.Message{link.Up(loopback)})
 }
 
+// links lists the devices of a sandbox's namespace, after setting up what an attempt before left undone.
+func (r *room) links(s Sandbox) (map[string]link.Link, error) {
+	if r.fresh {
+		return map[string]link.Link{"lo": {Index: loopback, Name: "lo", Up: true}}, nil
+	}
+	links, err := r.conn.Links()
+	if six := s.kind().six; err == nil && (!links["lo"].Up || six && len(links) == 1) {
+		err = r.setUp(six)
+	}
+	return links, err
+}
+
 // room opens the namespace of a sandbox, or makes one.
 func (d *Driver) room(s Sandbox) (*room, error) {
 	path := d.sandboxFile(s.ID)
 	ns, err := link.OpenNS(path)
-	if err != nil {
-		if r := d.rooms.take(); r != nil {
-			if err := r.ns.Mount(path); err != nil {
-				r.close()
-				return nil, err
-			}
-			return r, nil
+	if err == nil {
+		r := &room{ns: ns}
+		if r.conn, err = link.Dial(ns); err != nil {
+			r.close()
+			return nil, err
 		}
-		if ns, err = link.CreateNS(path); err != nil {
+		return r, nil
+	}
+	r := d.rooms.take(s.kind())
+	if r == nil {
+		if r, err = newRoom(roomKind{six: s.kind().six}); err != nil {
 			return nil, err
 		}
 	}
-	r := &room{ns: ns}
-	if r.conn, err = link.Dial(ns); err != nil {
+	if err := r.ns.Mount(path); err != nil {
 		r.close()
 		return nil, err
 	}

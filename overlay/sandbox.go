@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"skein/overlay/link"
+	"skein/overlay/nft"
 )
 
 // box is a sandbox of a container that this driver was told of.
@@ -156,7 +157,10 @@ type plan struct {
 	six       bool // it has IPv6 addresses
 	inner     func(dev int) []link.Message
 	attach    func(dev int) error // configures the outer end
-	own       *ownLeg             // what only legs on single-host networks have
+	// conf4 are settings of the outer end; with answersAtOnce it does not wait before it answers for others.
+	conf4         map[link.Conf4]uint32
+	answersAtOnce bool
+	own           *ownLeg // what only legs on single-host networks have
 }
 
 // mendSandbox is addSandbox for one whose namespace must exist: one that is gone cannot be mended under a running container.
@@ -174,45 +178,41 @@ func (d *Driver) mendSandbox(ctx context.Context, s Sandbox) error {
 }
 
 func (d *Driver) addSandbox(ctx context.Context, s Sandbox, r *room) error {
-	ns, conn := r.ns, r.conn
-	links, err := conn.Links()
+	links, err := r.links(s)
 	if err != nil {
 		return err
-	}
-	six := s.Gateway6.IsValid() || slices.ContainsFunc(s.Legs, func(l Leg) bool { return l.Addr6.IsValid() })
-	if !links["lo"].Up || six && len(links) == 1 { // new ones are made for IPv4
-		if err := setUpRoom(r, six); err != nil {
-			return err
-		}
 	}
 	plans, err := d.plans(s)
 	if err != nil {
 		return err
 	}
-	if err := d.removeLegs(conn, links, s.ID, plans); err != nil {
+	if err := d.removeLegs(r.conn, links, s.ID, plans); err != nil {
 		return err
 	}
 	if len(links) > 1 && slices.ContainsFunc(plans, func(p plan) bool { return p.six && p.missing(links) }) {
 		// It may have been made for IPv4. Devices that are there stay as they are.
-		if err := ns.Sysctl(map[string]string{"ipv6/conf/default/disable_ipv6?": "0"}); err != nil {
+		if err := r.ns.Sysctl(map[string]string{"ipv6/conf/default/disable_ipv6?": "0"}); err != nil {
 			return err
 		}
 	}
 	for _, p := range plans {
-		if err := ensureLeg(ns, conn, links, p); err != nil {
+		if err := ensureLeg(r, links, p); err != nil {
 			return err
 		}
 	}
+	old := d.boxes[s.ID]
 	d.boxes[s.ID] = &box{spec: s}
 	d.noteRanges(d.boxes[s.ID])
 	delete(d.waiting, s.ID)
 	if err := d.gatewayChanged(s.ID, gateway{s.Gateway4, s.Gateway6}); err != nil {
 		return err
 	}
-	if err := d.applyBridgeRules(false); err != nil {
-		return err
+	if len(s.Bridges) > 0 || old != nil && len(old.spec.Bridges) > 0 {
+		if err := d.applyBridgeRules(false); err != nil {
+			return err
+		}
 	}
-	return d.serveDNS(ctx, ns, s)
+	return d.serveDNS(ctx, r, s)
 }
 
 // plans lists the legs in the order of their device names: overlays, bridges, gateway.
@@ -249,6 +249,8 @@ func (d *Driver) overlayPlan(s Sandbox, l Leg) (plan, error) {
 	}
 	mac, name := legMAC(overlayLeg, l.Addr4.Addr()), legPrefix+tag(s.ID)
 	return plan{outer: r.conn, outerName: name, mac: mac, mtu: r.mtu, six: l.Addr6.IsValid(),
+		// Per device: new namespaces have no default for neighbour settings; the others are the namespace's defaults, which a check must see.
+		conf4: map[link.Conf4]uint32{link.ProxyARP: 1, link.RPFilter: 1}, answersAtOnce: true,
 		inner: func(dev int) []link.Message {
 			msgs := append([]link.Message{link.AddAddr(dev, l.Addr4)}, d.rangeRoutes(l, dev)...)
 			if l.Addr6.IsValid() {
@@ -258,10 +260,6 @@ func (d *Driver) overlayPlan(s Sandbox, l Leg) (plan, error) {
 			return msgs
 		},
 		attach: func(dev int) error {
-			// Per device: new namespaces have no default for neighbour settings; the others are the namespace's defaults, which a check must see.
-			if err := r.ns.Sysctl(map[string]string{"ipv4/neigh/" + name + "/proxy_delay": "0", "ipv4/conf/" + name + "/proxy_arp": "1", "ipv4/conf/" + name + "/rp_filter": "1"}); err != nil {
-				return err
-			}
 			var msgs []link.Message
 			for _, a := range []netip.Addr{l.Addr4.Addr(), l.Addr6.Addr()} {
 				if a.IsValid() {
@@ -281,6 +279,7 @@ func (d *Driver) gatewayPlan(s Sandbox) (plan, error) {
 	own := nodeAddr(d.cfg.MeshPool, d.cfg.Self.Index)
 	six := s.Gateway6.IsValid() && d.cfg.MeshPool6.IsValid()
 	return plan{outer: d.conn, outerName: name, mac: mac, mtu: d.mesh.mtu, six: six,
+		conf4: map[link.Conf4]uint32{link.RPFilter: 1, link.RouteLocalnet: 1, link.SendRedirects: 0}, // it sends from its own address only
 		inner: func(dev int) []link.Message {
 			msgs := []link.Message{link.AddAddr(dev, host(s.Gateway4)), link.SetNeigh(link.NeighKey{Dev: dev, IP: gatewayVia}, outerMAC),
 				link.SetRoute(link.RouteKey{Dst: anywhere4}, link.Route{Dev: dev, Via: gatewayVia, Src: s.Gateway4})}
@@ -291,87 +290,126 @@ func (d *Driver) gatewayPlan(s Sandbox) (plan, error) {
 			return msgs
 		},
 		attach: func(dev int) error {
-			err := d.host.Sysctl(map[string]string{
-				"ipv4/conf/" + name + "/rp_filter":      "1", // it sends from its own address only
-				"ipv4/conf/" + name + "/route_localnet": "1",
-				"ipv4/conf/" + name + "/send_redirects": "0",
-				"ipv6/conf/" + name + "/accept_ra?":     "0", // a container is no router for its node
-			})
-			if err != nil {
-				return err
-			}
-			msgs := []link.Message{link.SetNeigh(link.NeighKey{Dev: dev, IP: s.Gateway4}, mac),
-				link.SetRoute(link.RouteKey{Dst: host(s.Gateway4)}, link.Route{Dev: dev, Src: own})}
+			set := map[string]string{"ipv6/conf/" + name + "/accept_ra?": "0"} // a container is no router for its node
+			msgs := []link.Message{link.SetNeigh(link.NeighKey{Dev: dev, IP: s.Gateway4}, mac), link.SetRoute(link.RouteKey{Dst: host(s.Gateway4)}, link.Route{Dev: dev, Src: own})}
 			if six {
-				if err := d.host.Sysctl(map[string]string{"ipv6/conf/" + name + "/disable_ipv6": "0"}); err != nil {
-					return err
-				}
+				set["ipv6/conf/"+name+"/disable_ipv6"] = "0"
 				msgs = append(msgs, link.SetNeigh(link.NeighKey{Dev: dev, IP: s.Gateway6}, mac),
 					link.SetRoute(link.RouteKey{Dst: host(s.Gateway6)}, link.Route{Dev: dev, Src: nodeAddr6(d.cfg.MeshPool6, d.cfg.Self.Index)}),
 					link.AddLoopback(dev))
+			}
+			if err := d.host.Sysctl(set); err != nil {
+				return err
 			}
 			return d.conn.Do(msgs, unix.EEXIST)
 		}}, nil
 }
 
 // ensureLeg makes the pair unless both ends are there, and configures both ends in either case.
-func ensureLeg(ns *link.NS, conn *link.Conn, links map[string]link.Link, p plan) error {
+func ensureLeg(r *room, links map[string]link.Link, p plan) error {
 	if p.own != nil && p.own.macvlan != nil {
-		return p.ensureMacvlan(ns, conn, links)
+		return p.ensureMacvlan(r.ns, r.conn, links)
 	}
-	outer, err := p.outer.Link(p.outerName)
-	if err != nil && !errors.Is(err, unix.ENODEV) {
+	inner, made, err := p.pair(r, links)
+	if err != nil {
 		return err
 	}
-	inner, there := p.find(links)
-	if err != nil || !there {
-		if err := p.outer.DelLink(p.outerName); err != nil {
-			return err
-		}
-		if there {
-			if err := conn.DelLink(inner.Name); err != nil {
-				return err
-			}
-			delete(links, inner.Name)
-		}
-		name, err := p.innerName(links)
-		if err != nil {
-			return err
-		}
-		err = p.outer.AddVeth(link.End{Name: p.outerName, MAC: outerMAC, MTU: p.mtu}, link.End{NS: ns, Name: name, MAC: p.mac, MTU: p.mtu})
-		if err != nil {
-			return err
-		}
-		if inner, err = conn.Link(name); err != nil {
-			return err
-		}
-		if outer, err = p.outer.Link(p.outerName); err != nil {
-			return err
-		}
-		links[name] = inner
-	} else if p.six { // it may have been made without
-		if err := ns.Sysctl(map[string]string{"ipv6/conf/" + inner.Name + "/disable_ipv6": "0"}); err != nil {
-			return err
-		}
-	}
-	if !outer.Up {
-		if err := p.outer.SetUp(outer.Index, true); err != nil {
-			return err
-		}
-	}
-	if err := p.ready(ns, conn, inner); err != nil {
+	if err := p.ready(r.ns, r.conn, inner); err != nil {
 		return err
 	}
-	if err := conn.Do(append([]link.Message{link.Up(inner.Index)}, p.inner(inner.Index)...)); err != nil {
+	if err := r.conn.Do(append([]link.Message{link.Up(inner.Index)}, p.inner(inner.Index)...)); err != nil {
 		return fmt.Errorf("configure %s: %w", inner.Name, err)
 	}
-	if err := p.outer.AwaitActive(p.outerName); err != nil {
+	outer, err := p.outer.AwaitActive(p.outerName)
+	if err != nil {
 		return err
 	}
-	if err := p.attach(outer.Index); err != nil {
+	err = p.settle(outer, made)
+	if err == nil {
+		err = p.attach(outer.Index)
+	}
+	if err != nil {
 		return fmt.Errorf("configure outer end of %s: %w", inner.Name, err)
 	}
 	return nil
+}
+
+// settle writes the settings of the outer end: of a new one by requests, which is much faster, else by files, which an audit compares.
+func (p plan) settle(outer link.Link, made bool) error {
+	if made {
+		var msgs []link.Message
+		if len(p.conf4) > 0 {
+			msgs = append(msgs, link.SetConf4(outer.Index, p.conf4))
+		}
+		if p.answersAtOnce {
+			msgs = append(msgs, link.SetProxyDelay(outer.Index, 0))
+		}
+		return p.outer.Do(msgs)
+	}
+	set := map[string]string{}
+	for c, v := range p.conf4 {
+		set[c.Key(p.outerName)] = strconv.FormatUint(uint64(v), 10)
+	}
+	if p.answersAtOnce {
+		set[link.ProxyDelayKey(p.outerName)] = "0"
+	}
+	if len(set) == 0 {
+		return nil
+	}
+	return p.outer.NS.Sysctl(set)
+}
+
+// pair makes both ends unless they are there, the outer one up, and returns the inner one.
+func (p plan) pair(r *room, links map[string]link.Link) (inner link.Link, made bool, err error) {
+	if r.fresh { // nothing is there, unless an attempt before failed halfway
+		inner, err := p.newPair(r, links)
+		if !errors.Is(err, unix.EEXIST) {
+			return inner, true, err
+		}
+	}
+	outer, err := p.outer.Link(p.outerName)
+	if err != nil && !errors.Is(err, unix.ENODEV) {
+		return inner, false, err
+	}
+	inner, there := p.find(links)
+	if err == nil && there {
+		if p.six { // it may have been made without
+			if err := r.ns.Sysctl(map[string]string{"ipv6/conf/" + inner.Name + "/disable_ipv6": "0"}); err != nil {
+				return inner, false, err
+			}
+		}
+		if !outer.Up {
+			err = p.outer.SetUp(outer.Index, true)
+		}
+		return inner, false, err
+	}
+	if err := p.outer.DelLink(p.outerName); err != nil {
+		return inner, false, err
+	}
+	if there {
+		if err := r.conn.DelLink(inner.Name); err != nil {
+			return inner, false, err
+		}
+		delete(links, inner.Name)
+	}
+	inner, err = p.newPair(r, links)
+	return inner, true, err
+}
+
+func (p plan) newPair(r *room, links map[string]link.Link) (link.Link, error) {
+	name, err := p.innerName(links)
+	if err != nil {
+		return link.Link{}, err
+	}
+	err = p.outer.AddVeth(link.End{Name: p.outerName, MAC: outerMAC, MTU: p.mtu}, link.End{NS: r.ns, Name: name, MAC: p.mac, MTU: p.mtu})
+	if err != nil {
+		return link.Link{}, err
+	}
+	inner, err := r.conn.Link(name)
+	if err == nil {
+		links[name] = inner
+	}
+	return inner, err
 }
 
 func byMAC(links map[string]link.Link, mac link.MAC) (link.Link, bool) {
@@ -439,9 +477,22 @@ func (d *Driver) gatewayChanged(id string, a gateway) error {
 	if d.mesh.tables[0] == nil {
 		return err
 	}
+	if old == (gateway{}) {
+		d.addGateway(a)
+		return errors.Join(err, d.syncMesh(false))
+	}
 	d.fillPorts() // the leg may come after the port that it serves
 	d.fillGateways()
 	return errors.Join(err, d.syncMesh(false))
+}
+
+// addGateway is fillGateways for one that is new.
+func (d *Driver) addGateway(g gateway) {
+	for i, t := range d.mesh.tables {
+		if a := pick(i == 1, g.v4, g.v6); t != nil && a.IsValid() {
+			t.Set("self").Put(nft.SelfKey(a), "")
+		}
+	}
 }
 
 // forgetGateways drops the flows of gateways that are gone.

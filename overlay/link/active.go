@@ -16,17 +16,17 @@ const (
 // AwaitActive waits until a device that is up and has its carrier sends packets. Of a pair, the kernel activates the end that was set up
 // first some time after the other end was; until then it drops what that end is to send, the answer to a container's very first packet
 // for instance. Kernels from 6.8 on do it here and now because they are asked for the device.
-func (c *Conn) AwaitActive(name string) error {
+func (c *Conn) AwaitActive(name string) (Link, error) {
 	deadline := time.Now().Add(activeWait)
 	for wait := 100 * time.Microsecond; ; wait *= 2 {
 		b := Attrs{b: ifinfo(0, 0, 0)}
 		b.Str(unix.IFLA_IFNAME, name)
 		_, body, err := c.Get(Message{Type: unix.RTM_GETLINK, Body: b.b})
 		if err != nil {
-			return fmt.Errorf("find link %s: %w", name, err)
+			return Link{}, fmt.Errorf("find link %s: %w", name, err)
 		}
 		if operState(body) == operUp || time.Now().After(deadline) { // a device without carrier never becomes active
-			return nil
+			return parseLink(body), nil
 		}
 		time.Sleep(min(wait, 10*time.Millisecond))
 	}

@@ -150,15 +150,15 @@ func onThread(fn func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
-		home, err := os.Open("/proc/thread-self/ns/net")
+		home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			runtime.UnlockOSThread()
 			done <- fmt.Errorf("open this thread's network namespace: %w", err)
 			return
 		}
-		defer home.Close()
+		defer unix.Close(home)
 		err = fn()
-		if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
+		if unix.Setns(home, unix.CLONE_NEWNET) == nil {
 			runtime.UnlockOSThread()
 		}
 		done <- err
@@ -178,13 +178,24 @@ func (n *NS) Sysctl(kv map[string]string) error {
 			if optional {
 				k = k[:len(k)-1]
 			}
-			err := os.WriteFile("/proc/sys/net/"+k, []byte(v), 0o644)
+			err := writeFile("/proc/sys/net/"+k, v)
 			if err != nil && !(optional && errors.Is(err, os.ErrNotExist)) {
 				return fmt.Errorf("set sysctl net/%s to %s: %w", k, v, err)
 			}
 		}
 		return nil
 	})
+}
+
+// writeFile writes a file under /proc in one call. The os package would ask the poller first, twice for each file.
+func writeFile(path, v string) error {
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	_, err = unix.Write(fd, []byte(v))
+	return err
 }
 
 // ReadSysctl reads one value without its line end.

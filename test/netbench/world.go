@@ -85,7 +85,8 @@ func (w *world) cable(a *link.NS, aName, aAddr string, b *link.NS, bName, bAddr 
 			return err
 		}
 	}
-	return w.conns[a].AwaitActive(aName)
+	_, err := w.conns[a].AwaitActive(aName)
+	return err
 }
 
 // route adds a route that is none of the driver's.
