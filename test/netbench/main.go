@@ -40,6 +40,7 @@ type options struct {
 	only       string
 	rounds     int
 	metrics    string
+	ways       string
 	slice      time.Duration
 	containers int
 	nodes      int
@@ -55,6 +56,7 @@ func Main(args []string) error {
 	fs.StringVar(&o.only, "only", "", "parts to measure, separated by commas (default: all)")
 	fs.IntVar(&o.rounds, "rounds", 15, "rounds over all paths")
 	fs.StringVar(&o.metrics, "metrics", "rr,udp,conn,stream", "metrics of paths")
+	fs.StringVar(&o.ways, "ways", "", "only ways with this in their name")
 	fs.DurationVar(&o.slice, "slice", 200*time.Millisecond, "length of one slice of one path")
 	fs.IntVar(&o.containers, "containers", 1200, "containers of setup")
 	fs.IntVar(&o.nodes, "nodes", 50, "simulated nodes of spread")

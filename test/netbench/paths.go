@@ -52,6 +52,7 @@ func paths(ctx context.Context, b *bench) (err error) {
 	if err != nil {
 		return err
 	}
+	ways = slices.DeleteFunc(ways, func(v way) bool { return !strings.Contains(v.name, b.ways) })
 	for _, m := range metrics() {
 		if !slices.Contains(strings.Split(b.metrics, ","), m.short) {
 			continue
@@ -88,6 +89,9 @@ func printWays(m metric, ways []way, got map[string][]sample) {
 	fmt.Printf("    %-50s   %s\n", "ratios", "of bests, of least p50, median of rounds, of CPU (bar)")
 	for _, c := range compared {
 		a, base := got[c.what], got[c.to]
+		if len(a) == 0 || len(base) == 0 {
+			continue
+		}
 		var ratios []float64
 		for i := range a {
 			ratios = append(ratios, a[i].ops/base[i].ops)
