@@ -54,6 +54,17 @@ func (e *Engine) clusterNetworks() []network.Inspect {
 	return out
 }
 
+// minIPv6MTU is the least with which the kernel lets a device have IPv6.
+const minIPv6MTU = 1280
+
+// linkMTU is the MTU of devices for a wish; 0 is none.
+func linkMTU(wish int) int {
+	if wish == 0 {
+		return 0
+	}
+	return max(wish, minIPv6MTU)
+}
+
 // single is the prefix of one address.
 func single(a netip.Addr) netip.Prefix {
 	if !a.IsValid() {

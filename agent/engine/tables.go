@@ -92,7 +92,7 @@ func OverlayConfig(t agent.Tables) (overlay.Config, map[string]error) {
 }
 
 func meshConfig(t agent.Table, self uint32) overlay.Mesh {
-	m := overlay.Mesh{MTU: t.Network.EffectiveMTU()}
+	m := overlay.Mesh{MTU: linkMTU(t.Network.EffectiveMTU())}
 	backends, soon := map[string][]overlay.Backend{}, map[string][]overlay.Backend{}
 	for _, id := range sortedKeys(t.Endpoints) {
 		ep := t.Endpoints[id]
@@ -141,7 +141,7 @@ func networkConfig(t agent.Table) (overlay.Network, error) {
 	if rec == nil {
 		return overlay.Network{}, fmt.Errorf("the table carries no network record")
 	}
-	n := overlay.Network{ID: rec.Id, Name: rec.Name, VNI: rec.Vni, MTU: rec.EffectiveMTU(), Internal: rec.Internal, Encrypted: rec.Encrypted}
+	n := overlay.Network{ID: rec.Id, Name: rec.Name, VNI: rec.Vni, MTU: linkMTU(rec.EffectiveMTU()), Internal: rec.Internal, Encrypted: rec.Encrypted}
 	var err error
 	if n.Subnet4, err = netip.ParsePrefix(rec.Subnet4); err != nil {
 		return n, fmt.Errorf("network %s: subnet %q: %w", rec.Name, rec.Subnet4, err)

@@ -33,6 +33,21 @@ func checkIngress(a at, req *network.CreateRequest) error {
 	return nil
 }
 
+// narrowMTU is the warning for an MTU that no device with IPv6 can have.
+const narrowMTU = "devices with IPv6 have an MTU of at least 1280: that is what this network gets"
+
+// networkWarnings tell what of a request is done differently.
+func networkWarnings(rec *api.NetworkRecord, subnet bool) []string {
+	var out []string
+	if rec.Ingress && subnet {
+		out = append(out, ingressReserves)
+	}
+	if rec.Mtu != 0 && rec.Mtu < 1280 {
+		out = append(out, narrowMTU)
+	}
+	return out
+}
+
 // ingressNetwork is the one there is, or nil.
 func ingressNetwork(tx store.ReadTx) *store.Network {
 	for _, n := range tx.Networks() {

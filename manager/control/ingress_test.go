@@ -42,7 +42,7 @@ func TestIngressNetwork(t *testing.T) {
 	}
 	got, err := create(`{"Name":"mine","Ingress":true,"IPAM":{"Config":[{"Subnet":"10.11.0.0/16"}]},"Options":{"com.docker.network.driver.mtu":"1200"}}`)
 	f.ok(err)
-	if len(got.Warnings) != 1 || !strings.Contains(got.Warnings[0], "subnet") {
+	if len(got.Warnings) != 2 || !strings.Contains(got.Warnings[0], "subnet") {
 		t.Errorf("warnings %q", got.Warnings)
 	}
 	f.ok(service("web"))

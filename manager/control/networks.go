@@ -61,11 +61,7 @@ func (s *Server) CreateNetwork(ctx context.Context, r *api.CreateRequest) (*api.
 		return nil, err
 	}
 	s.log.Info("network created", "network", rec.Id, "name", rec.Name)
-	created := &api.Created{Id: rec.Id}
-	if rec.Ingress && rec.Subnet4 != "" {
-		created.Warnings = append(created.Warnings, ingressReserves)
-	}
-	return created, nil
+	return &api.Created{Id: rec.Id, Warnings: networkWarnings(rec, req.IPAM != nil && len(req.IPAM.Config) > 0)}, nil
 }
 
 // networkRecord checks a request and takes from it what the store keeps apart.
