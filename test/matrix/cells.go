@@ -261,9 +261,16 @@ func (w *world) sameTuple(network string) int {
 	t := &tally{}
 	for at := range w.Nodes {
 		var flows []net.Conn
-		port := 40000 + at
+		port := 20000 + at // below those that the kernel gives to others
 		for entry := range w.Nodes {
-			c, err := w.dial(outside, fromPort(network, w.client(network), port), network, w.address(network, entry, pinnedPort+at+1))
+			dial := func() (net.Conn, error) {
+				return w.dial(outside, fromPort(network, w.client(network), port), network, w.address(network, entry, pinnedPort+at+1))
+			}
+			c, err := dial()
+			for tries := 0; entry == 0 && errors.Is(err, unix.EADDRINUSE) && tries < 20; tries++ {
+				port += len(w.Nodes)
+				c, err = dial()
+			}
 			if err != nil {
 				t.total.Add(1)
 				t.fail(&t.failed, "%s through %s: %v", network, w.Nodes[entry].Name, err)
