@@ -108,3 +108,31 @@ func TestNetworksApart(t *testing.T) {
 	gw := gatewayOf(2).String()
 	unreachable(t, blue2, gw+":80") // blue has no gateway leg
 }
+
+// The metadata service of a cloud is closed to containers in both families, though the node itself reaches it.
+func TestMetadataIsClosed(t *testing.T) {
+	l, _ := webLab(t, 1)
+	h, t1 := l.hosts[0], l.box(1)
+	l.address(l.sw, "br0", "169.254.169.254/32")
+	l.address(l.sw, "br0", "fd00:ec2::254/128")
+	var ln net.Listener
+	l.must(l.sw.Do(func() (err error) { ln, err = net.Listen("tcp", ":80"); return err }))
+	defer ln.Close()
+	at := []string{"169.254.169.254:80", "[fd00:ec2::254]:80"}
+	open := func(ns *link.NS, at string) bool {
+		f, err := open(ns, "tcp", at)
+		if err == nil {
+			f.Close()
+		}
+		return err == nil
+	}
+	for _, a := range at {
+		if !open(h.ns, a) {
+			t.Errorf("control: the node does not reach %s", a)
+		}
+		unreachable(t, t1, a)
+	}
+	if !open(t1, "192.0.2.254:80") || !open(t1, "[2001:db8:1::fe]:80") {
+		t.Error("control: the container reaches nothing there")
+	}
+}

@@ -341,7 +341,8 @@ func (t *taskController) sandbox() (overlay.Sandbox, map[string]*network.Endpoin
 		sb.Legs = append(sb.Legs, leg)
 		nets[n.Name] = &network.EndpointSettings{
 			NetworkID: n.Id, EndpointID: t.a.TaskId, IPAddress: leg.Addr4.Addr(), IPPrefixLen: leg.Addr4.Bits(), Aliases: at.Aliases,
-			IPAMConfig: &network.EndpointIPAMConfig{IPv4Address: leg.Addr4.Addr()},
+			IPAMConfig: &network.EndpointIPAMConfig{IPv4Address: leg.Addr4.Addr()}, MacAddress: network.HardwareAddr(overlay.StationOfLeg(leg)),
+			GlobalIPv6Address: leg.Addr6.Addr(), GlobalIPv6PrefixLen: max(leg.Addr6.Bits(), 0),
 		}
 	}
 	if t.a.Gateway4 != "" {
