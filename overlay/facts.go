@@ -23,6 +23,8 @@ type Facts struct {
 	Ports  []PortUse
 	// UnderlayMTU is that of the device that carries tunnels; 0: not known.
 	UnderlayMTU int
+	// NoSession are the nodes that share an encrypted network with this one and do not answer.
+	NoSession []uint32
 }
 
 // FactRoute is somebody else's route on the node.
@@ -52,6 +54,7 @@ func (d *Driver) Facts() (Facts, error) {
 	if f.Ports, err = d.foreignPorts(); err != nil {
 		return f, fmt.Errorf("facts of this node: %w", err)
 	}
+	f.NoSession = d.crypt.Missing()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.have {

@@ -220,12 +220,13 @@ func (*AgentMessage_Addrs) isAgentMessage_Kind() {}
 // NodeFacts are what a node sees of its surroundings. The leader keeps the newest of each node that has a session; they are in no log.
 type NodeFacts struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Routes        []*FactRoute           `protobuf:"bytes,1,rep,name=routes,proto3" json:"routes,omitempty"`                               // of other people: where packets of the node go
-	Ports         []*FactPort            `protobuf:"bytes,2,rep,name=ports,proto3" json:"ports,omitempty"`                                 // of other people: what listens on the node, and what its containers that are no tasks publish
-	UnderlayMtu   uint32                 `protobuf:"varint,3,opt,name=underlay_mtu,json=underlayMtu,proto3" json:"underlay_mtu,omitempty"` // of the device that carries tunnels; 0: not known
-	PathMtu       uint32                 `protobuf:"varint,4,opt,name=path_mtu,json=pathMtu,proto3" json:"path_mtu,omitempty"`             // largest packet, outer headers included, that reaches all nodes it was tried with; 0: not known
-	PathPeer      uint32                 `protobuf:"varint,5,opt,name=path_peer,json=pathPeer,proto3" json:"path_peer,omitempty"`          // index of the node that it was measured to
-	Answers       uint64                 `protobuf:"varint,6,opt,name=answers,proto3" json:"answers,omitempty"`                            // sequence of the newest request
+	Routes        []*FactRoute           `protobuf:"bytes,1,rep,name=routes,proto3" json:"routes,omitempty"`                                // of other people: where packets of the node go
+	Ports         []*FactPort            `protobuf:"bytes,2,rep,name=ports,proto3" json:"ports,omitempty"`                                  // of other people: what listens on the node, and what its containers that are no tasks publish
+	UnderlayMtu   uint32                 `protobuf:"varint,3,opt,name=underlay_mtu,json=underlayMtu,proto3" json:"underlay_mtu,omitempty"`  // of the device that carries tunnels; 0: not known
+	PathMtu       uint32                 `protobuf:"varint,4,opt,name=path_mtu,json=pathMtu,proto3" json:"path_mtu,omitempty"`              // largest packet, outer headers included, that reaches all nodes it was tried with; 0: not known
+	PathPeer      uint32                 `protobuf:"varint,5,opt,name=path_peer,json=pathPeer,proto3" json:"path_peer,omitempty"`           // index of the node that it was measured to
+	Answers       uint64                 `protobuf:"varint,6,opt,name=answers,proto3" json:"answers,omitempty"`                             // sequence of the newest request
+	NoSession     []uint32               `protobuf:"varint,7,rep,packed,name=no_session,json=noSession,proto3" json:"no_session,omitempty"` // indexes of nodes that share an encrypted network with this one and do not answer its WireGuard
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -300,6 +301,13 @@ func (x *NodeFacts) GetAnswers() uint64 {
 		return x.Answers
 	}
 	return 0
+}
+
+func (x *NodeFacts) GetNoSession() []uint32 {
+	if x != nil {
+		return x.NoSession
+	}
+	return nil
 }
 
 type FactRoute struct {
@@ -2286,14 +2294,16 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\x05facts\x18\a \x01(\v2\x17.skein.api.v1.NodeFactsH\x00R\x05facts\x12/\n" +
 	"\x05crypt\x18\b \x01(\v2\x17.skein.api.v1.NodeCryptH\x00R\x05crypt\x12/\n" +
 	"\x05addrs\x18\t \x01(\v2\x17.skein.api.v1.NodeAddrsH\x00R\x05addrsB\x06\n" +
-	"\x04kind\"\xdf\x01\n" +
+	"\x04kind\"\xfe\x01\n" +
 	"\tNodeFacts\x12/\n" +
 	"\x06routes\x18\x01 \x03(\v2\x17.skein.api.v1.FactRouteR\x06routes\x12,\n" +
 	"\x05ports\x18\x02 \x03(\v2\x16.skein.api.v1.FactPortR\x05ports\x12!\n" +
 	"\funderlay_mtu\x18\x03 \x01(\rR\vunderlayMtu\x12\x19\n" +
 	"\bpath_mtu\x18\x04 \x01(\rR\apathMtu\x12\x1b\n" +
 	"\tpath_peer\x18\x05 \x01(\rR\bpathPeer\x12\x18\n" +
-	"\aanswers\x18\x06 \x01(\x04R\aanswers\";\n" +
+	"\aanswers\x18\x06 \x01(\x04R\aanswers\x12\x1d\n" +
+	"\n" +
+	"no_session\x18\a \x03(\rR\tnoSession\";\n" +
 	"\tFactRoute\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x16\n" +
 	"\x06device\x18\x02 \x01(\tR\x06device\"d\n" +

@@ -1,6 +1,8 @@
 package dispatcher
 
 import (
+	"fmt"
+
 	"skein/manager/api"
 )
 
@@ -20,6 +22,28 @@ func validCrypt(c *api.NodeCrypt) bool {
 		}
 	}
 	return true
+}
+
+// maxUnencrypted bounds how many nodes are named.
+const maxUnencrypted = 5
+
+// unencrypted names the nodes that a node shares encrypted networks with and has no session with.
+func (d *Dispatcher) unencrypted(n *node) []string {
+	var out []string
+	for i, index := range n.facts.GetNoSession() {
+		other := d.spread.nodes[index]
+		switch {
+		case i == maxUnencrypted:
+			return append(out, fmt.Sprintf("encrypted networks: no session with %d more nodes", len(n.facts.NoSession)-i))
+		case other == nil:
+		case len(other.Keys) == 0:
+			out = append(out, fmt.Sprintf("encrypted networks: node %s has no key", other.Hostname))
+		default:
+			out = append(out, fmt.Sprintf("encrypted networks: no session with node %s: nothing reaches it; is it up, and UDP port %d open between %s and %s?",
+				other.Hostname, other.Keys[0].Port, n.rec.UnderlayAddr, other.UnderlayAddr))
+		}
+	}
+	return out
 }
 
 // noteCrypt records a node's new keys.

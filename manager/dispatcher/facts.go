@@ -20,6 +20,7 @@ const (
 	factsAsked = 256
 	// Bounds of what a node may say.
 	maxFactRoutes = 1 << 14
+	maxFactNodes  = 1 << 14
 	maxFactPorts  = 1 << 17
 	maxFactText   = 256
 )
@@ -106,7 +107,7 @@ func (d *Dispatcher) noteFacts(n *node, f *api.NodeFacts) {
 
 func checkFacts(node string, f *api.NodeFacts) error {
 	long := func(s string) bool { return len(s) > maxFactText }
-	if len(f.Routes) > maxFactRoutes || len(f.Ports) > maxFactPorts ||
+	if len(f.NoSession) > maxFactNodes || len(f.Routes) > maxFactRoutes || len(f.Ports) > maxFactPorts ||
 		slices.ContainsFunc(f.Routes, func(r *api.FactRoute) bool { return long(r.Prefix) || long(r.Device) }) ||
 		slices.ContainsFunc(f.Ports, func(p *api.FactPort) bool { return long(p.Protocol) || long(p.Holder) }) {
 		return api.Errorf(errdefs.ErrInvalidArgument, "node %s: its facts are too large: %d routes (at most %d), %d ports (at most %d), or a text of more than %d bytes",

@@ -87,6 +87,7 @@ func (d *Dispatcher) netNodes() []*api.NetStatusNode {
 		if e := n.rec.Crypt.GetErr(); e != "" {
 			r.Notes = append(r.Notes, "cannot carry encrypted networks: "+e)
 		}
+		r.Notes = append(r.Notes, d.unencrypted(n)...)
 		nodes = append(nodes, r)
 	}
 	slices.SortFunc(nodes, func(a, b *api.NetStatusNode) int {

@@ -51,7 +51,7 @@ func (t *Tunnel) settle(ctx context.Context, now time.Time) (next time.Duration,
 	}
 	next = idleEvery
 	for _, s := range t.sides {
-		if s == nil || s.complete() && len(t.keys) == 1 && s.settled() {
+		if s == nil {
 			continue
 		}
 		err = errors.Join(err, s.look(), s.retry(now))
@@ -176,14 +176,14 @@ func (t *Tunnel) dropKey(ctx context.Context) error {
 	return errors.Join(t.storeKeys(ctx), t.release(ctx, udpName(old.Slot)))
 }
 
-// Missing are the nodes that there is no session with.
+// Missing are the nodes that there is no session with, and those that do not answer any more.
 func (t *Tunnel) Missing() []uint32 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s := t.sender.Load()
 	var out []uint32
 	for _, n := range t.cfg.Nodes {
-		if s == nil || !slices.ContainsFunc(n.Keys, func(k Key) bool { return s.hasSession(k.Public) }) {
+		if s == nil || !slices.ContainsFunc(n.Keys, func(k Key) bool { return !s.missing(k.Public) }) {
 			out = append(out, n.Index)
 		}
 	}

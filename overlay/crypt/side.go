@@ -39,9 +39,14 @@ type side struct {
 // peer is a key of another node as a side knows it.
 type peer struct {
 	peerConfig
+	added time.Time
 	since time.Time // of the present attempt
 	tries int
 	up    bool // there was a session
+	over  bool // and it is so long ago that it has ended
+
+	sent, heard uint64 // bytes
+	unanswered  bool   // something was sent since something was heard
 }
 
 type peerConfig struct {
@@ -147,7 +152,7 @@ func (s *side) setPeers(nodes []Node, atOnce bool) error {
 	for key, w := range want {
 		if s.peers[key] == nil {
 			b.WriteString(peerText(key, w))
-			s.peers[key] = &peer{peerConfig: w, since: time.Now()}
+			s.peers[key] = &peer{peerConfig: w, added: time.Now(), since: time.Now()}
 			added = append(added, key)
 		}
 	}
@@ -180,6 +185,15 @@ func (s *side) again(key [32]byte, p *peer) error {
 	return err
 }
 
+// missing tells that there should be a session with this key of a node, and is none.
+func (s *side) missing(key [32]byte) bool {
+	p := s.peers[key]
+	return p == nil || !p.up && time.Since(p.added) > missingAfter || p.up && p.mute()
+}
+
+// missingAfter is what a session may take to begin before somebody hears of it.
+const missingAfter = 2 * time.Second
+
 func (s *side) hasSession(key [32]byte) bool {
 	p := s.peers[key]
 	return p != nil && p.up
@@ -203,11 +217,35 @@ func (s *side) look() error {
 		case "last_handshake_time_sec":
 			if p != nil && value != "0" {
 				p.up = true
+				sec, _ := strconv.ParseInt(value, 10, 64)
+				p.over = time.Since(time.Unix(sec, 0)) > sessionEnds
 			}
+		case "tx_bytes":
+			p.count(&p.sent, value, false)
+		case "rx_bytes":
+			p.count(&p.heard, value, true)
 		}
 	}
 	return nil
 }
+
+// sessionEnds is when a session is over that was not renewed, by WireGuard's rules. Idle ones are not renewed.
+const sessionEnds = 180 * time.Second
+
+// count takes the counter of what was sent or heard.
+func (p *peer) count(counter *uint64, value string, heard bool) {
+	if p == nil {
+		return
+	}
+	n, _ := strconv.ParseUint(value, 10, 64)
+	if n != *counter {
+		p.unanswered = !heard
+	}
+	*counter = n
+}
+
+// mute tells that what is sent to a peer is not answered any more.
+func (p *peer) mute() bool { return p.over && p.unanswered }
 
 // The side is WireGuard's tun.Device.
 
