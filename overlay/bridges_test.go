@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"bytes"
 	"context"
 	"net"
 	"net/netip"
@@ -330,7 +331,29 @@ func TestPortFree(t *testing.T) {
 			t.Errorf("%s %s:%d: %v, want free=%v", c.proto, c.at, c.port, err, c.free)
 		}
 	}
+	if err := h.PortUnbound("tcp", addr("0.0.0.0"), 6000); !errdefs.IsConflict(err) {
+		t.Errorf("a process's port: %v", err)
+	}
 	if err := h.PortFree("tcp", addr("203.0.113.1"), 6003); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("address of another: %v", err)
+	}
+}
+
+// There are kernels without sockets of SCTP that translate it all the same, so the packets are made by hand.
+func TestPublishedSCTP(t *testing.T) {
+	l := newLab(t, 1)
+	h, ctx := l.hosts[0], context.Background()
+	if !h.SCTP() {
+		t.Skip("the kernel does not track connections of SCTP")
+	}
+	b := dualBridge("1")
+	l.must(h.SetBridges(ctx, []Bridge{b}))
+	leg := dualLeg(b, 2)
+	leg.Ports = []HostPort{{HostIP: addr("0.0.0.0"), Published: 9100, Target: 132, Protocol: "sctp"}}
+	box := l.sandbox(h, Sandbox{ID: "a", Bridges: []BridgeLeg{leg}})
+	in, out := l.rawSCTP(box, "ip4:132", "172.31.1.2"), l.rawSCTP(l.cl, "ip4:132", clientAddr)
+	got, from := l.deliver(out, sctpInit(4000, 9100, false), "192.0.2.1", in)
+	if !bytes.Equal(got, sctpInit(4000, 132, false)) || from.String() != clientAddr {
+		t.Errorf("the container got %x from %s", got, from)
 	}
 }

@@ -81,8 +81,13 @@ func (d *Driver) meshHolder(proto string, port uint16) (string, bool) {
 // error, a conflict or an invalid argument, names who holds it. Ports of other containers are for the caller to keep apart.
 func (d *Driver) PortFree(proto string, at netip.Addr, port uint16) error {
 	if name, ok := d.meshHolder(proto, port); ok {
-		return fmt.Errorf("%s publishes it on all nodes: %w", name, errdefs.ErrConflict)
+		return fmt.Errorf("%s publishes it in the cluster: %w", name, errdefs.ErrConflict)
 	}
+	return d.PortUnbound(proto, at, port)
+}
+
+// PortUnbound tells, as PortFree does, whether no process of this node holds a port.
+func (d *Driver) PortUnbound(proto string, at netip.Addr, port uint16) error {
 	err := d.host.Do(func() error { return tryBind(proto, at, port) })
 	switch {
 	case err == nil || errors.Is(err, unix.EPROTONOSUPPORT): // no process of this node speaks the protocol

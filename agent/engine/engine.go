@@ -38,6 +38,7 @@ type Network interface {
 	Facts() (overlay.Facts, error)
 	PortHolder(proto string, port uint16) (name string, pid int, inUse bool)
 	PortFree(proto string, at netip.Addr, port uint16) error
+	PortUnbound(proto string, at netip.Addr, port uint16) error
 	SCTP() bool
 	HostRoutes() ([]netip.Prefix, error)
 }

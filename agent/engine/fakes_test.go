@@ -374,6 +374,10 @@ func (n *fakeNetwork) PortFree(proto string, _ netip.Addr, port uint16) error {
 	return nil
 }
 
+func (n *fakeNetwork) PortUnbound(proto string, at netip.Addr, port uint16) error {
+	return n.PortFree(proto, at, port)
+}
+
 func (n *fakeNetwork) SandboxPath(id string) string { return "/run/netns/" + id }
 
 func (n *fakeNetwork) SCTP() bool { return true }

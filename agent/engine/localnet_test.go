@@ -1,8 +1,10 @@
 package engine
 
 import (
+	"errors"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -11,6 +13,8 @@ import (
 	"github.com/moby/moby/api/types/network"
 
 	"skein/agent/dockerapi"
+	"skein/agent/task"
+	"skein/manager/api"
 	"skein/overlay"
 )
 
@@ -268,5 +272,28 @@ func TestLegacyLinks(t *testing.T) {
 	req := container.CreateRequest{Config: &container.Config{Image: "busybox"}, HostConfig: &container.HostConfig{Links: []string{"nobody:x"}}}
 	if _, err := b.e.ContainerCreate(t.Context(), "", req, ""); !cerrdefs.IsInvalidArgument(err) {
 		t.Errorf("link to nobody: %v", err)
+	}
+}
+
+// A task whose port in mode host is somebody else's on this node is rejected with who has it.
+func TestModeHostPorts(t *testing.T) {
+	b := newBench(t)
+	b.run("mine", publish("8080"))
+	b.net.inUse[portKey{"tcp", 9090}] = true
+	for port, want := range map[uint32]string{8080: "container mine has it", 9090: "other (pid 7)", 9091: ""} {
+		id := "task" + strconv.Itoa(int(port))
+		ctl, err := b.e.Controller(&api.Assignment{TaskId: id, ServiceName: id, Slot: 1, SpecJson: []byte(`{"ContainerSpec":{"Image":"busybox"}}`),
+			Ports: []*api.PortConfig{{Protocol: "tcp", Target: 80, Published: port}}}, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := ctl.Prepare(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		err = ctl.Start(t.Context())
+		var fatal task.Fatal
+		if want == "" && err != nil || want != "" && (!errors.As(err, &fatal) || !strings.Contains(err.Error(), want)) {
+			t.Errorf("port %d: %v, want %q", port, err, want)
+		}
 	}
 }

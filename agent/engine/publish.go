@@ -234,6 +234,22 @@ func (e *Engine) portHolder(id string) string {
 	return ""
 }
 
+// modeHostFree refuses ports in mode host that a process of the node or a container that is no task has. The managers know of neither.
+func (e *Engine) modeHostFree(ports []overlay.HostPort) error {
+	for _, p := range ports {
+		k := portKey{p.Protocol, p.Published}
+		for _, a := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+			if holder, held := e.ports.holderOf(k, a); held {
+				return conflict("host-mode port %d/%s of this node is in use%s", p.Published, p.Protocol, e.portHolder(holder))
+			}
+			if err := e.cfg.Network.PortUnbound(p.Protocol, a, p.Published); err != nil {
+				return errf(kindOf(err), "host-mode port %d/%s of this node: %s", p.Published, p.Protocol, withoutKind(err))
+			}
+		}
+	}
+	return nil
+}
+
 // kindOf is the kind of an error as far as callers tell kinds apart.
 func kindOf(err error) error {
 	switch {
@@ -286,6 +302,18 @@ func (t *portTable) reserve(k portKey, at netip.Addr, id string) (holder string,
 	}
 	t.holder[k][at] = id
 	return id, true
+}
+
+// holderOf tells which container has a port at an address or one that meets it.
+func (t *portTable) holderOf(k portKey, at netip.Addr) (id string, held bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for a, h := range t.holder[k] {
+		if clash(a, at) {
+			return h, true
+		}
+	}
+	return "", false
 }
 
 func (t *portTable) free(k portKey, at netip.Addr) {

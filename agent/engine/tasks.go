@@ -368,6 +368,11 @@ func (t *taskController) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if !c.snapshot().State.active() && !t.onHost() {
+		if err := t.e.modeHostFree(t.hostPorts()); err != nil {
+			return task.Fatal{Err: err}
+		}
+	}
 	err = t.e.ContainerStart(ctx, c.rec.ID)
 	var failed execError
 	if errors.As(err, &failed) {
