@@ -216,12 +216,17 @@ func localAddr(source bool) part {
 		cmp(expr.CmpOpEq, reg0, native(unix.RTN_LOCAL)))
 }
 
-// clampMSS lowers the MSS of handshakes to what the route allows.
-var clampMSS = exprs(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg0}, cmp(expr.CmpOpEq, reg0, []byte{unix.IPPROTO_TCP}),
+// isSYN matches the packets of TCP handshakes.
+var isSYN = exprs(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg0}, cmp(expr.CmpOpEq, reg0, []byte{unix.IPPROTO_TCP}),
 	&expr.Payload{Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1, DestRegister: 1},
 	&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{0x06}, Xor: []byte{0}},
-	cmp(expr.CmpOpEq, 1, []byte{0x02}),
-	&expr.Rt{Register: 1, Key: expr.RtTCPMSS},
+	cmp(expr.CmpOpEq, 1, []byte{0x02}))
+
+// marked matches packets that have a mark.
+var marked = exprs(&expr.Meta{Key: expr.MetaKeyMARK, Register: reg0}, cmp(expr.CmpOpNeq, reg0, native(0)))
+
+// clampMSS lowers the MSS of handshakes, see isSYN, to what the route allows.
+var clampMSS = exprs(&expr.Rt{Register: 1, Key: expr.RtTCPMSS},
 	&expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: 2, Size: 2},
 	&expr.Exthdr{SourceRegister: 1, Type: 2, Offset: 2, Len: 2, Op: expr.ExthdrOpTcpopt})
 

@@ -77,6 +77,8 @@ type meshBuilder struct {
 	p MeshParams
 }
 
+// rules puts rules together. What nearly all packets fail stands first in each, and devices, whose names cost most to compare, come last:
+// every packet of every published port passes all of this.
 func (b meshBuilder) rules(rs ...[]part) []Rule {
 	var out []Rule
 	for _, r := range rs {
@@ -94,8 +96,8 @@ func (b meshBuilder) raw() *Chain {
 	}
 	c.Rules = append(c.Rules, b.rules(
 		[]part{proto(unix.IPPROTO_UDP), dport(b.p.DataPort), notrack},
-		[]part{iif(b.p.Gateways), dstLoopback, drop},
-		[]part{iif(b.p.Device), dstLoopback, drop},
+		[]part{dstLoopback, iif(b.p.Gateways), drop},
+		[]part{dstLoopback, iif(b.p.Device), drop},
 		[]part{iif(b.p.Device), loadEtherSrc(1), lookup("peer_zone", 1, 1), setOriginalZone(1)},
 	)...)
 	return c
@@ -109,8 +111,8 @@ func (b meshBuilder) rawOut() *Chain {
 
 func (b meshBuilder) mark() *Chain {
 	return &Chain{Name: "mark", Type: "filter", Hook: unix.NF_INET_PRE_ROUTING, Priority: prioMangle, Rules: b.rules(
-		[]part{iif(b.p.Device), ctNew, loadEtherSrc(1), lookup("peer_mark", 1, 1), setCtMark(1)},
-		[]part{iif(b.p.Gateways), ctReply, ctMarkIs(b.p.MarkBase, b.p.MarkMask), setMark(2)},
+		[]part{ctNew, iif(b.p.Device), loadEtherSrc(1), lookup("peer_mark", 1, 1), setCtMark(1)},
+		[]part{ctMarkIs(b.p.MarkBase, b.p.MarkMask), ctReply, iif(b.p.Gateways), setMark(2)},
 	)}
 }
 
@@ -140,9 +142,9 @@ func (b meshBuilder) input() *Chain {
 // clamp: VXLAN looks its outer route up with the packet's mark, so a mark left on would lead the tunnel into itself.
 func (b meshBuilder) clamp() *Chain {
 	return &Chain{Name: "clamp", Type: "filter", Hook: unix.NF_INET_FORWARD, Priority: prioMangle, Rules: b.rules(
-		[]part{oif(b.p.Device), clampMSS},
-		[]part{iif(b.p.Device), clampMSS},
-		[]part{oif(b.p.Device), clearMark},
+		[]part{isSYN, oif(b.p.Device), clampMSS},
+		[]part{isSYN, iif(b.p.Device), clampMSS},
+		[]part{marked, oif(b.p.Device), clearMark},
 	)}
 }
 
@@ -150,8 +152,8 @@ func (b meshBuilder) clamp() *Chain {
 func (b meshBuilder) forward() *Chain {
 	w := b.f.addrLen / 4
 	return &Chain{Name: "forward", Type: "filter", Hook: unix.NF_INET_FORWARD, Priority: prioFilter, Rules: b.rules(
-		[]part{iif(b.p.Gateways), dstMetadata, drop},
 		[]part{ctEstablished, accept},
+		[]part{iif(b.p.Gateways), dstMetadata, drop},
 		[]part{iif(b.p.Device), oif(b.p.Gateways), loadDst(reg0), loadProto(reg0 + w), loadDport(reg0 + w + 1), in("targets", reg0), accept},
 		[]part{iif(b.p.Device), drop},
 		[]part{oif(b.p.Gateways), ctNotDNAT, drop},
