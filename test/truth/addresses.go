@@ -13,6 +13,7 @@ import (
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/client"
 
+	"skein/cmd/dev"
 	"skein/test/nemesis"
 )
 
@@ -41,12 +42,36 @@ func runAddresses(ctx context.Context, o options) (int, error) {
 	if err == nil {
 		w.Say("waiting %v for released addresses", released)
 		nemesis.Sleep(ctx, released)
-		if err = w.settled(ctx, roomFor, nil); err != nil { // with a leak there is no room for all of them
-			w.violate("%d tasks find no place in %s: %v", roomFor, small, err)
-			err = nil
-		}
+		err = w.fits(ctx)
 	}
 	return w.broken, errors.Join(err, w.close())
+}
+
+// fits fills the network's range; with a leaked address there is no room for all, or the network grew.
+func (w *world) fits(ctx context.Context) error {
+	if err := w.settled(ctx, roomFor, nil); err != nil {
+		w.violate("%d tasks find no place in %s: %v", roomFor, small, err)
+		return ctx.Err()
+	}
+	list, err := w.tasks(ctx)
+	inside, other := 0, 0
+	for _, t := range list {
+		for _, a := range t.NetworksAttachments {
+			if t.DesiredState != swarm.TaskStateRunning || len(a.Addresses) == 0 {
+				continue
+			}
+			if netip.MustParsePrefix(small).Contains(a.Addresses[0].Addr()) {
+				inside++
+			} else {
+				other++
+			}
+		}
+	}
+	if inside != roomFor || other != 0 {
+		w.violate("%d tasks are inside %s and %d are not, want %d and none: addresses leaked", inside, small, other, roomFor)
+	}
+	w.Say("%d tasks fit into %s", inside, small)
+	return err
 }
 
 // waves scales up and down until enough tasks were made.
@@ -54,10 +79,16 @@ func (w *world) waves(ctx context.Context, o options) error {
 	var kills atomic.Int64
 	kctx, cancel := context.WithCancel(ctx)
 	killed := make(chan error, 1)
-	go func() { killed <- w.killLeaders(kctx, o.kills, &kills) }()
+	go func() {
+		err := w.killLeaders(kctx, o.kills, &kills)
+		if err != nil {
+			cancel() // no wave need come any more
+		}
+		killed <- err
+	}()
 	seen := map[string]bool{}
 	var err error
-	for n := 0; err == nil && (len(seen) < o.tasks || int(kills.Load()) < o.kills) && ctx.Err() == nil; n++ {
+	for n := 0; err == nil && (len(seen) < o.tasks || int(kills.Load()) < o.kills) && ctx.Err() == nil && kctx.Err() == nil; n++ {
 		if err = w.settled(ctx, wave, seen); err == nil {
 			err = w.settled(ctx, wave/4, seen)
 		}
@@ -81,11 +112,23 @@ func (w *world) killLeaders(ctx context.Context, n int, kills *atomic.Int64) err
 			return err
 		}
 		kills.Add(1)
-		if err := w.StartDaemon(context.WithoutCancel(ctx), lead); err != nil {
+		if err := w.restart(context.WithoutCancel(ctx), lead); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// restart starts a daemon, with patience for a machine that stands still now and then.
+func (w *world) restart(ctx context.Context, n *dev.Node) (err error) {
+	for range 10 {
+		if err = w.StartDaemon(ctx, n); err == nil {
+			return nil
+		}
+		w.Say("%s does not start: %v", n.Name, err)
+		nemesis.Sleep(ctx, 5*time.Second)
+	}
+	return err
 }
 
 // settled scales and waits until so many tasks run and no others hold an address; at each look no address may have two holders.
