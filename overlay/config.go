@@ -14,10 +14,8 @@ import (
 
 // Config is the whole desired state of this node's networks.
 type Config struct {
-	Self  Node   // this node
-	Peers []Node // every other node of the cluster
-	// Down are indexes of peers that the managers hear nothing of. Flows to those that do not answer here either are ended.
-	Down     []uint32
+	Self     Node   // this node
+	Peers    []Node // every other node of the cluster
 	Networks []Network
 	// Mesh is everything published in the cluster: each entry's port answers on this node.
 	Mesh Mesh

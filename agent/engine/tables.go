@@ -73,9 +73,6 @@ func OverlayConfig(t agent.Tables) (overlay.Config, map[string]error) {
 				}
 				cfg.Keys[n.Index] = keys
 			}
-			if n.Down {
-				cfg.Down = append(cfg.Down, n.Index)
-			}
 			cfg.Peers = append(cfg.Peers, node)
 		}
 	}

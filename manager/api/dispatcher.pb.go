@@ -2002,7 +2002,6 @@ type NodeEndpoint struct {
 	Hostname      string                 `protobuf:"bytes,4,opt,name=hostname,proto3" json:"hostname,omitempty"`
 	Addrs         []string               `protobuf:"bytes,5,rep,name=addrs,proto3" json:"addrs,omitempty"` // other addresses of the node, of both families: a client on it may have any of them
 	Keys          []*CryptKey            `protobuf:"bytes,6,rep,name=keys,proto3" json:"keys,omitempty"`   // of encrypted networks
-	Down          bool                   `protobuf:"varint,7,opt,name=down,proto3" json:"down,omitempty"`  // the managers hear nothing of it; what runs there may be reachable all the same
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2077,13 +2076,6 @@ func (x *NodeEndpoint) GetKeys() []*CryptKey {
 		return x.Keys
 	}
 	return nil
-}
-
-func (x *NodeEndpoint) GetDown() bool {
-	if x != nil {
-		return x.Down
-	}
-	return false
 }
 
 // ServiceEndpoint: in a network table the VIP and names of a service on that network; in the mesh table its published ports.
@@ -2440,15 +2432,14 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\x04more\x18\f \x01(\bR\x04more\x12\x12\n" +
 	"\x04part\x18\r \x01(\rR\x04part\x12\x16\n" +
 	"\x06digest\x18\x0e \x01(\x06R\x06digest\x12\x12\n" +
-	"\x04same\x18\x0f \x01(\bR\x04same\"\xd4\x01\n" +
+	"\x04same\x18\x0f \x01(\bR\x04same\"\xc6\x01\n" +
 	"\fNodeEndpoint\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\rR\x05index\x12\x17\n" +
 	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x12#\n" +
 	"\runderlay_addr\x18\x03 \x01(\tR\funderlayAddr\x12\x1a\n" +
 	"\bhostname\x18\x04 \x01(\tR\bhostname\x12\x14\n" +
 	"\x05addrs\x18\x05 \x03(\tR\x05addrs\x12*\n" +
-	"\x04keys\x18\x06 \x03(\v2\x16.skein.api.v1.CryptKeyR\x04keys\x12\x12\n" +
-	"\x04down\x18\a \x01(\bR\x04down\"\xcc\x01\n" +
+	"\x04keys\x18\x06 \x03(\v2\x16.skein.api.v1.CryptKeyR\x04keysJ\x04\b\a\x10\b\"\xcc\x01\n" +
 	"\x0fServiceEndpoint\x12\x1d\n" +
 	"\n" +
 	"service_id\x18\x01 \x01(\tR\tserviceId\x12\x12\n" +

@@ -135,8 +135,7 @@ func (s *spread) setNetwork(id string, rec *store.Network) {
 }
 
 func (s *spread) setNode(rec *store.Node) {
-	e := &api.NodeEndpoint{Index: rec.Index, NodeId: rec.Id, UnderlayAddr: rec.UnderlayAddr, Hostname: rec.Hostname, Addrs: rec.Addrs, Keys: rec.Crypt.GetKeys(),
-		Down: rec.Status.GetState() == nodeDown}
+	e := &api.NodeEndpoint{Index: rec.Index, NodeId: rec.Id, UnderlayAddr: rec.UnderlayAddr, Hostname: rec.Hostname, Addrs: rec.Addrs, Keys: rec.Crypt.GetKeys()}
 	old := s.nodes[rec.Index]
 	if proto.Equal(old, e) {
 		return

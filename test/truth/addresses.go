@@ -19,11 +19,11 @@ import (
 
 const (
 	// small is a network that is full when its tasks hold all addresses: a leaked one would be missed at the end.
-	small     = "192.168.77.0/25"
-	wave      = 100 // tasks at a time
-	roomFor   = 110 // of 128 addresses, without the network's own, the router's and VIPs
+	small     = "192.168.77.0/26"
+	wave      = 50 // tasks at a time
+	roomFor   = 56 // of 64 addresses, without the network's own, the router's and VIPs
 	released  = 75 * time.Second
-	waveBound = 3 * time.Minute
+	waveBound = 8 * time.Minute
 )
 
 // runAddresses makes and kills tasks in waves while leaders die, and counts who holds which address.
