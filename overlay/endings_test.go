@@ -97,6 +97,38 @@ func TestClientsOfTheGoneAreTold(t *testing.T) {
 	}
 }
 
+// A client that uses the port of a connection that was ended for a new one is served: nothing is left of what told it.
+func TestPortOfAnEndedFlowIsFree(t *testing.T) {
+	l, _ := webLab(t, 2)
+	nw := webNetwork(Ready, Ready)
+	var ports []int
+	for range 20 { // some of them closed again
+		f := l.onto(l.cl, "tcp4", "192.0.2.1:8080", "task2")
+		ports = append(ports, f.LocalAddr().(*net.TCPAddr).Port)
+		if len(ports)%2 == 0 {
+			f.Close()
+		}
+	}
+	nw.Endpoints = nw.Endpoints[:1]
+	l.set(l.hosts[0], []Network{nw}, webMesh(1))
+	time.Sleep(200 * time.Millisecond) // a moment for answers to what is sent to clients: no event tells that there are none
+	for _, port := range ports {
+		err := l.cl.Do(func() error {
+			d := net.Dialer{Timeout: 3 * time.Second, LocalAddr: &net.TCPAddr{IP: net.ParseIP(clientAddr), Port: port}, Control: func(_, _ string, c syscall.RawConn) error {
+				return c.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
+			}}
+			c, err := d.Dial("tcp4", "192.0.2.1:8080")
+			if err == nil {
+				c.Close()
+			}
+			return err
+		})
+		if err != nil && !errors.Is(err, syscall.EADDRNOTAVAIL) && !errors.Is(err, syscall.EADDRINUSE) {
+			t.Errorf("from port %d, which was used before: %v", port, err)
+		}
+	}
+}
+
 // What left while no daemon was here is found by the next one.
 func TestStraysAreEnded(t *testing.T) {
 	l, _ := webLab(t, 2)

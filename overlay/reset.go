@@ -24,7 +24,7 @@ const maxResets = 4096
 func reset(ns namespace, flows []nft.Flow) error {
 	var packets [2][]packet
 	for _, f := range flows {
-		if f.Protocol != unix.IPPROTO_TCP || !f.Answered || !f.Dealt() || len(packets[0])+len(packets[1]) >= maxResets {
+		if f.Protocol != unix.IPPROTO_TCP || !f.Open || !f.Dealt() || len(packets[0])+len(packets[1]) >= maxResets {
 			continue
 		}
 		i := familyIndex(f.Client.Addr())
@@ -93,6 +93,9 @@ func sendRaw(ns namespace, family int, packets []packet) error {
 			return fmt.Errorf("open raw socket: %w", err)
 		}
 		defer unix.Close(fd)
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, nft.ProbeMark); err != nil {
+			return fmt.Errorf("mark raw socket: %w", err)
+		}
 		for _, p := range packets {
 			var to unix.Sockaddr
 			if family == unix.AF_INET {

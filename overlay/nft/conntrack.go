@@ -19,6 +19,11 @@ const (
 	ctaTupleOrig     = 1
 	ctaTupleReply    = 2
 	ctaStatus        = 3
+	ctaProtoinfo     = 4
+	ctaProtoinfoTCP  = 1
+	ctaTCPState      = 1
+	ctEstablishedTCP = 3
+	ctCloseWaitTCP   = 5
 	ctaZone          = 18
 	ctaFilter        = 25
 	ctaTupleIP       = 1
@@ -42,6 +47,7 @@ type Flow struct {
 	Client, Server netip.AddrPort // as the client knows them
 	Backend        netip.Addr
 	Answered       bool // the backend has answered at least once
+	Open           bool // of TCP: neither side has reset it, nor have both closed it
 }
 
 // Dealt reports whether the client knows the backend by another address.
@@ -113,6 +119,8 @@ func parseFlow(b []byte) (f Flow, del link.Message) {
 		case ctaTupleOrig:
 			id.Bytes(ctaTupleOrig|unix.NLA_F_NESTED, v)
 			f.Client, f.Server, f.Protocol = tuple(v)
+		case ctaProtoinfo:
+			f.Open = isOpen(v)
 		case ctaZone:
 			id.Bytes(ctaZone, v)
 		case ctaTupleReply:
@@ -121,6 +129,18 @@ func parseFlow(b []byte) (f Flow, del link.Message) {
 		}
 	}
 	return f, link.Message{Type: ctDelete, Body: append([]byte{b[0], unix.NFNETLINK_V0, 0, 0}, id.Encoded()...)}
+}
+
+// isOpen reads the state of TCP: ESTABLISHED, FIN_WAIT or CLOSE_WAIT.
+func isOpen(info []byte) bool {
+	for typ, v := range link.Parse(info) {
+		for inner, d := range link.Parse(v) {
+			if typ == ctaProtoinfoTCP && inner == ctaTCPState && len(d) == 1 {
+				return d[0] >= ctEstablishedTCP && d[0] <= ctCloseWaitTCP
+			}
+		}
+	}
+	return false
 }
 
 func allFlows() link.Message {

@@ -195,6 +195,10 @@ func setMark(reg uint32) part {
 	return exprs(&expr.Meta{Key: expr.MetaKeyMARK, Register: reg, SourceRegister: true})
 }
 
+func markIs(v uint32) part {
+	return exprs(&expr.Meta{Key: expr.MetaKeyMARK, Register: 1}, cmp(expr.CmpOpEq, 1, native(v)))
+}
+
 var clearMark = exprs(&expr.Immediate{Register: 1, Data: native(0)}, &expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true})
 
 // setOriginalZone writes the zone of the original direction only. google/nftables has no direction for this key.

@@ -17,6 +17,9 @@ const (
 	prioSNAT   = 100 - 5
 )
 
+// ProbeMark is the mark of packets that are sent in the name of a server and that must not be taken for the beginning of a connection.
+const ProbeMark = 0x5cee0001
+
 // SlotClasses are the sizes of slot maps; a service uses the first class that has enough slots for its endpoints.
 func SlotClasses() []int { return []int{64, 256, 1024} }
 
@@ -106,6 +109,7 @@ func (b meshBuilder) raw() *Chain {
 func (b meshBuilder) rawOut() *Chain {
 	return &Chain{Name: "raw_out", Type: "filter", Hook: unix.NF_INET_LOCAL_OUT, Priority: prioRaw, Rules: b.rules(
 		[]part{proto(unix.IPPROTO_UDP), dport(b.p.DataPort), notrack},
+		[]part{markIs(ProbeMark), notrack},
 	)}
 }
 
@@ -234,6 +238,7 @@ func VIPTable(v6family bool, legs string, gateway netip.Addr) *Table {
 			f.rule(iif(legs), foreignSource, drop)}}) // a container sends from its own address only
 	}
 	t.Chains = append(t.Chains,
+		&Chain{Name: "raw_out", Type: "filter", Hook: unix.NF_INET_LOCAL_OUT, Priority: prioRaw, Rules: []Rule{f.rule(markIs(ProbeMark), notrack)}},
 		&Chain{Name: "dnat", Type: "nat", Hook: unix.NF_INET_PRE_ROUTING, Priority: prioDNAT, Rules: []Rule{
 			f.rule(notICMP, loadDst(1), vmap("vips", 1))}},
 		&Chain{Name: "snat", Type: "nat", Hook: unix.NF_INET_POST_ROUTING, Priority: prioSNAT, Rules: []Rule{
