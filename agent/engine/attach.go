@@ -84,22 +84,30 @@ func (e *Engine) attachmentsChanged() {
 // clusterID tells ids of the cluster's networks from those of this node's, which are longer.
 func clusterID(network string) bool { return len(network) == clusterIDLength }
 
-// onCluster lists the names of a container's networks that are the cluster's, in order.
+// onCluster lists the names of a container's networks that are the cluster's, in the order of its devices: that of its mode first.
 func onCluster(r record) []string {
-	return slices.DeleteFunc(sortedKeys(r.Networks), func(name string) bool { return !clusterID(r.Networks[name].NetworkID) })
+	names := slices.DeleteFunc(sortedKeys(r.Networks), func(name string) bool { return !clusterID(r.Networks[name].NetworkID) })
+	mode := string(r.HostConfig.NetworkMode)
+	if i := slices.IndexFunc(names, func(n string) bool { return n == mode || r.Networks[n].NetworkID == mode }); i > 0 {
+		first := names[i]
+		names = slices.Insert(slices.Delete(names, i, i+1), 0, first)
+	}
+	return names
 }
 
 // wish is what a container that is no task is to hold of the cluster's networks.
 func (e *Engine) wish(r record, active bool) *api.AttachmentWish {
 	w := &api.AttachmentWish{Id: r.ID, Name: r.Name, Active: active, Gateway: true}
-	for _, name := range sortedKeys(r.Networks) {
-		s := r.Networks[name]
-		if !clusterID(s.NetworkID) {
-			if l, err := e.nets.find(s.NetworkID); err == nil && l.Driver != "null" && !l.Internal {
-				w.Gateway = false // that network is its way out
-			}
+	for _, s := range r.Networks {
+		if clusterID(s.NetworkID) {
 			continue
 		}
+		if l, err := e.nets.find(s.NetworkID); err == nil && l.Driver != driverNull && !l.Internal {
+			w.Gateway = false // that network is its way out
+		}
+	}
+	for _, name := range onCluster(r) {
+		s := r.Networks[name]
 		n := &api.AttachedNetwork{NetworkId: s.NetworkID, Names: dnsNames(r, s.Aliases)}
 		if c := s.IPAMConfig; c != nil && c.IPv4Address.IsValid() {
 			n.Addr4 = c.IPv4Address.String()
@@ -116,9 +124,6 @@ func (e *Engine) wish(r record, active bool) *api.AttachmentWish {
 // records them and then calls settled, also after an error.
 func (e *Engine) place(ctx context.Context, next record, sb *overlay.Sandbox, nets map[string]*network.EndpointSettings) error {
 	w, before := e.wish(next, true), *sb
-	if len(w.Networks) > 0 && len(sb.Bridges) == 0 && next.publishes() {
-		return notBuilt("publishing ports of a container that is on networks of the cluster alone is not supported by this version of skein")
-	}
 	sb.Legs, sb.Gateway4, sb.Gateway6 = nil, netip.Addr{}, netip.Addr{}
 	if len(w.Networks) == 0 {
 		return nil
@@ -130,11 +135,14 @@ func (e *Engine) place(ctx context.Context, next record, sb *overlay.Sandbox, ne
 	if err != nil {
 		return err
 	}
-	return complete(next, rec, sb, nets)
+	if err := e.fill(next, rec, sb, nets); err != nil {
+		return err
+	}
+	return e.publishByBridge(ctx, next, sb)
 }
 
-// complete puts what the managers gave into a sandbox and its settings.
-func complete(next record, rec *api.AttachmentRecord, sb *overlay.Sandbox, nets map[string]*network.EndpointSettings) error {
+// fill puts what the managers gave into a sandbox and its settings.
+func (e *Engine) fill(next record, rec *api.AttachmentRecord, sb *overlay.Sandbox, nets map[string]*network.EndpointSettings) error {
 	sb.DNS, sb.Legs = true, nil
 	for _, name := range onCluster(next) {
 		s := *next.Networks[name]
@@ -154,7 +162,9 @@ func complete(next record, rec *api.AttachmentRecord, sb *overlay.Sandbox, nets 
 		}
 		nets[name] = &s
 	}
-	sb.Gateway4, sb.Gateway6 = addr(rec.Gateway4), addr(rec.Gateway6)
+	if !e.onGatewayBridge(*sb) {
+		sb.Gateway4, sb.Gateway6 = addr(rec.Gateway4), addr(rec.Gateway6)
+	}
 	return nil
 }
 
@@ -195,7 +205,7 @@ func (e *Engine) follow(ctx context.Context, c *entry, rec *api.AttachmentRecord
 	}
 	next := old
 	next.Networks = maps.Clone(old.Networks)
-	if err := complete(old, rec, &next.Sandbox, next.Networks); err != nil {
+	if err := e.fill(old, rec, &next.Sandbox, next.Networks); err != nil {
 		return nil // likewise
 	}
 	if reflect.DeepEqual(next.Sandbox, old.Sandbox) {
@@ -391,9 +401,4 @@ func (e *Engine) attachRequest() (*api.AttachRequest, map[string]*api.Attachment
 		}
 	}
 	return r, want
-}
-
-// publishes reports whether a container that is no task has published ports.
-func (r record) publishes() bool {
-	return len(r.HostConfig.PortBindings) > 0 || r.HostConfig.PublishAllPorts
 }

@@ -323,3 +323,43 @@ func TestAttachFollows(t *testing.T) {
 		}
 	}
 }
+
+// TestAttachPublishes: ports of a container that is on networks of the cluster alone are published by the gateway bridge, as long as it has no other.
+func TestAttachPublishes(t *testing.T) {
+	b := newClusterBench(t, "web", "db")
+	web := network.MustParsePort("80/tcp")
+	id := b.run("one", container.HostConfig{NetworkMode: "web", PortBindings: network.PortMap{web: {{HostPort: "8080"}}}})
+	bridge := func(name string, ports int) {
+		t.Helper()
+		l, err := b.e.nets.find(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sb, _ := b.net.box(id)
+		if len(sb.Bridges) != 1 || sb.Bridges[0].BridgeID != l.ID || len(sb.Bridges[0].Ports) < ports || sb.Gateway4.IsValid() {
+			t.Errorf("on %s: %+v", name, sb)
+		}
+	}
+	bridge(gatewayBridge, 1)
+	before, _ := b.net.box(id)
+	do := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	do(b.e.NetworkConnect(t.Context(), "db", network.ConnectRequest{Container: id}))
+	bridge(gatewayBridge, 1)
+	if sb, _ := b.net.box(id); len(sb.Legs) != 2 || sb.Bridges[0].Addr4 != before.Bridges[0].Addr4 {
+		t.Errorf("its bridge address changed: %+v", sb)
+	}
+	b.e.SyncAttachments()
+	do(b.e.NetworkConnect(t.Context(), "bridge", network.ConnectRequest{Container: id}))
+	bridge("bridge", 1)
+	do(b.e.NetworkDisconnect(t.Context(), "bridge", network.DisconnectRequest{Container: id}))
+	bridge(gatewayBridge, 1)
+	do(b.e.ContainerRemove(t.Context(), id, true, true))
+	if n := b.e.nets.inUse(); n != 0 {
+		t.Errorf("%d addresses are left", n)
+	}
+}

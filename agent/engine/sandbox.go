@@ -155,6 +155,9 @@ func (e *Engine) releaseBridges(r record) {
 	for _, s := range r.Networks {
 		e.nets.give(s.NetworkID, r.ID)
 	}
+	if l, err := e.nets.find(gatewayBridge); err == nil {
+		e.nets.give(l.ID, r.ID)
+	}
 }
 
 // disconnect removes the sandbox and releases its addresses. Idempotent.
