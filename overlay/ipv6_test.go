@@ -254,3 +254,26 @@ func TestTunnelsOverIPv6(t *testing.T) {
 	}
 	l.strangersTunnel("2001:db8:1::1")
 }
+
+// A node on which IPv6 is switched off for all devices serves IPv4 as ever, and carries its containers' IPv6.
+func TestIPv6SwitchedOff(t *testing.T) {
+	l := newLab(t, 2)
+	h := l.hosts[0]
+	l.must(h.ns.Sysctl(map[string]string{"ipv6/conf/all/disable_ipv6": "1", "ipv6/conf/default/disable_ipv6": "1"}))
+	l.setAll([]Network{webNetwork(Ready, Ready)}, webMesh(1, 2))
+	for i, h := range l.hosts {
+		l.serve(l.sandbox(h, webSandbox(i+1)), fmt.Sprintf("task%d", i+1), 80)
+	}
+	if got := l.spread(l.cl, "tcp4", "192.0.2.1:8080", 30, clientAddr); len(got) != 2 {
+		t.Errorf("IPv4 through the node reached %v", got)
+	}
+	if got := l.spread(l.cl, "tcp6", "[2001:db8:1::2]:8080", 30, client6); len(got) != 2 {
+		t.Errorf("IPv6 through the other node reached %v, want its task, too", got)
+	}
+	l.spread(l.box(1), "tcp6", "[fd12:3456:789a:1::12]:80", 1, "fd12:3456:789a:1::11")
+	r, err := h.Compare(t.Context(), false)
+	l.must(err)
+	for _, f := range r.Findings {
+		t.Errorf("found: %v", f)
+	}
+}
