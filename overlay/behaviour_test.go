@@ -279,13 +279,17 @@ func mustLink(t *testing.T, c *link.Conn, name string) int {
 
 // memoryStore keeps descriptors as the supervisor does.
 type memoryStore struct {
-	mu  sync.Mutex
-	fds map[string]int
+	mu   sync.Mutex
+	fds  map[string]int
+	dead bool // keeps nothing more
 }
 
 func (s *memoryStore) StoreFD(_ context.Context, name string, fd int) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.dead {
+		return nil
+	}
 	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 	if old, ok := s.fds[name]; ok {
 		unix.Close(old)
@@ -310,6 +314,7 @@ func (s *memoryStore) count(prefix string) int {
 func (s *memoryStore) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.dead = true
 	for name, fd := range s.fds {
 		unix.Close(fd)
 		delete(s.fds, name)

@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -94,16 +95,26 @@ func (d *Driver) applyTunnel() error {
 	}
 	e = d.crypt.Set(ctx, cfg)
 	if errors.Is(e, unix.EADDRINUSE) {
-		port := d.crypt.Port()
-		for p := port; p < port+crypt.Slots; p++ {
-			if inode, used := listenInode(d.host, "udp", netip.Addr{}, p); used {
-				if name, pid := socketOwner(inode); pid != os.Getpid() {
-					e = fmt.Errorf("%w: UDP port %d is %s's (pid %d): have it use another port", e, p, name, pid)
-				}
-			}
-		}
+		e = d.nameHolder(e)
 	}
 	return errors.Join(err, e)
+}
+
+// nameHolder adds to an error who has the tunnel's port.
+func (d *Driver) nameHolder(e error) error {
+	listeners, err := link.Listeners(d.host)
+	if err != nil {
+		return e
+	}
+	for _, l := range listeners {
+		if l.Protocol != "udp" || l.Port < d.crypt.Port() || l.Port >= d.crypt.Port()+crypt.Slots {
+			continue
+		}
+		if o := d.owners.of([]uint32{l.Inode})[l.Inode]; o.pid != os.Getpid() {
+			e = fmt.Errorf("%w: UDP port %d is held by %s (pid %d): have it use another port", e, l.Port, cmp.Or(o.name, unseen), o.pid)
+		}
+	}
+	return e
 }
 
 // guardEncrypted has the node drop plain packets of encrypted networks, whoever made them.
