@@ -14,6 +14,7 @@ type dealer struct {
 }
 
 type dealt struct {
+	given    []string // as they were told
 	backends []string // encoded, sorted
 	slotKey  func(int) string
 	size     int
@@ -45,11 +46,16 @@ func (d *dealer) update(want map[string]share) {
 		}
 	}
 	for key, s := range want {
-		sorted := slices.Compact(slices.Sorted(slices.Values(s.backends)))
-		if g, ok := d.groups[key]; ok && slices.Equal(g.backends, sorted) {
+		if g, ok := d.groups[key]; ok && slices.Equal(g.given, s.backends) {
 			continue
 		}
-		d.deal(key, sorted, s.slotKey)
+		sorted := slices.Compact(slices.Sorted(slices.Values(s.backends)))
+		if g, ok := d.groups[key]; !ok || !slices.Equal(g.backends, sorted) {
+			d.deal(key, sorted, s.slotKey)
+		}
+		g := d.groups[key]
+		g.given = s.backends
+		d.groups[key] = g
 	}
 	if first {
 		d.dropOthers()
@@ -69,7 +75,7 @@ func (d *dealer) deal(key string, backends []string, slotKey func(int) string) {
 		d.slots.Delete(slotKey(i))
 	}
 	d.verdicts.Put(key, nft.PickChain(size))
-	d.groups[key] = dealt{backends, slotKey, size}
+	d.groups[key] = dealt{backends: backends, slotKey: slotKey, size: size}
 }
 
 func (d *dealer) dropOthers() {

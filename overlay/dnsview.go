@@ -293,6 +293,7 @@ func (d *Driver) zones() map[string]*dns.Zone {
 
 func networkZone(nw *Network) *dns.Zone {
 	z := dns.NewZone(nw.Name, nw.subnets()...)
+	z.Expect(3*len(nw.Services)+2*len(nw.Endpoints), 2*(len(nw.Services)+len(nw.Endpoints)))
 	services := make(map[string]*Service, len(nw.Services))
 	for i := range nw.Services {
 		s := &nw.Services[i]

@@ -253,7 +253,7 @@ func (d *Driver) underlayMTU(local netip.Addr) (int, error) {
 
 // applyEntries writes where other nodes and their endpoints are.
 func (d *Driver) applyEntries(r *router, nw *Network) error {
-	routes := map[link.RouteKey]link.Route{}
+	routes := make(map[link.RouteKey]link.Route, 2*(len(nw.Endpoints)+len(nw.Services)))
 	neighs := map[link.NeighKey]link.MAC{}
 	fdb := map[link.FDBKey]netip.Addr{}
 	nodes := make(map[uint32]netip.Addr, len(d.cfg.Peers))

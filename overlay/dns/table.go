@@ -49,6 +49,13 @@ func NewZone(name string, subnets ...netip.Prefix) *Zone {
 	return z
 }
 
+// Expect makes room for so many names and addresses before the first is added.
+func (z *Zone) Expect(names, addrs int) {
+	if len(z.names)+len(z.ptr) == 0 {
+		z.names, z.ptr = make(map[string]Record, names), make(map[netip.Addr]pointer, addrs)
+	}
+}
+
 // Add gives a name addresses, beside those that it has. Invalid addresses are left out, but the name exists all the same.
 func (z *Zone) Add(name string, stable bool, addrs ...netip.Addr) {
 	name = canonical(name)

@@ -406,10 +406,18 @@ func family(a netip.Addr) byte {
 // Diff gives the requests that turn have into want: first what is missing or different, then what is too much.
 func Diff[K, V comparable](want, have map[K]V, set, del func(K, V) Message) []Message {
 	var out []Message
+	kept := 0
 	for k, v := range want {
-		if old, ok := have[k]; !ok || old != v {
+		old, ok := have[k]
+		if ok {
+			kept++
+		}
+		if !ok || old != v {
 			out = append(out, set(k, v))
 		}
+	}
+	if kept == len(have) {
+		return out
 	}
 	for k, v := range have {
 		if _, ok := want[k]; !ok {
