@@ -40,6 +40,9 @@ func runAddresses(ctx context.Context, o options) (int, error) {
 		err = w.waves(ctx, o)
 	}
 	if err == nil {
+		err = w.settled(ctx, 0, nil) // some are in a range that was added while released addresses rested
+	}
+	if err == nil {
 		w.Say("waiting %v for released addresses", released)
 		nemesis.Sleep(ctx, released)
 		err = w.fits(ctx)
