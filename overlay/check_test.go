@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"path/filepath"
@@ -25,11 +26,17 @@ func checkLab(t *testing.T) *lab {
 	for i := range nw.Endpoints {
 		nw.Endpoints[i].Addr6 = addr(fmt.Sprintf("fd00:10::1%d", i+1))
 	}
-	l.setAll([]Network{nw}, webMesh(1, 2))
+	secret := secretNetwork(2)
+	keys := l.keys()
 	for i, h := range l.hosts {
+		cfg := l.baseConfig(h)
+		cfg.Networks, cfg.Mesh, cfg.Keys = []Network{nw, secret}, webMesh(1, 2), keys
+		applied, err := h.Set(context.Background(), cfg)
+		l.must(errors.Join(err, applied["mesh"], applied[nw.ID], applied[secret.ID]))
 		l.must(h.SetBridges(context.Background(), []Bridge{testBridge()}))
 		s := webSandbox(i + 1)
 		s.Legs[0].Addr6 = netip.PrefixFrom(nw.Endpoints[i].Addr6, 64)
+		s.Legs = append(s.Legs, Leg{NetworkID: secret.ID, Addr4: netip.PrefixFrom(secret.Endpoints[i].Addr4, 24), Addr6: netip.PrefixFrom(secret.Endpoints[i].Addr6, 64)})
 		s.Bridges = []BridgeLeg{{BridgeID: testBridge().ID, Addr4: netip.MustParsePrefix("172.30.0.5/24"), Ports: []HostPort{{Published: 9000, Target: 80, Protocol: "tcp"}}}}
 		l.sandbox(h, s)
 	}
@@ -67,13 +74,19 @@ func TestEverythingIsCompared(t *testing.T) {
 	l.nothingFound(h, "before any damage")
 	var all []damage
 	all = append(all, l.entriesOf(h.ns)...)
-	for _, r := range h.routers {
+	for id, r := range h.routers {
+		gw, gw6 := addr("10.10.0.1"), addr("fd00:10::1")
+		if id == "secret" {
+			gw, gw6 = addr("10.77.0.1"), addr("fd77::1")
+		}
 		ns := openNS(t, r.file)
 		all = append(all, l.entriesOf(ns)...)
 		all = append(all, l.sysctlsOf(ns, map[string]string{"ipv4/ip_forward": "0", "ipv4/conf/all/rp_filter": "1", "ipv6/conf/all/forwarding": "0",
 			"ipv4/conf/" + vxlanDevice + "/rp_filter": "1", "ipv4/conf/" + legPrefix + tag("task1") + "/proxy_arp": "0"})...)
-		all = append(all, l.tablesOf(ns, nft.VIPTable(false, legPrefix+"*", addr("10.10.0.1")), "vips", "slots", "self")...)
-		all = append(all, l.tablesOf(ns, nft.VIPTable(true, legPrefix+"*", addr("fd00:10::1")), "vips", "slots", "self")...)
+		all = append(all, l.tablesOf(ns, nft.VIPTable(false, legPrefix+"*", gw), "vips", "slots", "self")...)
+		if id != "secret" { // its VIP is of IPv4 alone
+			all = append(all, l.tablesOf(ns, nft.VIPTable(true, legPrefix+"*", gw6), "vips", "slots", "self")...)
+		}
 	}
 	all = append(all, l.sysctlsOf(h.ns, map[string]string{"ipv4/ip_forward": "0", forwarding6: "0", "ipv4/conf/" + meshDevice + "/route_localnet": "0",
 		"ipv4/conf/" + gatewayPrefix + tag("task1") + "/rp_filter": "0", "ipv4/conf/all/rp_filter": "1"})...)
