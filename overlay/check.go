@@ -214,7 +214,7 @@ func (d *Driver) checkBoxes(ctx context.Context, a *link.Audit, ids []string) er
 			if b == nil { // it went meanwhile
 				continue
 			}
-			a.Enter("container " + id)
+			a.Enter("container " + id[:min(len(id), 12)])
 			ok, err := d.checkBox(a, b.spec, links)
 			if !ok {
 				damaged = append(damaged, id)

@@ -226,6 +226,11 @@ func printCheck(w io.Writer, list []netNode) error {
 			agree++
 		}
 	}
+	for _, n := range list {
+		if n.Mended > 0 {
+			fmt.Fprintf(w, "%s: found and mended %d differences by itself since its daemon started; its log names them\n", nodeName(n.NodeID, n.Hostname), n.Mended)
+		}
+	}
 	_, err := fmt.Fprintf(w, "%d of %d nodes agree with the record.\n", agree, len(list))
 	return err
 }
