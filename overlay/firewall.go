@@ -28,8 +28,11 @@ func (d *Driver) passFirewalls(again bool) error {
 		return err
 	}
 	d.passed = devices
-	if changed {
-		d.log.Warn("a firewall of this host drops forwarded packets by default: rules that accept containers' packets were added to it, or taken out again", "devices", devices)
+	switch {
+	case changed && len(devices) > 0:
+		d.log.Warn("a firewall of this host drops forwarded packets by default: it was given rules that accept containers' packets", "devices", devices)
+	case changed:
+		d.log.Info("rules for containers' packets were taken out of this host's firewall")
 	}
 	if len(devices) == 0 {
 		return nil
