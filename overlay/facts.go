@@ -105,6 +105,9 @@ func (d *Driver) foreignPorts() ([]PortUse, error) {
 	for id, b := range d.boxes {
 		for _, l := range b.spec.Bridges {
 			for _, p := range l.Ports {
+				if p.Published == 0 { // reached at the container's address
+					continue
+				}
 				out = append(out, PortUse{cmp.Or(p.Protocol, "tcp"), p.Published, "container " + id[:min(12, len(id))], 0})
 			}
 		}

@@ -121,6 +121,7 @@ func (e *Engine) ContainerList(ctx context.Context, o dockerapi.ListOptions) ([]
 	_, byStatus := o.Filters["status"]
 	_, byExit := o.Filters["exited"]
 	out := []container.Summary{}
+	linkNames := e.linkNames()
 	for _, c := range e.all() {
 		r := c.snapshot()
 		if !o.All && o.Limit <= 0 && !byStatus && !byExit && !r.State.active() && r.State.Status != container.StateRestarting {
@@ -130,6 +131,7 @@ func (e *Engine) ContainerList(ctx context.Context, o dockerapi.ListOptions) ([]
 			continue
 		}
 		s := e.summary(ctx, c, r)
+		s.Names = append(s.Names, linkNames[r.ID]...)
 		if o.Size {
 			s.SizeRw, s.SizeRootFs = e.sizes(ctx, r)
 		}
@@ -148,7 +150,6 @@ func (e *Engine) summary(ctx context.Context, c *entry, r record) container.Summ
 		Labels: r.Config.Labels, State: r.State.Status, Status: statusText(r.State, c.healthReport()), Mounts: e.mountPoints(r), Ports: []container.PortSummary{},
 		NetworkSettings: &container.NetworkSettingsSummary{Networks: r.Networks},
 	}
-	s.Names = append(s.Names, e.linkNames(r.ID)...)
 	s.HostConfig.NetworkMode = string(r.HostConfig.NetworkMode)
 	published := map[portKey]bool{}
 	for _, hp := range r.published() {

@@ -122,18 +122,18 @@ func (e *Engine) linksOf(r record) []string {
 	return out
 }
 
-// linkNames are the names that others have for a container: "/other/alias".
-func (e *Engine) linkNames(id string) []string {
-	var out []string
+// linkNames are the names that others have for containers, "/other/alias", by the container's id.
+func (e *Engine) linkNames() map[string][]string {
+	out := map[string][]string{}
 	for _, c := range e.all() {
 		r := c.snapshot()
 		for _, l := range r.Links {
-			if l.ID == id {
-				out = append(out, "/"+r.Name+"/"+l.Alias)
-			}
+			out[l.ID] = append(out[l.ID], "/"+r.Name+"/"+l.Alias)
 		}
 	}
-	slices.Sort(out)
+	for _, names := range out {
+		slices.Sort(names)
+	}
 	return out
 }
 

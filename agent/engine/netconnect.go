@@ -219,6 +219,15 @@ func (e *Engine) rewiredSandbox(old record, next *record) (overlay.Sandbox, erro
 	return sb, nil
 }
 
+// emitEndpoints tells that a container came to all of its networks of this node, or left them.
+func (e *Engine) emitEndpoints(r record, action events.Action) {
+	for _, name := range sortedKeys(r.Networks) {
+		if l, err := e.nets.find(r.Networks[name].NetworkID); err == nil {
+			e.emitEndpoint(l, r.ID, action)
+		}
+	}
+}
+
 func (e *Engine) emitEndpoint(l *localNetwork, containerID string, action events.Action) {
 	e.events.publish(events.Message{Type: events.NetworkEventType, Action: action,
 		Actor: events.Actor{ID: l.ID, Attributes: map[string]string{"name": l.Name, "type": l.Driver, "container": containerID}}})

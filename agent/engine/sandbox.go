@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/network"
 
 	"skein/overlay"
@@ -128,8 +129,12 @@ func (e *Engine) connect(ctx context.Context, c *entry) (string, error) {
 		e.releaseBridges(r)
 		return "", err
 	}
-	defer e.tellLinking(r.ID)
-	return e.cfg.Network.AddSandbox(ctx, sb)
+	path, err := e.cfg.Network.AddSandbox(ctx, sb)
+	if err == nil {
+		e.tellLinking(r.ID)
+		e.emitEndpoints(r, events.ActionConnect)
+	}
+	return path, err
 }
 
 // joinNetwork returns the namespace of a running container by its own name, not by a pid that may be another's by the time it is opened.
@@ -171,6 +176,9 @@ func (e *Engine) disconnect(ctx context.Context, c *entry) error {
 	}
 	if r.Task != "" {
 		return nil
+	}
+	if !r.State.Clean && len(r.Sandbox.Bridges) > 0 {
+		e.emitEndpoints(r, events.ActionDisconnect)
 	}
 	e.releaseBridges(r)
 	return nil

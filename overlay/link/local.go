@@ -70,25 +70,3 @@ func (c *Conn) AddVLAN(name string, parent int, id uint16) error {
 	}
 	return nil
 }
-
-// MainRoutes lists the destinations of the main table's routes of both families, whoever made them, but default routes.
-func MainRoutes(c *Conn) ([]netip.Prefix, error) {
-	var out []netip.Prefix
-	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
-		body := make([]byte, unix.SizeofRtMsg)
-		body[0] = family
-		err := c.Dump(Message{Type: unix.RTM_GETROUTE, Body: body}, func(t uint16, b []byte) error {
-			if t != unix.RTM_NEWROUTE || len(b) < unix.SizeofRtMsg || b[4] != unix.RT_TABLE_MAIN || b[7] != unix.RTN_UNICAST {
-				return nil
-			}
-			if k, _ := parseRoute(b); k.Dst.Bits() > 0 && !k.Dst.Addr().IsLinkLocalUnicast() {
-				out = append(out, k.Dst)
-			}
-			return nil
-		})
-		if err != nil {
-			return nil, fmt.Errorf("list routes: %w", err)
-		}
-	}
-	return out, nil
-}
