@@ -189,7 +189,7 @@ func (d *Driver) keepRouter(a *link.Audit, r *router, file string) bool {
 func (d *Driver) checkSandboxes(ctx context.Context, a *link.Audit) error {
 	d.mu.Lock()
 	if d.have && !a.Dry() {
-		d.tellRanges(ctx)
+		d.tellSandboxes(ctx)
 		d.takeWaiting(ctx)
 	}
 	ids := slices.Sorted(maps.Keys(d.boxes))

@@ -86,6 +86,7 @@ type Driver struct {
 	mesh         mesh
 	held         held
 	owners       socketOwners // has its own lock
+	paths        paths        // has its own lock
 	bridges      map[string]Bridge
 	bridgeTables [2]bridgeTable // skein_bridge of IPv4 and IPv6
 	stored       map[string]int // descriptors from the store that nobody took yet
@@ -247,7 +248,7 @@ func (d *Driver) apply(ctx context.Context, full bool) Applied {
 	}
 	d.updateDNS()
 	d.pokeLost()
-	d.tellRanges(ctx)
+	d.tellSandboxes(ctx)
 	d.takeWaiting(ctx)
 	for table, err := range out {
 		if err != nil {
@@ -266,6 +267,7 @@ func (d *Driver) Run(ctx context.Context) error {
 	var tunnel sync.WaitGroup
 	tunnel.Go(func() { _ = d.crypt.Run(ctx) }) // returns nothing but nil, when ctx is done
 	tunnel.Go(func() { d.watchLost(ctx) })
+	tunnel.Go(func() { d.measurePaths(ctx) })
 	defer tunnel.Wait()
 	timer := time.NewTimer(d.opts.CheckEvery)
 	defer timer.Stop()

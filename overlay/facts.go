@@ -25,6 +25,10 @@ type Facts struct {
 	UnderlayMTU int
 	// NoSession are the nodes that share an encrypted network with this one and do not answer.
 	NoSession []uint32
+	// PathMTU is the largest packet, outer headers included, that reaches all nodes that were tried; 0: not known. PathPeer is the index of
+	// the one for which that is the largest.
+	PathMTU  int
+	PathPeer uint32
 }
 
 // FactRoute is somebody else's route on the node.
@@ -51,6 +55,7 @@ func (d *Driver) Facts() (Facts, error) {
 	if err != nil {
 		return f, fmt.Errorf("facts of this node: %w", err)
 	}
+	f.PathMTU, f.PathPeer = d.leastPath()
 	if f.Ports, err = d.foreignPorts(); err != nil {
 		return f, fmt.Errorf("facts of this node: %w", err)
 	}

@@ -191,6 +191,7 @@ func (d *Driver) ensureVXLAN(to *link.Conn, name string, vni uint32, mtu int) (i
 			return 0, 0, err
 		}
 	}
+	mtu = d.fits(mtu, local)
 	want := link.Link{Name: name, Kind: "vxlan", VNI: vni, Local: local, Port: d.cfg.DataPort, MAC: nodeMAC(vni, d.cfg.Self.Index), MTU: mtu, Up: true}
 	have, err := to.Link(name)
 	if err != nil && !errors.Is(err, unix.ENODEV) {
@@ -202,7 +203,10 @@ func (d *Driver) ensureVXLAN(to *link.Conn, name string, vni uint32, mtu int) (i
 	if exists && have == want {
 		return have.Index, mtu, to.NS.Sysctl(noFilter)
 	}
-	if exists {
+	if same := want; exists {
+		if same.MTU = have.MTU; have == same { // what hangs on it stays
+			return have.Index, mtu, errors.Join(to.SetMTU(have.Index, mtu), to.NS.Sysctl(noFilter))
+		}
 		if err := to.DelLink(name); err != nil {
 			return 0, 0, err
 		}
@@ -224,31 +228,13 @@ func (d *Driver) underlay() netip.Addr {
 	return d.cfg.Self.Underlay
 }
 
-// underlayMTU is what fits into a tunnel packet: the MTU of the underlay's device less the headers.
+// underlayMTU is what fits into a tunnel packet: the MTU of the underlay's device, or what paths to other nodes carry, less the headers.
 func (d *Driver) underlayMTU(local netip.Addr) (int, error) {
-	overhead := 50
-	if local.Is6() {
-		overhead = 70
+	mtu, err := d.deviceMTU(local)
+	if err != nil || mtu <= tunnelHeaders(local)+576 {
+		return 0, errors.Join(err, fmt.Errorf("no device of this node that can carry tunnels has the address %s: advertise an address that is local", local))
 	}
-	addrs, err := d.conn.Addrs()
-	if err != nil {
-		return 0, err
-	}
-	links, err := d.conn.Links()
-	if err != nil {
-		return 0, err
-	}
-	for _, a := range addrs {
-		if a.Prefix.Addr() != local {
-			continue
-		}
-		for _, l := range links {
-			if l.Index == a.Dev && l.MTU > overhead+576 {
-				return min(l.MTU, 65535) - overhead, nil
-			}
-		}
-	}
-	return 0, fmt.Errorf("no device of this node has the tunnel address %s: advertise an address that is local", local)
+	return d.fits(min(mtu, 65535)-tunnelHeaders(local), local), nil
 }
 
 // applyEntries writes where other nodes and their endpoints are.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -52,38 +53,45 @@ func (d *Driver) rangeRoutes(l Leg, dev int) []link.Message {
 	return out
 }
 
-// noteRanges remembers how many ranges of its networks a sandbox was told of. They only become more.
-func (d *Driver) noteRanges(b *box) {
-	b.ranges = map[string]int{}
-	for _, l := range b.spec.Legs {
-		if nw := d.network(l.NetworkID); nw != nil {
-			b.ranges[l.NetworkID] = len(nw.subnets())
-		}
-	}
+// told is what a container knows of a leg's network.
+type told struct {
+	ranges int // how many; they only become more
+	mtu    int
 }
 
-// tellRanges leads running containers to ranges that their networks got since they were made.
-func (d *Driver) tellRanges(ctx context.Context) {
-	count := make(map[string]int, len(d.cfg.Networks))
-	for i := range d.cfg.Networks {
-		if nw := &d.cfg.Networks[i]; len(nw.More) > 0 {
-			count[nw.ID] = len(nw.subnets())
+// toTell is what a container should know of its legs.
+func (d *Driver) toTell(s Sandbox) map[string]told {
+	out := make(map[string]told, len(s.Legs)+1)
+	for _, l := range s.Legs {
+		nw, r := d.network(l.NetworkID), d.routers[l.NetworkID]
+		if nw != nil && r != nil {
+			out[l.NetworkID] = told{len(nw.subnets()), r.mtu}
 		}
 	}
-	if len(count) == 0 {
-		return
+	if s.Gateway4.IsValid() && d.mesh.device != 0 {
+		out[meshLeg] = told{mtu: d.mesh.mtu}
 	}
+	return out
+}
+
+// meshLeg names the gateway leg among networks.
+const meshLeg = "mesh"
+
+// tellSandboxes leads running containers to ranges that their networks got since they were made, and has their legs carry what the networks do.
+func (d *Driver) tellSandboxes(ctx context.Context) {
 	for id, b := range d.boxes {
 		if ctx.Err() != nil {
 			return // the next Set or Check goes on
 		}
-		stale := slices.ContainsFunc(b.spec.Legs, func(l Leg) bool { return count[l.NetworkID] > b.ranges[l.NetworkID] })
-		if !stale {
+		want := d.toTell(b.spec)
+		if maps.Equal(want, b.told) {
 			continue
 		}
 		if err := d.tellSandbox(id, b); err != nil {
-			d.log.Warn("a running container was not told of its network's new range yet", "container", id, "error", err)
+			d.log.Warn("a running container was not told yet what its networks are now", "container", id, "error", err)
+			continue
 		}
+		b.told = want
 	}
 }
 
@@ -105,15 +113,27 @@ func (d *Driver) tellSandbox(id string, b *box) error {
 	var errs []error
 	for _, l := range b.spec.Legs {
 		inner, ok := byMAC(links, legMAC(overlayLeg, l.Addr4.Addr()))
-		if !ok {
+		r := d.routers[l.NetworkID]
+		if !ok || r == nil {
 			errs = append(errs, fmt.Errorf("its leg on network %s is gone", l.NetworkID))
 			continue
 		}
-		errs = append(errs, conn.Do(d.rangeRoutes(l, inner.Index)))
+		errs = append(errs, conn.Do(d.rangeRoutes(l, inner.Index)), fitLeg(conn, inner, r.conn, legPrefix+tag(id), r.mtu))
 	}
-	if err := errors.Join(errs...); err != nil {
-		return err
+	if inner, ok := byMAC(links, legMAC(gatewayLeg, b.spec.Gateway4)); ok && b.spec.Gateway4.IsValid() {
+		errs = append(errs, fitLeg(conn, inner, d.conn, gatewayPrefix+tag(id), d.mesh.mtu))
 	}
-	d.noteRanges(b)
-	return nil
+	return errors.Join(errs...)
+}
+
+// fitLeg has both ends of a leg carry no more than so much. What is less stays: the container may have wished so.
+func fitLeg(conn *link.Conn, inner link.Link, outside *link.Conn, outerName string, mtu int) error {
+	var errs []error
+	if inner.MTU > mtu {
+		errs = append(errs, conn.SetMTU(inner.Index, mtu))
+	}
+	if outer, err := outside.Link(outerName); err == nil && outer.MTU > mtu {
+		errs = append(errs, outside.SetMTU(outer.Index, mtu))
+	}
+	return errors.Join(errs...)
 }

@@ -20,8 +20,8 @@ import (
 
 // box is a sandbox of a container that this driver was told of.
 type box struct {
-	spec   Sandbox
-	ranges map[string]int // of each network: how many of its ranges it was told of
+	spec Sandbox
+	told map[string]told // by network; of the gateway leg by "mesh"
 }
 
 // AddSandbox makes a container's namespace with its legs, or mends one that exists: missing legs are added, surplus ones removed, the
@@ -182,6 +182,7 @@ func (d *Driver) addSandbox(ctx context.Context, s Sandbox, r *room) error {
 	if err != nil {
 		return err
 	}
+	fresh := len(links) == 1
 	plans, err := d.plans(s)
 	if err != nil {
 		return err
@@ -202,7 +203,9 @@ func (d *Driver) addSandbox(ctx context.Context, s Sandbox, r *room) error {
 	}
 	old := d.boxes[s.ID]
 	d.boxes[s.ID] = &box{spec: s}
-	d.noteRanges(d.boxes[s.ID])
+	if fresh {
+		d.boxes[s.ID].told = d.toTell(s)
+	}
 	delete(d.waiting, s.ID)
 	if err := d.gatewayChanged(s.ID, gateway{s.Gateway4, s.Gateway6}); err != nil {
 		return err

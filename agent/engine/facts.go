@@ -12,7 +12,7 @@ func (e *Engine) NodeFacts(context.Context) (*api.NodeFacts, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := &api.NodeFacts{UnderlayMtu: uint32(f.UnderlayMTU), NoSession: f.NoSession}
+	out := &api.NodeFacts{UnderlayMtu: uint32(f.UnderlayMTU), PathMtu: uint32(f.PathMTU), PathPeer: f.PathPeer, NoSession: f.NoSession}
 	for _, r := range f.Routes {
 		out.Routes = append(out.Routes, &api.FactRoute{Prefix: r.Prefix.String(), Device: r.Device})
 	}
