@@ -9,6 +9,7 @@ import (
 	"github.com/moby/moby/api/types/network"
 
 	"skein/manager/api"
+	"skein/manager/dispatcher"
 	"skein/manager/store"
 )
 
@@ -52,6 +53,9 @@ func (s *Server) CreateNetwork(ctx context.Context, r *api.CreateRequest) (*api.
 		}
 		if err := checkRoutes(tx.Cluster(), rec, facts); err != nil {
 			return err
+		}
+		if tx.Cluster().GetFeatureLevel() >= api.LevelNetworks {
+			rec.PathMtu = dispatcher.FitsBetween(facts)
 		}
 		tx.Add(expect("network", rec.Id, 0))
 		tx.Add(&api.Change{Kind: &api.Change_PutNetwork{PutNetwork: rec}})

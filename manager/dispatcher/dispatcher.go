@@ -112,6 +112,9 @@ type Dispatcher struct {
 	managersSize int
 	templates    map[templateKey]*template
 	queries      []*factsQuery
+	mtu          uint32 // what networks were compared with last, at mtuAt
+	mtuAt        time.Time
+	mtuBusy      bool // their records are on the way
 	flushAt      *time.Timer
 	told         int           // nodes that the round sent something
 	flushed      time.Time     // when the last round ended

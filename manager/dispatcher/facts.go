@@ -29,6 +29,7 @@ const (
 type NodeFacts struct {
 	NodeID   string
 	Hostname string
+	Underlay string // its tunnel address
 	*api.NodeFacts
 }
 
@@ -58,7 +59,7 @@ func (d *Dispatcher) Facts(ctx context.Context, fresh bool) ([]NodeFacts, error)
 	err := d.call(ctx, func() {
 		for _, n := range d.nodes {
 			if n.facts != nil && n.session != nil {
-				out = append(out, NodeFacts{n.id, n.rec.Hostname, n.facts})
+				out = append(out, NodeFacts{n.id, n.rec.Hostname, n.rec.UnderlayAddr, n.facts})
 			}
 		}
 	})
@@ -103,6 +104,7 @@ func (d *Dispatcher) noteFacts(n *node, f *api.NodeFacts) {
 		close(q.done)
 		return true
 	})
+	d.lowerMTUs()
 }
 
 func checkFacts(node string, f *api.NodeFacts) error {
