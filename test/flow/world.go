@@ -26,6 +26,7 @@ import (
 const (
 	callTime   = 10 * time.Second // of one API call
 	pollStep   = 100 * time.Millisecond
+	settledFor = 700 * time.Millisecond
 	settleTime = 4 * time.Minute // of one operation: streams are waited for, two tasks at a time
 	network    = "back"
 )
@@ -238,11 +239,16 @@ func (w *world) update(ctx context.Context, name string, change func(*swarm.Serv
 	})
 }
 
-// settled waits until every service runs as wanted, and nothing else does.
+// settled waits until every service runs as wanted, and nothing else does, for a while: the cluster may not have begun yet.
 func (w *world) settled(ctx context.Context) error {
 	var last error
+	var since time.Time
 	for begun := time.Now(); time.Since(begun) < settleTime && ctx.Err() == nil; sleep(ctx, pollStep) {
-		if last = w.unsettled(ctx); last == nil {
+		if last = w.unsettled(ctx); last != nil {
+			since = time.Time{}
+		} else if since.IsZero() {
+			since = time.Now()
+		} else if time.Since(since) >= settledFor {
 			return nil
 		}
 	}
