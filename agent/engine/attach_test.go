@@ -363,3 +363,19 @@ func TestAttachPublishes(t *testing.T) {
 		t.Errorf("%d addresses are left", n)
 	}
 }
+
+// TestAttachLeavesWithTheNode: a node that leaves takes its running containers off the cluster's networks; they go on.
+func TestAttachLeavesWithTheNode(t *testing.T) {
+	b := newClusterBench(t, "web")
+	id := b.run("one", container.HostConfig{})
+	if err := b.e.NetworkConnect(t.Context(), "web", network.ConnectRequest{Container: id}); err != nil {
+		t.Fatal(err)
+	}
+	b.cluster.set(cerrdefs.ErrUnavailable, false)
+	if err := b.e.LeaveNetworks(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if sb, _ := b.net.box(id); len(sb.Legs) != 0 || len(sb.Bridges) != 1 || len(onCluster(b.record(id))) != 0 {
+		t.Errorf("%+v", sb)
+	}
+}

@@ -2,6 +2,8 @@ package engine
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"maps"
 	"strings"
 
@@ -100,4 +102,32 @@ func clusterName(r record, ref string) string {
 		}
 	}
 	return ""
+}
+
+// LeaveNetworks takes the running containers that are no tasks off the cluster's networks, for the node leaves the cluster. Stopped ones keep the
+// wish: their start says what is missing.
+func (e *Engine) LeaveNetworks(ctx context.Context) error {
+	var errs []error
+	for _, c := range e.all() {
+		if r := c.snapshot(); r.Task == "" && r.State.active() && len(onCluster(r)) > 0 {
+			errs = append(errs, e.leaveNetworks(ctx, c))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (e *Engine) leaveNetworks(ctx context.Context, c *entry) error {
+	if err := c.lock(); err != nil {
+		return nil // removed meanwhile
+	}
+	defer c.op.Unlock()
+	r := c.snapshot()
+	nets := maps.Clone(r.Networks)
+	for _, name := range onCluster(r) {
+		delete(nets, name)
+	}
+	if err := e.rewire(ctx, c, nets); err != nil {
+		return fmt.Errorf("take container %s off the cluster's networks: %w", r.Name, err)
+	}
+	return nil
 }

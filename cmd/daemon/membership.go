@@ -384,7 +384,7 @@ func (m *membership) clean(ctx context.Context, n *clusterNode, note string) err
 		n.stop()
 	}
 	m.set(nil, errors.New("this node is leaving its cluster"), "")
-	err := m.removeTasks(ctx)
+	err := errors.Join(m.removeTasks(ctx), m.eng.LeaveNetworks(ctx))
 	if err == nil {
 		if err = m.network.Leave(ctx); err != nil {
 			err = fmt.Errorf("remove the cluster's networks: %w", err)

@@ -95,6 +95,9 @@ func dump(s *store.Store) string {
 				return true
 			})
 		}
+		for _, a := range tx.Attachments() {
+			text(a)
+		}
 		for _, k := range tx.Tasks() {
 			c := *k
 			c.Status, c.Attachments, c.HostPorts = nil, nil, nil
