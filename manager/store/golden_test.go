@@ -132,6 +132,10 @@ func writeGolden(t *testing.T, dir string) {
 		c.clock.advance(time.Duration(g.IntN(2000)) * time.Millisecond)
 		_ = c.try(g.change())
 	}
+	_ = c.try(putNode("n0", "host0"))
+	c.do(attachable("attach", "172.30.0.0/24"))
+	c.do(attach("held", "n0", true, onNet("attach")), attach("asked", "n0", false, onNet("attach", "172.30.0.77")), attach("gone", "n0", true, onNet("attach")))
+	c.do(detach("gone", "n0"))
 	var log, snapshot bytes.Buffer
 	for _, e := range c.loop.Log() {
 		_ = binary.Write(&log, binary.BigEndian, uint32(len(e)))
