@@ -15,6 +15,7 @@ import (
 
 	"skein/agent/dockerapi"
 	"skein/agent/engine"
+	"skein/manager/api"
 	"skein/overlay"
 	"skein/runtime"
 	"skein/runtime/image"
@@ -47,7 +48,8 @@ func Run(ctx context.Context, cfg Config, version string) error {
 		return fmt.Errorf("image store: %w", err)
 	}
 	defer images.Close()
-	network, err := overlay.New(overlay.Options{RunDir: cfg.RunDir, FDStore: sup, Logger: log.With("component", "overlay")})
+	network, err := overlay.New(overlay.Options{RunDir: cfg.RunDir, FDStore: sup, CryptPort: api.CryptPort,
+		Logger: log.With("component", "overlay")})
 	if err != nil {
 		return fmt.Errorf("network: %w", err)
 	}

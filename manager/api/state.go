@@ -73,3 +73,6 @@ const (
 	MaxStatusReports = 1000    // of one StatusBatch
 	ListPageBytes    = 1 << 20 // of the objects of one answer to a list request, but for the last of them
 )
+
+// CryptPort is the first of the two UDP ports on which nodes exchange encrypted networks' packets.
+const CryptPort = 51840

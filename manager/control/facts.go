@@ -126,7 +126,20 @@ func settlePorts(tx store.ReadTx, rec *api.ServiceRecord, spec *swarm.ServiceSpe
 	if len(added) == 0 {
 		return nil
 	}
+	if err := checkTunnelPorts(tx.Cluster(), spec.Name, added); err != nil {
+		return err
+	}
 	return checkPorts(spec.Name, added, facts)
+}
+
+// checkTunnelPorts refuses the ports on which nodes exchange the packets of containers, whether any node uses them by now or not.
+func checkTunnelPorts(c *store.Cluster, name string, ports []swarm.PortConfig) error {
+	for _, p := range ports {
+		if n := p.PublishedPort; protocolOf(p) == "udp" && n != 0 && (n == c.GetDataPort() || n == api.CryptPort || n == api.CryptPort+1) {
+			return api.Errorf(errdefs.ErrConflict, "service %s: port %d/udp is one on which nodes exchange the packets of their containers: publish another port", name, n)
+		}
+	}
+	return nil
 }
 
 func protocolOf(p swarm.PortConfig) string {

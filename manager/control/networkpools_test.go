@@ -103,9 +103,11 @@ func TestPortOfAHostProcess(t *testing.T) {
 		return []byte(`{"Name":"web","TaskTemplate":{"ContainerSpec":{"Image":"x"}},"EndpointSpec":{"Ports":[` + ports + `]}}`)
 	}
 	for ports, want := range map[string]string{
-		`{"TargetPort":80,"PublishedPort":8080}`:                  "port 8080/tcp is already in use on node alpha by nginx (pid 77)",
-		`{"TargetPort":80,"PublishedPort":53,"Protocol":"udp"}`:   "port 53/udp is already in use on node alpha by container abc:",
-		`{"TargetPort":80},{"TargetPort":1,"PublishedPort":8080}`: "nginx",
+		`{"TargetPort":80,"PublishedPort":8080}`:                   "port 8080/tcp is already in use on node alpha by nginx (pid 77)",
+		`{"TargetPort":80,"PublishedPort":53,"Protocol":"udp"}`:    "port 53/udp is already in use on node alpha by container abc:",
+		`{"TargetPort":80},{"TargetPort":1,"PublishedPort":8080}`:  "nginx",
+		`{"TargetPort":80,"PublishedPort":4789,"Protocol":"udp"}`:  "port 4789/udp is one on which nodes exchange",
+		`{"TargetPort":80,"PublishedPort":51841,"Protocol":"udp"}`: "port 51841/udp is one on which nodes exchange",
 	} {
 		if _, err := f.srv.CreateService(t.Context(), &api.CreateRequest{SpecJson: spec(ports)}); !errdefs.IsConflict(err) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", ports, err, want)
