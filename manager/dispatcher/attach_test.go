@@ -55,7 +55,9 @@ func TestAttachedContainersAreInTables(t *testing.T) {
 
 func taken(p *peer, why string) {
 	p.l.t.Helper()
-	until(p, why, func(m *api.ManagerMessage) (bool, bool) { return true, m.GetTable().GetTable() == id("net") && m.GetTable().Gone })
+	until(p, why, func(m *api.ManagerMessage) (bool, bool) {
+		return true, m.GetTable().GetTable() == id("net") && m.GetTable().Gone
+	})
 }
 
 // TestIngressGoesWithTheMesh: nodes learn how the mesh is to be from the ingress network, and that there is none any more.
