@@ -25,8 +25,9 @@ const (
 
 const (
 	bulkBytes = 128 << 10
-	// blocked bounds one wait in the kernel, so that the collector of garbage need not wait long for a thread.
-	blocked = 50 * time.Millisecond
+	// blocked bounds one wait in the kernel: Go stops all threads now and then, and cannot stop one that waits, while that which it waits for may
+	// be a thread that is stopped (encryption is in this process).
+	blocked = 2 * time.Millisecond
 	// patience is how long a client waits for an answer.
 	patience = 3 * time.Second
 )
@@ -142,7 +143,7 @@ func socket(kind int) (int, error) {
 func prepare(fd int) error {
 	t := unix.NsecToTimeval(int64(blocked))
 	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) // not for UDP
-	return unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &t)
+	return errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &t), unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &t))
 }
 
 // read and write do not tell Go's scheduler: a hand-over of the thread's P would be measured instead of the network.
@@ -177,7 +178,10 @@ func dial(kind int, to netip.AddrPort) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}); err != nil {
+	whole := unix.NsecToTimeval(int64(patience)) // the wait for a connection is no raw call: it may be long
+	err = errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &whole),
+		unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}), prepare(fd))
+	if err != nil {
 		unix.Close(fd)
 		return -1, fmt.Errorf("connect to %s: %w", to, err)
 	}
@@ -331,7 +335,7 @@ func stream(ns *link.NS, to netip.AddrPort, d time.Duration) (s sample, err erro
 		cpu, begun := cpuTime(), time.Now()
 		for time.Since(begun) < d {
 			n, err := write(fd, b)
-			if err != nil && err != unix.EINTR {
+			if err != nil && !again(err) {
 				return err
 			}
 			sent += int64(n)
