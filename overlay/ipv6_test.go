@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -275,5 +278,34 @@ func TestIPv6SwitchedOff(t *testing.T) {
 	l.must(err)
 	for _, f := range r.Findings {
 		t.Errorf("found: %v", f)
+	}
+}
+
+// A container's addresses can be used as soon as its network is there: the kernel keeps them back while it has not activated the device.
+func TestAddressesAreReady(t *testing.T) {
+	l := newLab(t, 1)
+	h := l.hosts[0]
+	l.setAll([]Network{webNetwork(Ready)}, Mesh{})
+	for i := range 20 {
+		s := webSandbox(1)
+		s.ID = fmt.Sprintf("box%d", i)
+		ns := l.sandbox(h, s)
+		var list []byte
+		l.must(ns.Do(func() (err error) { list, err = os.ReadFile("/proc/thread-self/net/if_inet6"); return err }))
+		global := 0
+		for _, line := range strings.Split(string(list), "\n") {
+			f := strings.Fields(line) // address, device, prefix length, scope, flags, name
+			if len(f) != 6 || f[3] != "00" || f[5] == "lo" {
+				continue
+			}
+			global++
+			if flags, err := strconv.ParseUint(f[4], 16, 32); err != nil || flags&unix.IFA_F_TENTATIVE != 0 {
+				t.Fatalf("container %d: an address is not ready: %s", i, line)
+			}
+		}
+		if global != 2 {
+			t.Fatalf("container %d has %d global addresses, want that of its network and that of its gateway leg:\n%s", i, global, list)
+		}
+		l.must(h.RemoveSandbox(t.Context(), s.ID))
 	}
 }

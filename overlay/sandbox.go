@@ -327,6 +327,11 @@ func ensureLeg(r *room, links map[string]link.Link, p plan) error {
 	if err != nil {
 		return err
 	}
+	if p.six { // until its device is active, an IPv6 address is kept back
+		if _, err := r.conn.AwaitActive(inner.Name); err != nil {
+			return err
+		}
+	}
 	err = p.settle(outer, made)
 	if err == nil {
 		err = p.attach(outer.Index)
