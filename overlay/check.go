@@ -7,6 +7,7 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
+	"syscall"
 
 	"skein/overlay/link"
 )
@@ -241,11 +242,30 @@ func (d *Driver) checkBoxes(ctx context.Context, a *link.Audit, ids []string) er
 	return err
 }
 
+// remount gives a container's namespace its file back, which somebody removed. The socket of its names is in it.
+func (d *Driver) remount(id string) error {
+	conn, ok := d.dns.Socket(id).(syscall.Conn)
+	if !ok {
+		return errors.New("nothing leads to its namespace any more: restart the container")
+	}
+	ns, err := link.NSOfSocket(conn)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	return errors.Join(link.RemoveNS(d.sandboxFile(id)), ns.Mount(d.sandboxFile(id)))
+}
+
 // checkBox compares one container's legs. It returns false for one that must be mended from the inside, too, because an end is gone.
 func (d *Driver) checkBox(a *link.Audit, s Sandbox, links map[*link.Conn]map[string]link.Link) (ok bool, err error) {
 	if ns, err := link.OpenNS(d.sandboxFile(s.ID)); err != nil {
 		a.Add("namespace", s.ID, "missing: "+err.Error())
-		return false, nil
+		if a.Dry() {
+			return false, nil
+		}
+		if err := d.remount(s.ID); err != nil {
+			return true, err
+		}
 	} else {
 		ns.Close()
 	}

@@ -96,6 +96,7 @@ func TestEverythingIsCompared(t *testing.T) {
 	all = append(all, damage{"namespace", filepath.Base(h.routerFile("netwebidnetwebidnetwebid1")), func() error {
 		return link.RemoveNS(h.routerFile("netwebidnetwebidnetwebid1"))
 	}})
+	all = append(all, damage{"namespace", "task1", func() error { return link.RemoveNS(h.sandboxFile("task1")) }})
 	kinds := map[string]int{}
 	for _, dm := range all {
 		kinds[dm.kind]++

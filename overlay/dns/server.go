@@ -207,3 +207,17 @@ func (s *Server) forward(b *box, v *View, w dns.ResponseWriter, q, m *dns.Msg) {
 	}
 	write(w, q, r)
 }
+
+// Socket is the socket on which a container's queries arrive; nil when it is not served. It must only be looked at, and lives until Remove.
+func (s *Server) Socket(id string) net.PacketConn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if b := s.boxes[id]; b != nil {
+		for _, srv := range b.servers {
+			if srv.PacketConn != nil {
+				return srv.PacketConn
+			}
+		}
+	}
+	return nil
+}

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync/atomic"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -213,4 +214,19 @@ func (n *NS) ReadSysctl(key string) (string, error) {
 		return nil
 	})
 	return v, err
+}
+
+// NSOfSocket is the namespace that a socket lives in.
+func NSOfSocket(c syscall.Conn) (*NS, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("find the namespace of a socket: %w", err)
+	}
+	var fd int
+	var failed error
+	err = raw.Control(func(s uintptr) { fd, failed = unix.IoctlRetInt(int(s), unix.SIOCGSKNS) })
+	if err = errors.Join(err, failed); err != nil {
+		return nil, fmt.Errorf("find the namespace of a socket: %w", err)
+	}
+	return &NS{f: os.NewFile(uintptr(fd), "net")}, nil
 }
