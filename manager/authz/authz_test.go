@@ -138,6 +138,23 @@ func TestEvilCallers(t *testing.T) {
 	}
 }
 
+// TestAttachForItselfOnly: a worker asks for what its own containers hold, and for nobody else's.
+func TestAttachForItselfOnly(t *testing.T) {
+	for _, tc := range []struct {
+		name, id, speaksFor string
+		want                codes.Code
+	}{
+		{"itself", workerID, workerID, codes.OK}, {"another", workerID, managerID, codes.PermissionDenied}, {"nobody", workerID, "", codes.PermissionDenied},
+		{"a manager for a worker", managerID, workerID, codes.PermissionDenied}, {"a removed node", goneID, goneID, codes.PermissionDenied},
+	} {
+		_, err := call(as(tc.id, api.RoleWorker), api.Control_Attach_FullMethodName, &api.AttachRequest{NodeId: tc.speaksFor})
+		_, list := call(as(tc.id, api.RoleWorker), api.Control_ListNodeNetworks_FullMethodName, &api.NodeNetworksRequest{NodeId: tc.speaksFor})
+		if status.Code(err) != tc.want || status.Code(list) != tc.want {
+			t.Errorf("%s: %v, %v, want %v", tc.name, err, list, tc.want)
+		}
+	}
+}
+
 func TestUnverifiedCertificateIsDenied(t *testing.T) {
 	ctx := as(managerID, api.RoleManager)
 	p, _ := peer.FromContext(ctx)

@@ -344,6 +344,9 @@ func TestEvilWorker(t *testing.T) {
 		defer conn.Close()
 		for _, d := range []*grpc.ServiceDesc{&api.Control_ServiceDesc, &api.Membership_ServiceDesc} {
 			for _, m := range d.Methods {
+				if m.MethodName == "NetStatus" || m.MethodName == "NetCheck" { // every node may look at the truth of the network
+					continue
+				}
 				err := conn.Invoke(within(t, 10*time.Second), "/"+d.ServiceName+"/"+m.MethodName, &api.Empty{}, &api.Empty{})
 				if status.Code(err) != codes.PermissionDenied {
 					t.Errorf("worker on %s: %s: %v, want denied", n.addr, m.MethodName, err)

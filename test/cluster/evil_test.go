@@ -99,6 +99,8 @@ func TestEveryMethodIsClosed(t *testing.T) {
 	workers := map[string][]codes.Code{
 		api.CA_RenewCertificate_FullMethodName: {codes.InvalidArgument},
 		api.Dispatcher_Session_FullMethodName:  {codes.InvalidArgument, codes.FailedPrecondition},
+		api.Control_NetStatus_FullMethodName:   {codes.OK},
+		api.Control_NetCheck_FullMethodName:    {codes.OK},
 	}
 	forged := func(ctx context.Context, pairs ...string) context.Context {
 		return metadata.NewOutgoingContext(ctx, metadata.Pairs(pairs...))
