@@ -20,18 +20,31 @@ import (
 
 func here(f func() error) error { return f() }
 
+// sockets are of one port. The kernel chooses it for one protocol, and somebody may have it of the other.
+func sockets(t *testing.T) (net.PacketConn, net.Listener) {
+	t.Helper()
+	var failed error
+	for range 50 {
+		tcp, err := net.Listen("tcp4", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		udp, err := net.ListenPacket("udp4", tcp.Addr().String())
+		if err == nil {
+			return udp, tcp
+		}
+		tcp.Close()
+		failed = err
+	}
+	t.Fatal(failed)
+	return nil, nil
+}
+
 // start serves a view on loopback ports and returns a function that asks it.
 func start(t *testing.T, v *View) (*Server, func(network, name string, typ uint16) (*dns.Msg, error)) {
 	t.Helper()
 	s := NewServer(here, slog.New(slog.NewTextHandler(io.Discard, nil)))
-	udp, err := net.ListenPacket("udp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	tcp, err := net.Listen("tcp4", udp.LocalAddr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	udp, tcp := sockets(t)
 	if err := s.Add("box", v, udp, tcp, here); err != nil {
 		t.Fatal(err)
 	}
@@ -48,14 +61,7 @@ func start(t *testing.T, v *View) (*Server, func(network, name string, typ uint1
 func upstream(t *testing.T, f func(q *dns.Msg) *dns.Msg) (netip.AddrPort, *atomic.Int64) {
 	t.Helper()
 	var asked atomic.Int64
-	udp, err := net.ListenPacket("udp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	tcp, err := net.Listen("tcp4", udp.LocalAddr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	udp, tcp := sockets(t)
 	h := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
 		asked.Add(1)
 		if m := f(q); m != nil {
