@@ -1,7 +1,9 @@
 package overlay
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"net/netip"
 	"testing"
 
@@ -88,4 +90,15 @@ func TestProbePacket(t *testing.T) {
 	if internetSum(0, ip[:20]) != 0 || internetSum(0, ip[20:echoSize]) != 0 || ip[9] != unix.IPPROTO_ICMP {
 		t.Errorf("checksums of % x", ip[:echoSize])
 	}
+}
+
+// isProbe tells a probe of a path, or the answer to one, by a tunnel packet's content: an echo between nodes and nothing but zeros behind it.
+func isProbe(b []byte) bool {
+	if len(b) < vxlanHeader+ethHeader+echoSize || binary.BigEndian.Uint32(b[4:])>>8 != meshVNI {
+		return false
+	}
+	ip := b[vxlanHeader+ethHeader:]
+	src, dst := netip.AddrFrom4([4]byte(ip[12:])), netip.AddrFrom4([4]byte(ip[16:]))
+	return ip[0] == 0x45 && ip[9] == unix.IPPROTO_ICMP && binary.BigEndian.Uint16(ip[2:]) == echoSize && labPool.Contains(src) && labPool.Contains(dst) &&
+		len(bytes.Trim(ip[echoSize-8:], "\x00")) == 0
 }
