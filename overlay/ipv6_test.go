@@ -114,7 +114,7 @@ func (l *lab) sameTuple6() {
 	for i := 1; i <= 3; i++ {
 		var c net.Conn
 		l.must(l.cl.Do(func() (err error) {
-			d := net.Dialer{Timeout: 3 * time.Second, LocalAddr: &net.TCPAddr{IP: net.ParseIP(client6), Port: 40000},
+			d := net.Dialer{Timeout: 3 * time.Second, LocalAddr: &net.TCPAddr{IP: net.ParseIP(client6), Port: 20000},
 				Control: func(_, _ string, r syscall.RawConn) error {
 					return r.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
 				}}
