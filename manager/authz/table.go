@@ -40,7 +40,8 @@ func rules() map[string]rule {
 		api.Agent_Ping_FullMethodName:          {who: managers},
 		api.Agent_CheckNetworks_FullMethodName: {who: managers},
 
-		// What concerns every node's networks may be asked by each: somebody who looks for a fault sits at the node that has it.
+		// Each may ask what concerns its own networks: somebody who looks for a fault sits at the node that has it. The handler answers a worker
+		// of itself only.
 		api.Control_NetStatus_FullMethodName: {who: nodes},
 		api.Control_NetCheck_FullMethodName:  {who: nodes},
 

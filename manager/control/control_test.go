@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"skein/manager/api"
+	"skein/manager/authz"
 	"skein/manager/ca"
 	"skein/manager/control"
 	"skein/manager/dispatcher"
@@ -691,6 +692,33 @@ func TestNothingWithoutAQuorum(t *testing.T) {
 	}
 	if _, err := f.srv.NetStatus(t.Context(), &api.ListRequest{}); !errdefs.IsUnavailable(err) {
 		t.Errorf("net status: %v", err)
+	}
+}
+
+// A worker is told of itself only.
+func TestNetworkOfAWorker(t *testing.T) {
+	f := setup(t)
+	f.put(&api.Change{Kind: &api.Change_PutNode{PutNode: &api.NodeRecord{Id: "n", Hostname: "alpha", Role: api.RoleWorker, Availability: "active",
+		Status: &api.NodeStatus{State: "ready"}}}})
+	manager := f.node[0]
+	as := func(id, role string) context.Context {
+		return authz.WithCaller(t.Context(), authz.Caller{NodeIdentity: api.NodeIdentity{NodeID: id, Role: role}})
+	}
+	for _, c := range []struct {
+		node, role string
+		rows       int
+		denied     bool
+	}{{"n", api.RoleWorker, 1, true}, {"n", api.RoleManager, 1, true}, {f.node[1], api.RoleWorker, 0, true}, {manager, api.RoleManager, 1, false}} {
+		r, err := f.srv.NetStatus(as(c.node, c.role), &api.ListRequest{})
+		if err != nil || len(r.Rows) != c.rows {
+			t.Errorf("%s as %s: %v, %v, want %d rows", c.node, c.role, r, err, c.rows)
+		}
+		if _, err := f.srv.NetCheck(as(c.node, c.role), &api.NetCheckRequest{Nodes: []string{"x"}}); errdefs.IsPermissionDenied(err) != c.denied {
+			t.Errorf("%s as %s compares another: %v, want denied %v", c.node, c.role, err, c.denied)
+		}
+		if _, err := f.srv.NetCheck(as(c.node, c.role), &api.NetCheckRequest{}); err != nil {
+			t.Errorf("%s as %s: %v", c.node, c.role, err)
+		}
 	}
 }
 

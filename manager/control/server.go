@@ -121,30 +121,6 @@ func (s *Server) observer() Observer {
 	return s.cfg.Observer()
 }
 
-// NetStatus tells which node applied which version of which table.
-func (s *Server) NetStatus(ctx context.Context, _ *api.ListRequest) (*api.NetStatusReply, error) {
-	if err := s.cfg.Managers.Linearize(ctx); err != nil {
-		return nil, err
-	}
-	o := s.observer()
-	if o == nil {
-		return nil, api.Errorf(errdefs.ErrUnavailable, "network status: the leader is just starting; try again in a moment")
-	}
-	return o.NetStatus(ctx)
-}
-
-// NetCheck has nodes compare their kernels with the record.
-func (s *Server) NetCheck(ctx context.Context, req *api.NetCheckRequest) (*api.NetCheckReply, error) {
-	if err := s.cfg.Managers.Linearize(ctx); err != nil {
-		return nil, err
-	}
-	o := s.observer()
-	if o == nil {
-		return nil, api.Errorf(errdefs.ErrUnavailable, "network check: the leader is just starting; try again in a moment")
-	}
-	return o.NetCheck(ctx, req)
-}
-
 func expect(kind, id string, version uint64) *api.Change {
 	return &api.Change{Kind: &api.Change_Expect{Expect: &api.Expect{Kind: kind, Id: id, Version: version}}}
 }
