@@ -62,6 +62,8 @@ func (noNetwork) CryptKeys() ([]crypt.Key, error)                             { 
 func (noNetwork) CryptKeysChanged() <-chan struct{}                           { return nil }
 func (noNetwork) HostRoutes() ([]netip.Prefix, error)                         { return nil, nil }
 func (noNetwork) PortFree(string, netip.Addr, uint16) error                   { return nil }
+func (noNetwork) PortUnbound(string, netip.Addr, uint16) error                { return nil }
+func (noNetwork) SandboxPath(string) string                                   { return "" }
 func (noNetwork) SCTP() bool                                                  { return false }
 func (noNetwork) PortHolder(string, uint16) (string, int, bool)               { return "", 0, false }
 
