@@ -86,9 +86,9 @@ func (d *Driver) applyMesh(full bool) error {
 		}
 		full = true
 	}
-	err := d.applyMeshRules(full)
+	err := d.applyPeers() // first the ways to backends, then who is sent there
 	if err == nil {
-		err = d.applyPeers()
+		err = d.applyMeshRules(full)
 	}
 	if err != nil {
 		m.forget()
@@ -172,6 +172,7 @@ func (d *Driver) applyPeers() error {
 		addPeerRule(rules, p.Index)
 	}
 	d.addPeers6(routes, neighs, rules)
+	d.addFurther(routes)
 	if err := d.readPeers(); err != nil {
 		return err
 	}
@@ -185,6 +186,33 @@ func (d *Driver) applyPeers() error {
 	}
 	m.routes, m.neighs, m.fdb, m.rules = routes, neighs, fdb, rules
 	return nil
+}
+
+// addFurther adds the ways to other nodes' backends that are not in the block of their node, because that was full.
+func (d *Driver) addFurther(routes map[link.RouteKey]link.Route) {
+	peers := make(map[uint32]bool, len(d.cfg.Peers))
+	for _, p := range d.cfg.Peers {
+		peers[p.Index] = true
+	}
+	pool, pool6, self := d.cfg.MeshPool, d.cfg.MeshPool6, d.cfg.Self.Index
+	add := func(all []Backend) {
+		for _, b := range all {
+			if !peers[b.Node] {
+				continue
+			}
+			if b.Addr4.IsValid() && !nodeBlock(pool, b.Node).Contains(b.Addr4) {
+				routes[link.RouteKey{Dst: host(b.Addr4)}] = link.Route{Dev: d.mesh.device, Via: nodeAddr(pool, b.Node), Src: nodeAddr(pool, self)}
+			}
+			if b.Addr6.IsValid() && pool6.IsValid() && !nodeBlock6(pool6, b.Node).Contains(b.Addr6) {
+				routes[link.RouteKey{Dst: host(b.Addr6)}] = link.Route{Dev: d.mesh.device, Via: nodeVia(b.Node, true), Src: nodeAddr6(pool6, self)}
+			}
+		}
+	}
+	for _, p := range d.cfg.Mesh.Ports {
+		add(p.Backends)
+	}
+	add(d.cfg.Mesh.Leaving)
+	add(d.cfg.Mesh.Lost)
 }
 
 func (d *Driver) readPeers() (err error) {
@@ -214,9 +242,9 @@ func (d *Driver) meshParams(v6 bool) nft.MeshParams {
 	self := d.cfg.Self.Index
 	p := nft.MeshParams{Device: meshDevice, Gateways: gatewayPrefix + "*", DataPort: d.cfg.DataPort, MarkBase: markBase, MarkMask: markMask}
 	if v6 {
-		p.Node, p.Block = nodeAddr6(d.cfg.MeshPool6, self), nodeBlock6(d.cfg.MeshPool6, self)
+		p.Node, p.Pool = nodeAddr6(d.cfg.MeshPool6, self), nodesPool6(d.cfg.MeshPool6)
 	} else {
-		p.Node, p.Block = nodeAddr(d.cfg.MeshPool, self), nodeBlock(d.cfg.MeshPool, self)
+		p.Node, p.Pool = nodeAddr(d.cfg.MeshPool, self), d.cfg.MeshPool.Masked()
 	}
 	return p
 }

@@ -103,6 +103,9 @@ func nodeBlock6(pool netip.Prefix, node uint32) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom16(b), 112)
 }
 
+// nodesPool6 holds all nodes' blocks.
+func nodesPool6(pool netip.Prefix) netip.Prefix { return netip.PrefixFrom(pool.Masked().Addr(), 96) }
+
 func nodeAddr6(pool netip.Prefix, node uint32) netip.Addr {
 	return nodeBlock6(pool, node).Addr().Next()
 }

@@ -45,6 +45,7 @@ const (
 type State struct {
 	j       *Journal
 	onGrow  func(network string, r *api.NetworkRange)
+	onBlock func(node string, index uint32)
 	level   uint32 // feature level
 	overlay []netip.Prefix
 	mesh    netip.Prefix
@@ -57,6 +58,7 @@ type State struct {
 	vnis     map[uint32]string
 	nextVNI  uint32
 	indexes  map[uint32]string // node id by index
+	blocks   map[uint32]string // node id by the index of a further block
 
 	names    map[string]string // service names, for errors
 	ingress  map[Port]string   // service id
@@ -80,11 +82,12 @@ type network struct {
 type span struct{ v4, v6 netip.Prefix }
 
 // New returns a state in which nothing is handed out. Every later change adds its undo to j. A network that is full and gets a further range
-// while something is allocated is told to onGrow, which has its record hold it.
-func New(j *Journal, onGrow func(network string, r *api.NetworkRange)) *State {
+// while something is allocated is told to onGrow, which has its record hold it; a node that gets a further block to onBlock.
+func New(j *Journal, onGrow func(network string, r *api.NetworkRange), onBlock func(node string, index uint32)) *State {
 	return &State{
 		j:        j,
 		onGrow:   onGrow,
+		onBlock:  onBlock,
 		level:    1,
 		overlay:  []netip.Prefix{netip.MustParsePrefix(DefaultOverlayPool)},
 		mesh:     netip.MustParsePrefix(DefaultMeshPool),
@@ -96,6 +99,7 @@ func New(j *Journal, onGrow func(network string, r *api.NetworkRange)) *State {
 		nextVNI:  firstVNI,
 		generic:  newGenericUse(),
 		indexes:  map[uint32]string{},
+		blocks:   map[uint32]string{},
 		names:    map[string]string{},
 		ingress:  map[Port]string{},
 		hostWish: map[Port]map[string]bool{},

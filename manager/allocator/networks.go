@@ -13,10 +13,10 @@ func (s *State) AddNode(n *api.NodeRecord, most uint32) error {
 	resting := s.restingIndexes()
 	limit := min(s.maxIndex(), most)
 	for i := uint32(1); i <= limit; i++ {
-		if _, used := s.indexes[i]; used || resting[i] {
+		if s.indexTaken(i) || resting[i] {
 			continue
 		}
-		n.Index = i
+		n.Index, n.Blocks = i, nil
 		return s.RestoreNode(n)
 	}
 	if limit < s.maxIndex() {
@@ -36,23 +36,61 @@ func (s *State) maxIndex() uint32 {
 	return blocks - 2
 }
 
-// RestoreNode takes over a node that has its index.
+// indexTaken reports whether a block of the mesh pool is a node's.
+func (s *State) indexTaken(i uint32) bool { return s.indexes[i] != "" || s.blocks[i] != "" }
+
+// RestoreNode takes over a node that has its index, and its further blocks.
 func (s *State) RestoreNode(n *api.NodeRecord) error {
-	block := uint32(1) << (32 - nodeBits)
-	if n.Index == 0 || n.Index > MaxNodeIndex {
-		return dataLoss("node %s: index %d is not in 1..%d", n.Id, n.Index, MaxNodeIndex)
+	for i, index := range append([]uint32{n.Index}, n.Blocks...) {
+		switch {
+		case index == 0 || index > MaxNodeIndex:
+			return dataLoss("node %s: index %d is not in 1..%d", n.Id, index, MaxNodeIndex)
+		case s.indexTaken(index):
+			return dataLoss("node %s: index %d is held by node %s", n.Id, index, s.indexes[index]+s.blocks[index])
+		case uint64(index+1)<<(32-nodeBits) > uint64(1)<<(32-s.mesh.Bits()):
+			return dataLoss("node %s: mesh pool %s has no block %d", n.Id, s.mesh, index)
+		case i > 0:
+			s.addBlock(s.meshes[n.Id], index)
+			continue
+		}
+		p := newPool(fmt.Sprintf("the mesh block of node %q", n.Hostname), s.nodeBlock4(index), s.nodeBlock6(index))
+		p.node = n.Id
+		Set(s.j, s.indexes, index, n.Id)
+		Set(s.j, s.meshes, n.Id, p)
 	}
-	if other, used := s.indexes[n.Index]; used {
-		return dataLoss("node %s: index %d is held by node %s", n.Id, n.Index, other)
-	}
-	if uint64(n.Index+1)*uint64(block) > uint64(1)<<(32-s.mesh.Bits()) {
-		return dataLoss("node %s: mesh pool %s has no block %d", n.Id, s.mesh, n.Index)
-	}
-	v4 := netip.PrefixFrom(plus4(s.mesh.Addr(), n.Index*block), nodeBits)
-	p := newPool(fmt.Sprintf("the mesh block of node %q", n.Hostname), v4, s.nodeBlock6(n.Index))
-	Set(s.j, s.indexes, n.Index, n.Id)
-	Set(s.j, s.meshes, n.Id, p)
 	return nil
+}
+
+// maxBlocks bounds the further blocks of a node: 8,000 containers are more than one is made for.
+const maxBlocks = 7
+
+// growNode gives a node whose blocks are full a further one, from the end of the mesh pool where nodes come last. At least half of the pool is
+// left to nodes to come.
+func (s *State) growNode(p *pool) bool {
+	most := min(s.maxIndex(), MaxNodeIndex)
+	if len(p.parts) > maxBlocks || 2*uint32(len(s.indexes)+len(s.blocks)) >= most {
+		return false
+	}
+	resting := s.restingIndexes()
+	for i := most; i > 0; i-- {
+		if !s.indexTaken(i) && !resting[i] {
+			s.addBlock(p, i)
+			s.onBlock(p.node, i)
+			return true
+		}
+	}
+	return false
+}
+
+func (s *State) addBlock(p *pool, index uint32) {
+	v6 := s.nodeBlock6(index)
+	p.append(newPart(s.nodeBlock4(index), v6, v6.Addr()))
+	s.j.Add(func() { p.parts = p.parts[:len(p.parts)-1] })
+	Set(s.j, s.blocks, index, p.node)
+}
+
+func (s *State) nodeBlock4(index uint32) netip.Prefix {
+	return netip.PrefixFrom(plus4(s.mesh.Addr(), index<<(32-nodeBits)), nodeBits)
 }
 
 // HasNode reports whether there is such a node.
@@ -71,13 +109,16 @@ func (s *State) nodeBlock6(index uint32) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom16(b), 112)
 }
 
-// RemoveNode frees the node's block; its index rests.
+// RemoveNode frees the node's blocks; their indexes rest.
 func (s *State) RemoveNode(n *api.NodeRecord, now int64) {
 	s.forget(meshPrefix + n.Id)
 	Unset(s.j, s.meshes, n.Id)
 	Unset(s.j, s.indexes, n.Index)
-	s.restIdx.push(resting{pool: restIndex, addr: strconv.FormatUint(uint64(n.Index), 10), until: now + int64(IndexRest)})
-	s.j.Add(s.restIdx.unpush)
+	for _, index := range append([]uint32{n.Index}, n.Blocks...) {
+		Unset(s.j, s.blocks, index)
+		s.restIdx.push(resting{pool: restIndex, addr: strconv.FormatUint(uint64(index), 10), until: now + int64(IndexRest)})
+		s.j.Add(s.restIdx.unpush)
+	}
 }
 
 // AddNetwork gives a new network its VNI and, where the record names none, its subnets.

@@ -16,7 +16,8 @@ import (
 // enough for both.
 type pool struct {
 	title   string // in errors: `network "web"`
-	network string // id; empty: a node's block, which does not grow
+	network string // id; empty: a node's blocks
+	node    string // id, of a node's blocks
 	grows   bool
 	avoid   []netip.Prefix // that a further range must not overlap
 	parts   []*part
@@ -172,7 +173,7 @@ func (p *pool) prefixes() string {
 	return strings.Join(all, ", ")
 }
 
-// take hands out the lowest free offset. A network that is full gets a further range.
+// take hands out the lowest free offset. A network that is full gets a further range, a node a further block.
 func (s *State) take(p *pool) (uint32, error) {
 	off, ok := p.lowest()
 	if !ok {

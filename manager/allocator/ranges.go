@@ -417,6 +417,12 @@ func (s *State) grow(p *pool) error {
 	full := func(why string) error {
 		return exhausted("%s is full: all %d addresses of %s are taken or rest for %s after their release: %s", p.title, p.capacity(), p.prefixes(), AddressRest, why)
 	}
+	if p.node != "" && s.level >= api.LevelNetworks {
+		if !s.growNode(p) {
+			return full("wait, run fewer tasks on the node, or use a larger mesh pool at init")
+		}
+		return nil
+	}
 	if p.network == "" || s.level < api.LevelNetworks {
 		return full("wait, run fewer tasks, or use a network with a larger subnet")
 	}

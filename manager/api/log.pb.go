@@ -1464,6 +1464,7 @@ type NodeRecord struct {
 	ActiveSince     int64                  `protobuf:"varint,17,opt,name=active_since,json=activeSince,proto3" json:"active_since,omitempty"`    // unix nanos: when its availability was changed to active; 0: it was not
 	Addrs           []string               `protobuf:"bytes,19,rep,name=addrs,proto3" json:"addrs,omitempty"`                                    // those that a client on it may have, as its agent said last; from level LevelNetworks
 	Crypt           *NodeCrypt             `protobuf:"bytes,18,opt,name=crypt,proto3" json:"crypt,omitempty"`                                    // as its agent said last; from level LevelNetworks; absent: it cannot carry encrypted networks
+	Blocks          []uint32               `protobuf:"varint,20,rep,packed,name=blocks,proto3" json:"blocks,omitempty"`                          // indexes of further blocks of the mesh pool, set by Apply when the others are full; from level LevelNetworks
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -1620,6 +1621,13 @@ func (x *NodeRecord) GetAddrs() []string {
 func (x *NodeRecord) GetCrypt() *NodeCrypt {
 	if x != nil {
 		return x.Crypt
+	}
+	return nil
+}
+
+func (x *NodeRecord) GetBlocks() []uint32 {
+	if x != nil {
+		return x.Blocks
 	}
 	return nil
 }
@@ -5495,7 +5503,7 @@ const file_log_proto_rawDesc = "" +
 	"\tnot_after\x18\x04 \x01(\x03R\bnotAfter\"<\n" +
 	"\vRemovedNode\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x14\n" +
-	"\x05until\x18\x02 \x01(\x03R\x05until\"\xaa\x05\n" +
+	"\x05until\x18\x02 \x01(\x03R\x05until\"\xc2\x05\n" +
 	"\n" +
 	"NodeRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12&\n" +
@@ -5516,7 +5524,8 @@ const file_log_proto_rawDesc = "" +
 	"\rfeature_level\x18\x0f \x01(\rR\ffeatureLevel\x12!\n" +
 	"\factive_since\x18\x11 \x01(\x03R\vactiveSince\x12\x14\n" +
 	"\x05addrs\x18\x13 \x03(\tR\x05addrs\x12-\n" +
-	"\x05crypt\x18\x12 \x01(\v2\x17.skein.api.v1.NodeCryptR\x05crypt\x1a9\n" +
+	"\x05crypt\x18\x12 \x01(\v2\x17.skein.api.v1.NodeCryptR\x05crypt\x12\x16\n" +
+	"\x06blocks\x18\x14 \x03(\rR\x06blocks\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"I\n" +

@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -301,6 +302,42 @@ func TestNodesOfAPool(t *testing.T) {
 			c.sameAfterRestore()
 		}
 	}
+}
+
+// TestManyTasksOfANode: a node whose block of the mesh pool is full gets a further one from the pool's end, and leaves it when it goes.
+func TestManyTasksOfANode(t *testing.T) {
+	c := newCluster(t)
+	c.do(putCluster(&api.ClusterRecord{Id: "c1", OverlayPool: "100.64.0.0/10", MeshPool: "10.128.0.0/17", UlaPrefix: "fd12:3456:789a::/48", FeatureLevel: api.LevelNetworks}), putNode("a", "alpha"), putNode("b", "beta"))
+	c.do(putService("s", spec("web", publish(80, 8080, ""))))
+	const many = 2*1022 + 300
+	seen := map[string]string{}
+	for slot := uint64(1); slot <= many; slot++ {
+		id := api.TaskID("s", slot, "", 1)
+		c.do(createTask("s", 1, slot, "", 1), place(id, "a"))
+		task := c.task(id)
+		for _, a := range []string{task.Gateway4.String(), task.Gateway6.String()} {
+			if other := seen[a]; other != "" {
+				t.Fatalf("%s and %s have both %s", other, id, a)
+			}
+			seen[a] = id
+		}
+	}
+	node := func() (n *store.Node) {
+		c.View(func(tx store.ReadTx) { n = tx.Node("a") })
+		return n
+	}
+	if got := node().Blocks; !slices.Equal(got, []uint32{31, 30}) {
+		t.Errorf("further blocks %v, want the last two", got)
+	}
+	c.sameAfterRestore()
+	stale := proto.Clone(node()).(*api.NodeRecord)
+	stale.Blocks = nil
+	c.do(&api.Change{Kind: &api.Change_PutNode{PutNode: stale}})
+	if len(node().Blocks) != 2 {
+		t.Error("a new spec took the node's blocks")
+	}
+	c.do(&api.Change{Kind: &api.Change_DeleteNode{DeleteNode: "a"}})
+	c.sameAfterRestore()
 }
 
 // TestNodesOfOldClusters: managers of older versions know 4,094 indexes, so there are no more before all are upgraded.

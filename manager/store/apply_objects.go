@@ -63,7 +63,7 @@ func (s *state) putNode(n *api.NodeRecord) error {
 			return err
 		}
 	} else {
-		n.Index = old.Index
+		n.Index, n.Blocks = old.Index, old.Blocks
 		if n.Status == nil {
 			n.Status = old.Status
 		}

@@ -65,7 +65,7 @@ func newState() *state {
 		usedBy:       newTable[pair, struct{}](j, comparePair),
 		requests:     map[revKey]*allocator.TaskRequest{},
 	}
-	s.alloc = allocator.New(j, s.growNetwork)
+	s.alloc = allocator.New(j, s.growNetwork, s.growNode)
 	return s
 }
 
@@ -79,6 +79,14 @@ func (s *state) growNetwork(id string, r *api.NetworkRange) {
 	n.Meta = nextMeta(n.Meta, s.version, s.time)
 	s.networks.put(id, n)
 	s.changedObject(KindNetwork, id)
+}
+
+// growNode has a node's record hold the further block that it was given because the others are full.
+func (s *state) growNode(id string, index uint32) {
+	n := proto.Clone(s.nodes.get(id)).(*api.NodeRecord)
+	n.Blocks = append(n.Blocks, index)
+	n.Meta = nextMeta(n.Meta, s.version, s.time)
+	s.storeNode(n)
 }
 
 // changed notes that a task changed, or goes.

@@ -31,7 +31,7 @@ type MeshParams struct {
 	Device   string       // the mesh VXLAN device
 	Gateways string       // pattern of gateway legs' host devices, "skgw-*"
 	Node     netip.Addr   // this node's own mesh address
-	Block    netip.Prefix // this node's block
+	Pool     netip.Prefix // of all nodes' blocks
 	DataPort uint16       // VXLAN's UDP port
 	MarkBase uint32       // connection mark of node i is MarkBase+i
 	MarkMask uint32       // the bits that make MarkBase recognisable
@@ -176,7 +176,7 @@ func (b meshBuilder) snat() *Chain {
 		[]part{oif(b.p.Gateways), srcLoopback, snat(b.p.Node)},
 		[]part{oif(b.p.Device), srcLoopback, snat(b.p.Node)},
 		// egress
-		[]part{src(b.p.Block), oifNot(b.p.Gateways), oifNot(b.p.Device), oifNot("lo"), masquerade},
+		[]part{src(b.p.Pool), oifNot(b.p.Gateways), oifNot(b.p.Device), oifNot("lo"), masquerade},
 	)}
 }
 

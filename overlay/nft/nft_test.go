@@ -36,10 +36,10 @@ func testSyncer(t *testing.T) (*link.NS, *Syncer) {
 }
 
 func meshTable(v6 bool) *Table {
-	p := MeshParams{Device: "skein-mesh", Gateways: "skgw-*", Node: netip.MustParseAddr("10.192.4.1"), Block: netip.MustParsePrefix("10.192.4.0/22"),
+	p := MeshParams{Device: "skein-mesh", Gateways: "skgw-*", Node: netip.MustParseAddr("10.192.4.1"), Pool: netip.MustParsePrefix("10.192.0.0/10"),
 		DataPort: 4789, MarkBase: 0x5ce10000, MarkMask: 0xffff0000}
 	if v6 {
-		p.Node, p.Block = netip.MustParseAddr("fd00::1"), netip.MustParsePrefix("fd00::/64")
+		p.Node, p.Pool = netip.MustParseAddr("fd00::1"), netip.MustParsePrefix("fd00::/64")
 	}
 	return MeshTable(v6, p)
 }
