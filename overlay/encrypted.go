@@ -159,7 +159,7 @@ func (d *Driver) tunnelMTU(local netip.Addr) (int, error) {
 	if local.Is6() {
 		headers = 70
 	}
-	return plain + headers - crypt.Overhead(local), nil
+	return d.carried(plain+headers-crypt.Overhead(local)-crypt.InnerOverhead) + crypt.InnerOverhead, nil
 }
 
 // ensureTunnel makes an encrypted network's device. One that is no tunnel has no place there.

@@ -320,6 +320,9 @@ func TestEncryptedNarrowPath(t *testing.T) {
 	l.reaches(0, 1, 5*time.Second)
 	c := l.conn(l.hosts[0].ns)
 	l.must(c.SetMTU(mustLink(t, c, "eth0"), 1300))
+	for _, h := range l.hosts { // which must not cost the containers their IPv6
+		l.must(h.Check(context.Background()))
+	}
 	for i := range 2 {
 		client, server := l.pair(l.boxes[i], l.boxes[1-i], l.nw.Endpoints[1-i].Addr4)
 		sent := bytes.Repeat([]byte("plaintext and more of it. "), 1<<16)

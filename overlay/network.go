@@ -191,7 +191,7 @@ func (d *Driver) ensureVXLAN(to *link.Conn, name string, vni uint32, mtu int) (i
 			return 0, 0, err
 		}
 	}
-	mtu = d.fits(mtu, local)
+	mtu = d.carried(d.fits(mtu, local))
 	want := link.Link{Name: name, Kind: "vxlan", VNI: vni, Local: local, Port: d.cfg.DataPort, MAC: nodeMAC(vni, d.cfg.Self.Index), MTU: mtu, Up: true}
 	have, err := to.Link(name)
 	if err != nil && !errors.Is(err, unix.ENODEV) {
@@ -228,13 +228,25 @@ func (d *Driver) underlay() netip.Addr {
 	return d.cfg.Self.Underlay
 }
 
+// minMTU6 is what every IPv6 link carries (RFC 8200 section 5): the kernel takes IPv6 off a device with less.
+const minMTU6 = 1280
+
+// carried is the MTU of a device whose packets should not be larger than so much. Where there is IPv6 it is never less than that needs: tunnel
+// packets are cut on their way then.
+func (d *Driver) carried(mtu int) int {
+	if d.cfg.MeshPool6.IsValid() {
+		return max(mtu, minMTU6)
+	}
+	return mtu
+}
+
 // underlayMTU is what fits into a tunnel packet: the MTU of the underlay's device, or what paths to other nodes carry, less the headers.
 func (d *Driver) underlayMTU(local netip.Addr) (int, error) {
 	mtu, err := d.deviceMTU(local)
 	if err != nil || mtu <= tunnelHeaders(local)+576 {
 		return 0, errors.Join(err, fmt.Errorf("no device of this node that can carry tunnels has the address %s: advertise an address that is local", local))
 	}
-	return d.fits(min(mtu, 65535)-tunnelHeaders(local), local), nil
+	return d.carried(d.fits(min(mtu, 65535)-tunnelHeaders(local), local)), nil
 }
 
 // applyEntries writes where other nodes and their endpoints are.

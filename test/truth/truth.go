@@ -190,10 +190,10 @@ func (w *world) record(ctx context.Context) (record, error) {
 	return rec, nil
 }
 
-// kernels asks the leader to have all kernels compared.
+// kernels asks a manager to have all kernels compared.
 func (w *world) kernels(ctx context.Context) error {
 	var list []dockerapi.NetCheckNode
-	if err := ask(ctx, w.Nodes[len(w.Nodes)-1], "GET", "/skein/net/check", &list); err != nil {
+	if err := ask(ctx, w.Nodes[0], "GET", "/skein/net/check", &list); err != nil {
 		return err
 	}
 	if len(list) != len(w.Nodes) {
