@@ -3,6 +3,7 @@ package overlay
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -125,24 +126,16 @@ func (d *Driver) dropMacvlans(id string, spec Sandbox) error {
 	if !has {
 		return nil
 	}
-	ns, err := link.OpenNS(d.sandboxFile(id))
-	if err != nil {
-		return nil // gone already
-	}
-	defer ns.Close()
-	conn, err := link.Dial(ns)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	links, err := conn.Links()
-	if err != nil {
-		return err
-	}
-	for name, l := range links {
-		if l.Kind == "macvlan" && surplusOwn(l, nil) {
-			err = errors.Join(err, conn.DelLink(name))
+	err := d.devicesOf(id, func(conn *link.Conn, links map[string]link.Link) (err error) {
+		for name, l := range links {
+			if l.Kind == "macvlan" && surplusOwn(l, nil) {
+				err = errors.Join(err, conn.DelLink(name))
+			}
 		}
+		return err
+	})
+	if errors.Is(err, fs.ErrNotExist) { // gone already
+		return nil
 	}
 	return err
 }
@@ -156,22 +149,11 @@ func (d *Driver) hasStations(id string, spec Sandbox) bool {
 	if want == 0 {
 		return true
 	}
-	ns, err := link.OpenNS(d.sandboxFile(id))
-	if err != nil {
-		return false
-	}
-	defer ns.Close()
-	conn, err := link.Dial(ns)
-	if err != nil {
-		return false
-	}
-	defer conn.Close()
-	links, err := conn.Links()
-	if err != nil {
-		return false
-	}
-	for _, l := range links {
-		want -= btoi(l.Kind == "macvlan" && surplusOwn(l, nil))
-	}
-	return want <= 0
+	err := d.devicesOf(id, func(_ *link.Conn, links map[string]link.Link) error {
+		for _, l := range links {
+			want -= btoi(l.Kind == "macvlan" && surplusOwn(l, nil))
+		}
+		return nil
+	})
+	return err == nil && want <= 0
 }

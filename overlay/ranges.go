@@ -96,6 +96,26 @@ func (d *Driver) tellSandboxes(ctx context.Context) {
 }
 
 func (d *Driver) tellSandbox(id string, b *box) error {
+	return d.devicesOf(id, func(conn *link.Conn, links map[string]link.Link) error {
+		var errs []error
+		for _, l := range b.spec.Legs {
+			inner, ok := byMAC(links, legMAC(overlayLeg, l.Addr4.Addr()))
+			r := d.routers[l.NetworkID]
+			if !ok || r == nil {
+				errs = append(errs, fmt.Errorf("its leg on network %s is gone", l.NetworkID))
+				continue
+			}
+			errs = append(errs, conn.Do(d.rangeRoutes(l, inner.Index)), fitLeg(conn, inner, r.conn, legPrefix+tag(id), r.mtu))
+		}
+		if inner, ok := byMAC(links, legMAC(gatewayLeg, b.spec.Gateway4)); ok && b.spec.Gateway4.IsValid() {
+			errs = append(errs, fitLeg(conn, inner, d.conn, gatewayPrefix+tag(id), d.mesh.mtu))
+		}
+		return errors.Join(errs...)
+	})
+}
+
+// devicesOf gives f the devices in a sandbox's namespace. One that is gone is fs.ErrNotExist.
+func (d *Driver) devicesOf(id string, f func(conn *link.Conn, links map[string]link.Link) error) error {
 	ns, err := link.OpenNS(d.sandboxFile(id))
 	if err != nil {
 		return err
@@ -110,20 +130,7 @@ func (d *Driver) tellSandbox(id string, b *box) error {
 	if err != nil {
 		return err
 	}
-	var errs []error
-	for _, l := range b.spec.Legs {
-		inner, ok := byMAC(links, legMAC(overlayLeg, l.Addr4.Addr()))
-		r := d.routers[l.NetworkID]
-		if !ok || r == nil {
-			errs = append(errs, fmt.Errorf("its leg on network %s is gone", l.NetworkID))
-			continue
-		}
-		errs = append(errs, conn.Do(d.rangeRoutes(l, inner.Index)), fitLeg(conn, inner, r.conn, legPrefix+tag(id), r.mtu))
-	}
-	if inner, ok := byMAC(links, legMAC(gatewayLeg, b.spec.Gateway4)); ok && b.spec.Gateway4.IsValid() {
-		errs = append(errs, fitLeg(conn, inner, d.conn, gatewayPrefix+tag(id), d.mesh.mtu))
-	}
-	return errors.Join(errs...)
+	return f(conn, links)
 }
 
 // fitLeg has both ends of a leg carry no more than so much. What is less stays: the container may have wished so.
