@@ -180,12 +180,25 @@ func dial(kind int, to netip.AddrPort) (int, error) {
 	}
 	whole := unix.NsecToTimeval(int64(patience)) // the wait for a connection is no raw call: it may be long
 	err = errors.Join(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &whole),
-		unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}), prepare(fd))
+		connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}), prepare(fd))
 	if err != nil {
 		unix.Close(fd)
 		return -1, fmt.Errorf("connect to %s: %w", to, err)
 	}
 	return fd, nil
+}
+
+// connect waits on when a signal of this process interrupts it (connect(2)).
+func connect(fd int, to unix.Sockaddr) error {
+	for end := time.Now().Add(patience); ; {
+		err := unix.Connect(fd, to)
+		if errors.Is(err, unix.EISCONN) {
+			return nil
+		}
+		if !errors.Is(err, unix.EINTR) || time.Now().After(end) {
+			return err
+		}
+	}
 }
 
 // sample is what a slice gave.
