@@ -43,16 +43,8 @@ func newBench(ctx context.Context, o options) (b *bench, err error) {
 	if b.dir, err = os.MkdirTemp("", "skein-bench-"); err != nil {
 		return b, err
 	}
-	if o.binary == "" {
-		b.opts.binary = filepath.Join(b.dir, "skein")
-		if err := images.Build(ctx, b.opts.binary, "skein/cmd/skein"); err != nil {
-			return b, err
-		}
-	}
-	if err := images.Build(ctx, filepath.Join(b.dir, "noop"), "skein/test/bench/noop"); err != nil {
-		return b, err
-	}
-	return b, nil
+	b.opts.binary, err = images.BuildAll(ctx, b.dir, o.binary, map[string]string{"noop": "skein/test/bench/noop"})
+	return b, err
 }
 
 // up starts the cluster.

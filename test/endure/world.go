@@ -87,22 +87,12 @@ func newWorld(ctx context.Context, o options) (w *world, err error) {
 }
 
 // build compiles the programs; a given executable is used as it is.
-func (w *world) build(ctx context.Context) error {
-	var err error
+func (w *world) build(ctx context.Context) (err error) {
 	if w.dir, err = os.MkdirTemp("", "skein-endure-"); err != nil {
 		return err
 	}
-	programs := map[string]string{"inside": "skein/test/endure/inside"}
-	if w.opts.binary == "" {
-		w.opts.binary = filepath.Join(w.dir, "skein")
-		programs["skein"] = "skein/cmd/skein"
-	}
-	for out, pkg := range programs {
-		if err := images.Build(ctx, filepath.Join(w.dir, out), pkg); err != nil {
-			return err
-		}
-	}
-	return nil
+	w.opts.binary, err = images.BuildAll(ctx, w.dir, w.opts.binary, map[string]string{"inside": "skein/test/endure/inside"})
+	return err
 }
 
 // serve offers the program inside as an image.

@@ -67,13 +67,10 @@ func newWorld(ctx context.Context, o options) (w *world, err error) {
 			w.down()
 		}
 	}()
-	if o.binary == "" {
-		o.binary = filepath.Join(w.dir, "skein")
-		if err := images.Build(ctx, o.binary, "skein/cmd/skein"); err != nil {
-			return nil, err
-		}
+	if o.binary, err = images.BuildAll(ctx, w.dir, o.binary, map[string]string{"app": "skein/test/flow/app"}); err != nil {
+		return nil, err
 	}
-	if err := errors.Join(images.Build(ctx, filepath.Join(w.dir, "app"), "skein/test/flow/app"), dev.Down(o.name)); err != nil {
+	if err := dev.Down(o.name); err != nil {
 		return nil, err
 	}
 	uctx, cancel := context.WithTimeout(ctx, 2*time.Minute)

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"time"
 
@@ -26,6 +27,20 @@ func Build(ctx context.Context, out, pkg string) error {
 		return fmt.Errorf("build %s: %w: %s", pkg, err, msg)
 	}
 	return nil
+}
+
+// BuildAll compiles packages, by name of the file, into dir, and skein itself unless there is an executable of it already. It returns that.
+func BuildAll(ctx context.Context, dir, binary string, programs map[string]string) (skein string, err error) {
+	for out, pkg := range programs {
+		if err := Build(ctx, filepath.Join(dir, out), pkg); err != nil {
+			return "", err
+		}
+	}
+	if binary != "" {
+		return binary, nil
+	}
+	skein = filepath.Join(dir, "skein")
+	return skein, Build(ctx, skein, "skein/cmd/skein")
 }
 
 // Program is a static executable that becomes an image of one file.

@@ -92,17 +92,8 @@ func (w *world) build(ctx context.Context) (err error) {
 	if w.dir, err = os.MkdirTemp("", "skein-matrix-"); err != nil {
 		return err
 	}
-	programs := map[string]string{"inside": "skein/test/matrix/inside"}
-	if w.opts.binary == "" {
-		w.opts.binary = filepath.Join(w.dir, "skein")
-		programs["skein"] = "skein/cmd/skein"
-	}
-	for out, pkg := range programs {
-		if err := images.Build(ctx, filepath.Join(w.dir, out), pkg); err != nil {
-			return err
-		}
-	}
-	return nil
+	w.opts.binary, err = images.BuildAll(ctx, w.dir, w.opts.binary, map[string]string{"inside": "skein/test/matrix/inside"})
+	return err
 }
 
 // deploy makes the services and waits until all tasks run.

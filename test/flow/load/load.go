@@ -27,9 +27,6 @@ const (
 	Stream    = "stream"     // a connection for each answer, which takes its time
 )
 
-// Kinds returns all kinds of clients, in the order in which they are shown.
-func Kinds() []string { return []string{KeepAlive, Fresh, Stream} }
-
 const (
 	// startWithin is the time over which clients begin.
 	startWithin = 200 * time.Millisecond
